@@ -1,0 +1,17 @@
+"""The one exception that is addressed to the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Something the user gave does not fit. The message is one line: what was given, what fits, the nearest name."""
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Returns `" Did you mean X or Y?"` for the known names closest to `given`, or an empty string."""
+    by_lower = {name.lower(): name for name in known}
+    close = [by_lower[key] for key in difflib.get_close_matches(given.lower(), by_lower, n=3, cutoff=0.5)]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
