@@ -1,0 +1,10 @@
+from pruning import WeightCriterion
+
+
+class EmptyCrit(WeightCriterion):
+    """Prunes nothing: the dense baseline."""
+
+    needs_data = False
+
+    def targets(self, limit: float) -> list[float]:
+        return []

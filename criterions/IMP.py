@@ -1,0 +1,40 @@
+from typing import ClassVar, Literal
+
+from criterions.Magnitude import Magnitude
+from pruning import schedule
+
+
+class IMP(Magnitude):
+    """Iterative magnitude pruning, with or without rewinding (Frankle and Carbin 2019, arXiv:1803.03635).
+
+    |w| over all layers, at events during training. With rewinding, each event that removes something sends weights,
+    biases, norm state, optimizer and learning-rate schedule back to the end of one early epoch (arXiv:1903.01611).
+
+    Args:
+        enable_rewinding: go back to the state at the end of epoch `rewind_to` after each event.
+        rewind_to: epoch (from 0) whose end is the state to go back to; must come before the first event.
+        imp_schedule: "halving", SNIP-it's steps, or "rounds", which removes 20 % of the rest at each event.
+        snip_steps: for "halving", how often the distance to the limit is halved; makes snip_steps + 2 events.
+    """
+
+    moment = "during"
+    aliases: ClassVar[dict[str, str]] = {"rewind_epoch": "rewind_to"}
+
+    def __init__(
+        self,
+        *,
+        enable_rewinding: bool = False,
+        rewind_to: int = 0,
+        imp_schedule: Literal["halving", "rounds"] = "halving",
+        snip_steps: int = 5,
+    ) -> None:
+        if rewind_to < 0:
+            raise ValueError(f"rewind_to must be an epoch from 0; {rewind_to} was given")
+        self.rewind_epoch = rewind_to if enable_rewinding else None
+        self.imp_schedule = imp_schedule
+        self.snip_steps = snip_steps
+
+    def targets(self, limit: float) -> list[float]:
+        if self.imp_schedule == "rounds":
+            return schedule.share_of_rest(limit)
+        return schedule.halving(limit, self.snip_steps)

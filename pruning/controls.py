@@ -1,0 +1,35 @@
+"""Control experiments on a finished mask (Frankle et al., arXiv:2009.08576).
+
+A method whose accuracy survives a shuffled mask or new initial values has found how much to remove per layer, not
+which weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pruning.network import PrunableNetwork
+
+
+@torch.no_grad()
+def shuffle(network: PrunableNetwork, generator: torch.Generator, initial: dict[str, Tensor]) -> None:
+    """Permutes the mask within each layer; its sparsity stays. Weights that come back take their initial value."""
+    for name, mask in dict(network.masks.keep).items():
+        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        shuffled = mask.flatten()[order].view_as(mask)
+        weight = network.model.get_parameter(name)
+        back = shuffled & ~mask
+        weight[back] = initial[name].to(weight.device)[back]
+        network.masks.set({name: shuffled})
+    network.enforce()
+
+
+@torch.no_grad()
+def reinitialise(network: PrunableNetwork, fresh: nn.Module) -> None:
+    """Takes all values from a freshly drawn network of the same shape; the mask stays."""
+    network.model.load_state_dict(fresh.state_dict())
+    network.enforce()

@@ -1,0 +1,56 @@
+"""What a criterion is: the worth of a unit, and when to act. It never touches masks or tensors; the engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from pruning import schedule, select
+
+if TYPE_CHECKING:
+    from pruning.network import PrunableNetwork
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Moment = Literal["before", "during", "after"]
+
+
+class Criterion:
+    """Base of every criterion.
+
+    Class attributes say what the method is:
+        unit: what it removes and what its limit counts, "weights" or "nodes".
+        moment: when it acts, "before", "during" or "after" training.
+        needs_data: whether its scores look at batches.
+        wants: settings that the method asks for, such as {"loss": "..."}; what the user typed wins.
+        rewind_epoch: the epoch whose end is the state that training returns to after each event; None for no rewinding.
+    """
+
+    unit: ClassVar[str] = "weights"
+    moment: Moment = "before"
+    needs_data: ClassVar[bool] = True
+    wants: ClassVar[Mapping[str, Any]] = {}
+    rewind_epoch: int | None = None
+
+    def targets(self, limit: float) -> list[float]:
+        """Returns the sequence of targets that leads to the limit, one per pruning event; one shot by default."""
+        return schedule.one_shot(limit)
+
+    def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor] | None:
+        """Returns {parameter name: new values} for weights that change with a cut, or None. Called after each event."""
+        return None
+
+
+class WeightCriterion(Criterion):
+    """A criterion that scores single weights."""
+
+    unit = "weights"
+
+    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+        """Returns {parameter name: tensor of the parameter's shape} for `network.weights()`; higher is kept."""
+        raise TypeError(f"{type(self).__name__} must define weight_scores(network, batches)")
+
+    def select(self, scores: Mapping[str, Tensor], budget: select.Budget) -> dict[str, Tensor]:
+        """Returns keep-masks per weight. By default the best `budget.keep` over all layers."""
+        return select.keep_top_global(scores, budget)

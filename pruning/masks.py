@@ -1,0 +1,88 @@
+"""Boolean keep-masks for weights, enforced with one fused multiply per training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class WeightMasks:
+    """Which weights stay. A weight without an entry is dense.
+
+    `keep` maps a parameter's name to a boolean tensor of its shape, True where the weight stays. The multipliers that
+    enforce it are cached in the weight's own dtype: multiplying by a boolean tensor is about three times slower.
+    """
+
+    def __init__(self) -> None:
+        self.keep: dict[str, Tensor] = {}
+        self._multipliers: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def set(self, keep: Mapping[str, Tensor]) -> None:
+        """Takes over keep-masks (name -> bool tensor); those not named stay as they were."""
+        for name, mask in keep.items():
+            self.keep[name] = mask.bool()
+        self._multipliers.clear()
+
+    def refresh(self) -> None:
+        """Forgets cached multipliers, after masks were cut or moved in place."""
+        self._multipliers.clear()
+
+    def removed(self, name: str) -> int:
+        """Returns how many weights of this parameter are masked out."""
+        mask = self.keep.get(name)
+        return 0 if mask is None else int(mask.numel() - mask.sum())
+
+    def of(self, name: str, weight: Tensor) -> Tensor:
+        """Returns the keep-mask of a weight, all True where nothing was removed."""
+        mask = self.keep.get(name)
+        return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+
+    def apply_to_weights(self, weights: Mapping[str, Parameter]) -> None:
+        """Sets every removed weight to zero, in place."""
+        pairs = [(weights[name], self._multiplier(name, weights[name])) for name in self.keep if name in weights]
+        _multiply_in_place(pairs)
+
+    def apply_to_gradients(self, weights: Mapping[str, Parameter]) -> None:
+        """Zeroes the gradients of removed weights, so that they feed neither clipping nor the optimizer's state."""
+        pairs = [
+            (weights[name].grad, self._multiplier(name, weights[name]))
+            for name in self.keep
+            if name in weights and weights[name].grad is not None
+        ]
+        _multiply_in_place(pairs)
+
+    def apply_to_optimizer(self, optimizer: torch.optim.Optimizer, weights: Mapping[str, Parameter]) -> None:
+        """Clears the optimizer's memory (moments) of removed weights, once per pruning event."""
+        pairs = []
+        for name in self.keep:
+            weight = weights.get(name)
+            if weight is None:
+                continue
+            multiplier = self._multiplier(name, weight)
+            state = optimizer.state.get(weight, {})
+            pairs += [(t, multiplier) for t in state.values() if torch.is_tensor(t) and t.shape == weight.shape]
+        _multiply_in_place(pairs)
+
+    def _multiplier(self, name: str, weight: Tensor) -> Tensor:
+        cached = self._multipliers.get(name)
+        if cached is None or cached.device != weight.device or cached.dtype != weight.dtype:
+            cached = self.keep[name].to(device=weight.device, dtype=weight.dtype)
+            self._multipliers[name] = cached
+        return cached
+
+
+@torch.no_grad()
+def _multiply_in_place(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> None:
+    tensors, multipliers = [], []
+    for tensor, multiplier in pairs:
+        if tensor is not None:
+            tensors.append(tensor)
+            multipliers.append(multiplier)
+    if tensors:
+        torch._foreach_mul_(tensors, multipliers)

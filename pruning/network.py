@@ -1,0 +1,243 @@
+"""One handle on a model, its masks, and what it was at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from pruning import controls, count
+from pruning.criterion import Batches, Criterion, WeightCriterion
+from pruning.errors import UsageError
+from pruning.masks import WeightMasks
+from pruning.prunable import prunable_weights
+from pruning.schedule import check_limit
+from pruning.select import Budget, check_scores
+
+MaskControl = Literal["none", "shuffle", "reinit", "invert"]
+
+
+@dataclass
+class Step:
+    """One pruning event, in the criterion's own unit: fractions removed of what was there at the start."""
+
+    asked: float
+    reached: float
+    removed: int
+    left: int
+    reason: str = ""
+
+
+@dataclass
+class PruneReport:
+    """All events of one call, and what they leave."""
+
+    criterion: str
+    unit: str
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def reached(self) -> float:
+        return self.steps[-1].reached if self.steps else 0.0
+
+    def __str__(self) -> str:
+        lines = [f"{self.criterion}: {self.reached:.4f} of the {self.unit} removed in {len(self.steps)} steps"]
+        for number, step in enumerate(self.steps, start=1):
+            why = f"  ({step.reason})" if step.reason else ""
+            lines.append(f"  {number}: asked {step.asked:.4f} reached {step.reached:.4f} left {step.left:,}{why}")
+        return "\n".join(lines)
+
+
+class PrunableNetwork:
+    """A model that can be pruned, together with its masks and its counts at the start.
+
+    Args:
+        model: any nn.Module; it is pruned in place.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of keywords; any batch
+            size. Needed for FLOPs, for the order of layers and for the structure.
+        loss: loss(outputs, targets) -> scalar that scores are derivatives of; cross-entropy by default.
+        outer_layers: whether the first and the last layer are ranked; False leaves them out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        outer_layers: bool = True,
+    ) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.loss = loss
+        self.outer_layers = outer_layers
+        self.masks = WeightMasks()
+        self._prunable = prunable_weights(model, example_inputs)
+        self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
+        if not self.start_sizes:
+            raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
+        self._start_flops: float | None = None
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def prunable(self) -> dict[str, Parameter]:
+        """Returns every prunable weight by name, in the order in which the layers run."""
+        return {name: self.model.get_parameter(name) for name in self._prunable}
+
+    def weights(self) -> Iterator[tuple[str, Parameter]]:
+        """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""
+        parameters = self.prunable()
+        for name in self.ranked_names():
+            yield name, parameters[name]
+
+    def ranked_names(self) -> list[str]:
+        """Returns the names of the weights that are ranked."""
+        if self.outer_layers or len(self._prunable) < 3:
+            return list(self._prunable)
+        return list(self._prunable)[1:-1]
+
+    def alive(self) -> dict[str, Tensor]:
+        """Returns the keep-masks of the ranked weights, all True where nothing was removed."""
+        return {name: self.masks.of(name, weight) for name, weight in self.weights()}
+
+    def weights_left(self, names: list[str] | None = None) -> int:
+        """Returns how many weights are neither masked nor gone, of all prunable ones or of those named."""
+        parameters = self.prunable()
+        chosen = parameters if names is None else names
+        return sum(parameters[name].numel() - self.masks.removed(name) for name in chosen)
+
+    def weights_total(self) -> int:
+        """Returns how many prunable weights there were at the start."""
+        return sum(self.start_sizes.values())
+
+    def weight_sparsity(self) -> float:
+        """Returns the fraction of all prunable weights that is masked or gone."""
+        return 1 - self.weights_left() / self.weights_total()
+
+    def layer_sparsities(self) -> dict[str, float]:
+        """Returns the fraction removed per prunable weight."""
+        parameters = self.prunable()
+        return {
+            name: 1 - (parameters[name].numel() - self.masks.removed(name)) / total
+            for name, total in self.start_sizes.items()
+        }
+
+    def size(self) -> int:
+        """Returns how many parameters are neither masked nor gone, biases and norms included."""
+        masked = sum(self.masks.removed(name) for name in self._prunable)
+        return sum(parameter.numel() for parameter in self.model.parameters()) - masked
+
+    def reached(self, unit: str = "weights") -> float:
+        """Returns the sparsity in a criterion's unit, over what is ranked."""
+        names = self.ranked_names()
+        return 1 - self.weights_left(names) / sum(self.start_sizes[name] for name in names)
+
+    # -- FLOPs -----------------------------------------------------------------------------------------------------
+
+    def start_flops(self) -> float:
+        """Returns the dense forward FLOPs of one sample, measured before anything was removed."""
+        if self._start_flops is None:
+            self._start_flops = self.flops(masked=True)
+        return self._start_flops
+
+    def flops(self, *, masked: bool = False) -> float:
+        """Returns forward FLOPs per sample, 2 per multiply-add of convolutions and matrix products.
+
+        Args:
+            masked: count masked weights as if they were there (what dense kernels compute today).
+        """
+        if self.example_inputs is None:
+            raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
+        by_module = count.flops_by_module(self.model, self.example_inputs)
+        total = float(by_module[""])
+        if not masked:
+            parameters = self.prunable()
+            for name in self.masks.keep:
+                share = self.masks.removed(name) / parameters[name].numel()
+                total -= share * by_module.get(self._prunable[name], 0)
+        return total / count.batch_size_of(self.example_inputs)
+
+    # -- pruning ---------------------------------------------------------------------------------------------------
+
+    def prune(
+        self,
+        criterion: Criterion,
+        batches: Batches = (),
+        *,
+        sparsity: float | None = None,
+        keep_ratio: float | None = None,
+    ) -> PruneReport:
+        """Runs the criterion's own steps up to a sparsity, in place.
+
+        Args:
+            criterion: any criterion object.
+            batches: (inputs, targets) pairs to score on; each step goes through them once.
+            sparsity: fraction to remove, of what the criterion's limit counts, since the start.
+            keep_ratio: says the same as 1 - sparsity.
+
+        Returns:
+            A report with asked and reached sparsity per step.
+        """
+        if (sparsity is None) == (keep_ratio is None):
+            raise UsageError("prune() takes either sparsity= or keep_ratio=.")
+        limit = check_limit(sparsity if sparsity is not None else round(1 - float(keep_ratio or 0.0), 12))
+        batches = batches if hasattr(batches, "__len__") else list(batches)
+        report = PruneReport(type(criterion).__name__, criterion.unit)
+        for target in criterion.targets(limit):
+            report.steps.append(self.prune_to(criterion, target, batches))
+        return report
+
+    def prune_to(self, criterion: Criterion, target: float, batches: Batches, *, invert: bool = False) -> Step:
+        """One pruning event: removes units until `target` is reached, and says what came of it.
+
+        Args:
+            criterion: scores the units.
+            target: fraction removed of what was there at the start.
+            batches: (inputs, targets) pairs to score on.
+            invert: keep the worst instead of the best (a control experiment).
+        """
+        self.start_flops() if self.example_inputs is not None else None
+        before = self.weights_left()
+        if not isinstance(criterion, WeightCriterion):
+            raise UsageError(f"{type(criterion).__name__} is no WeightCriterion.")
+        reason = self._prune_weights(criterion, target, batches, invert)
+        values = criterion.new_values(self, batches) or {}
+        with torch.no_grad():
+            for name, value in values.items():
+                self.model.get_parameter(name).copy_(value)
+        self.enforce()
+        left = self.weights_left()
+        return Step(target, self.reached(criterion.unit), before - left, left, reason)
+
+    def _prune_weights(self, criterion: WeightCriterion, target: float, batches: Batches, invert: bool) -> str:
+        alive = self.alive()
+        total = sum(self.start_sizes[name] for name in alive)
+        n_alive = int(sum(int(mask.sum()) for mask in alive.values()))
+        budget = Budget(keep=total - round(target * total), alive=alive)
+        if budget.keep >= n_alive:
+            return "" if budget.keep == n_alive else "the network is already sparser than that"
+        scores = {name: score.detach() for name, score in criterion.weight_scores(self, batches).items()}
+        check_scores(scores, alive)
+        keep = criterion.select({name: -s for name, s in scores.items()} if invert else scores, budget)
+        # What is gone stays gone, whatever a selection of the criterion's own may say.
+        self.masks.set({name: keep[name] & alive[name] for name in alive})
+        kept = int(sum(int(self.masks.keep[name].sum()) for name in alive))
+        return "" if kept == budget.keep else f"{kept:,} weights stay instead of {budget.keep:,}: no layer is emptied"
+
+    def enforce(self) -> None:
+        """Sets masked weights to zero."""
+        self.masks.apply_to_weights(self.prunable())
+
+    def apply_control(
+        self, control: MaskControl, *, generator: torch.Generator, fresh: nn.Module, initial: dict[str, Tensor]
+    ) -> None:
+        """Changes a finished mask for a control experiment (arXiv:2009.08576); see `pruning.controls`."""
+        if control == "shuffle":
+            controls.shuffle(self, generator, initial)
+        elif control == "reinit":
+            controls.reinitialise(self, fresh)
