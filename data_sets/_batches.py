@@ -1,0 +1,218 @@
+"""Batches of a data set: the same for the same (seed, epoch, batch), wherever one starts and on whatever device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from data_sets._random import generator
+from data_sets._sources import Form, Resident, Streamed, check_dataset, dataset_labels
+from data_sets._split import stratified_split
+from data_sets._transforms import Normaliser, crop_and_flip, draw
+from pruning.errors import UsageError
+
+PARTS = ("train", "test", "score")
+HELD_OUT = 0.2  # of the training data, for tuning
+SPLIT_SEED = 20  # constant: every run that tunes must hold out the same samples
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How samples are delivered.
+
+    Args:
+        batch_size: samples per batch.
+        device: where the batches are wanted.
+        seed: of order and augmentation.
+        shuffled: a new order each epoch; otherwise the order of the data, the same each epoch.
+        crop: black pixels around a picture that random crops may reach.
+        flip: whether pictures are mirrored with probability 1/2.
+        limit: batches per epoch at most; None means all.
+    """
+
+    batch_size: int
+    device: torch.device
+    seed: int = 0
+    shuffled: bool = True
+    crop: int = 0
+    flip: bool = False
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("limit", 1 if self.limit is None else self.limit)):
+            if value < 1:
+                raise UsageError(f"{name} {value} is too small; at least 1 is needed")
+
+
+class Batches:
+    """(inputs, targets) on the device, batch by batch; the same order for the same (seed, epoch).
+
+    Nothing is dropped; where shuffled samples would leave a last batch of one, it joins the batch before, since batch
+    norm cannot train on one sample. The global random generators are neither read nor moved.
+
+    Args:
+        source: `Resident` or `Streamed`.
+        indices: (n,) the samples of `source` that belong to this part.
+        delivery: batch size, device, order, augmentation.
+        normalise: what is done to every batch last.
+    """
+
+    def __init__(
+        self, source: Resident | Streamed, indices: Tensor, delivery: Delivery, normalise: Normaliser
+    ) -> None:
+        self.source, self.indices, self.delivery, self.normalise = source, indices, delivery, normalise
+        self.bounds = _bounds(len(indices), delivery)
+        self.samples = self.bounds[-1][1]  # delivered per epoch
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(0)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of epoch `number` from batch `start` on, without reading those before.
+
+        Args:
+            number: epoch, from 0; without shuffling all epochs are alike.
+            start: batches to skip.
+        """
+        ways = self.delivery
+        number = number if ways.shuffled else 0
+        rng, count, device = generator(ways.seed, number), len(self.indices), ways.device
+        order = self.indices[torch.randperm(count, generator=rng)] if ways.shuffled else self.indices
+        changed = bool(ways.crop or ways.flip)
+        draws = draw(count, crop=ways.crop, flip=ways.flip, rng=rng, device=device) if changed else None
+        bounds = self.bounds[start:]
+        for span, (images, targets) in zip(bounds, self.source.batches(order, bounds, number), strict=True):
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            if draws is not None:
+                images = crop_and_flip(images, draws.part(*span), ways.crop)
+            yield self.normalise(images), targets
+
+    def close(self) -> None:
+        """Ends worker processes, if there are any; they end by themselves with the program."""
+        self.source.close()
+
+
+def _bounds(count: int, delivery: Delivery) -> list[tuple[int, int]]:
+    """First and last + 1 position of each batch."""
+    edges = [*range(0, count, delivery.batch_size), count]
+    if delivery.shuffled and len(edges) > 2 and edges[-1] - edges[-2] == 1:
+        del edges[-2]
+    return list(zip(edges[:-1], edges[1:], strict=True))[: delivery.limit]
+
+
+def make_batches(
+    data_set: Any,
+    part: str,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    seed: int = 0,
+    tuning: bool = False,
+    augment: bool | None = None,
+    limit: int | None = None,
+    workers: int | None = None,
+) -> Batches:
+    """Makes the batches of one part of a data set.
+
+    Args:
+        data_set: has `train()`, `test()`, `input_shape`, `num_classes` and, if it likes, `mean`, `std`, `flip`, `crop`.
+        part: "train" (shuffled, augmented), "test" (in order, plain) or "score" (shuffled training data, plain).
+        batch_size: samples per batch.
+        device: where the batches are wanted.
+        seed: of order and augmentation.
+        tuning: split the training data 80 : 20 (stratified, the same for every seed); "test" is then the second part.
+        augment: None or True does what the data set declares, False nothing.
+        limit: batches per epoch at most.
+        workers: processes that read a Dataset; None chooses.
+
+    Raises:
+        UsageError: the data set is empty, or its samples or labels are not what it declares.
+    """
+    if part not in PARTS:
+        raise UsageError(f"part '{part}' of a data set; there are {', '.join(PARTS)}")
+    device = torch.device(device)
+    form = _form(data_set)
+    normalise = _normaliser(data_set, form, device)
+    augmented = part == "train" and augment is not False
+    crop, flip = _declared_augmentation(data_set, form) if augmented else (0, False)
+    delivery = Delivery(batch_size, device, seed, part != "test", crop, flip, limit)  # checks before anything is read
+    source = _source(data_set, "test" if part == "test" and not tuning else "train", form, device)
+    labels = source.class_labels if isinstance(source, Resident) else dataset_labels(source)
+    indices = _indices(len(source), labels, part, form) if tuning else torch.arange(len(source))
+    if not isinstance(source, Resident):
+        source = Streamed(source, form, seed=seed, workers=workers, pinned=device.type == "cuda")
+    return Batches(source, indices, delivery, normalise)
+
+
+def _form(data_set: Any) -> Form:
+    name = type(data_set).__name__
+    missing = [field for field in ("input_shape", "num_classes", "train", "test") if not hasattr(data_set, field)]
+    if missing:
+        raise UsageError(f"data set {name} lacks {', '.join(missing)}")
+    return Form(name, tuple(int(size) for size in data_set.input_shape), int(data_set.num_classes))
+
+
+def _normaliser(data_set: Any, form: Form, device: torch.device) -> Normaliser:
+    values: list[Tensor | None] = []
+    for field in ("mean", "std"):
+        given = getattr(data_set, field, None)
+        value = None if given is None else torch.as_tensor(given, dtype=torch.float32).flatten()
+        if value is not None and len(value) not in (1, *form.input_shape[:1]):
+            channels = form.input_shape[0]
+            raise UsageError(f"{form.name}: {field} has {len(value)} values, but an input has {channels} channels")
+        values.append(value)
+    if values[1] is not None and not bool((values[1] > 0).all()):
+        raise UsageError(f"{form.name}: std must be above 0, it is {values[1].tolist()}")
+    return Normaliser(values[0], values[1], len(form.input_shape), device)
+
+
+def _declared_augmentation(data_set: Any, form: Form) -> tuple[int, bool]:
+    crop, flip = int(getattr(data_set, "crop", 0)), bool(getattr(data_set, "flip", False))
+    if crop < 0:
+        raise UsageError(f"{form.name}: crop must be 0 or more pixels, it is {crop}")
+    if (crop or flip) and len(form.input_shape) != 3:
+        raise UsageError(f"{form.name}: crop and flip need pictures (C, H, W), input_shape is {form.input_shape}")
+    return crop, flip
+
+
+def _source(data_set: Any, which: str, form: Form, device: torch.device) -> Any:
+    """The data, a Resident or a Dataset as it came; read once per object: "train" and "score" share it."""
+    loaded: dict[tuple[str, torch.device], Any] = getattr(data_set, "_loaded_parts", {})
+    key = which, device
+    if key not in loaded:
+        loaded[key] = _read(data_set, which, form, device)
+        with suppress(AttributeError):  # an object that takes no attributes is merely read again
+            data_set._loaded_parts = loaded
+    return loaded[key]
+
+
+def _read(data_set: Any, which: str, form: Form, device: torch.device) -> Any:
+    data = data_set.train() if which == "train" else data_set.test()
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        data = data.tensors
+    if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape"):  # not a list of two samples
+        return Resident(data[0], data[1], form, device)
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        kind = type(data).__name__
+        raise UsageError(f"{form.name}.{which}() gave {kind}; expected (images, labels) or a Dataset with a length")
+    if len(data) == 0:
+        raise UsageError(f"{form.name}: the data set is empty")
+    check_dataset(data, form)
+    return data
+
+
+def _indices(count: int, labels: Tensor | None, part: str, form: Form) -> Tensor:
+    """The samples of a part when tuning; both parts have at least one."""
+    if count < 2:
+        raise UsageError(f"{form.name}: tuning splits the training data, which needs 2 samples; there is {count}")
+    rest, held = stratified_split(labels, count, max(1, round(HELD_OUT * count)), SPLIT_SEED)
+    return held if part == "test" else rest

@@ -1,0 +1,177 @@
+"""Folders of picture files, decoded once into a byte tensor that is kept beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_sets._files import BAD_INPUT, need_folder
+from pruning.errors import UsageError, nearest
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+DECODED_BYTES = 2**30  # more than this is decoded anew for every batch
+log = logging.getLogger(__name__)
+
+
+def class_folders(name: str, folder: Path) -> list[str]:
+    """The sorted sub-folders of `folder`, one per class; hidden ones do not count."""
+    need_folder(name, folder)
+    if not folder.is_dir():
+        raise UsageError(f"{name}: there is no folder {folder}; it should hold one folder of pictures per class")
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise UsageError(f"{name}: {folder} is empty; it should hold one folder of pictures per class")
+    return classes
+
+
+def class_pictures(name: str, folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+    """Lists the pictures of every class, however deep they lie, in alphabetical order, and their labels.
+
+    Args:
+        name: of the data set, for messages.
+        folder: holds one folder per class.
+        classes: that must be there, no more and no fewer; a class's position is its label.
+    """
+    found = class_folders(name, folder)
+    for wrong, problem in ((set(classes) - set(found), "lacks"), (set(found) - set(classes), "has the unknown")):
+        if wrong:
+            first = min(wrong)
+            hint = nearest(first, found if problem == "lacks" else classes)
+            raise UsageError(f"{name}: {folder} {problem} class folder '{first}' ({len(wrong)} such).{hint}")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, one in enumerate(classes):
+        pictures = pictures_below(folder / one)
+        if not pictures:
+            raise UsageError(f"{name}: class folder {folder / one} holds no pictures ({', '.join(ENDINGS[:3])}, ...)")
+        files += pictures
+        labels += [label] * len(pictures)
+    return files, torch.tensor(labels)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All picture files in a folder and its sub-folders, sorted."""
+    return sorted(
+        Path(place, file)
+        for place, _, names in os.walk(folder)
+        for file in names
+        if file.lower().endswith(ENDINGS) and not file.startswith(".")
+    )
+
+
+def load_pictures(
+    name: str, files: Sequence[Path], labels: Tensor, *, shape: tuple[int, int, int], cache: Path
+) -> tuple[Tensor, Tensor] | PictureFiles:
+    """Decodes pictures: all at once where they fit into `DECODED_BYTES`, else as a Dataset that reads them one by one.
+
+    Args:
+        name: of the data set, for messages.
+        files: the pictures.
+        labels: (N,) class numbers.
+        shape: (C, H, W) of the result, C = 1 (grey) or 3; larger pictures are shrunk, then cut to the middle.
+        cache: file that keeps the decoded pictures; rebuilt when pictures changed or it is damaged.
+
+    Returns:
+        (images, uint8 (N, C, H, W), labels) or a Dataset of (uint8 (C, H, W), int).
+    """
+    if len(files) * shape[0] * shape[1] * shape[2] > DECODED_BYTES:
+        return PictureFiles(name, files, labels, shape)
+    print_of_files = _fingerprint(files, cache.parent, shape)
+    images = _from_cache(cache, print_of_files, (len(files), *shape))
+    if images is None:
+        log.info("%s: decoding %d pictures once; they are kept in %s", name, len(files), cache)
+        images = _decode_all(name, files, shape)
+        _keep(cache, print_of_files, images)
+    return images, labels
+
+
+class PictureFiles(Dataset):
+    """Pictures decoded when they are asked for: (uint8 (C, H, W), class number)."""
+
+    def __init__(self, name: str, files: Sequence[Path], labels: Tensor, shape: tuple[int, int, int]) -> None:
+        self.name, self.files, self.targets, self.shape = name, files, labels, shape
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(decode(self.name, self.files[index], self.shape)), int(self.targets[index])
+
+
+def decode(name: str, file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads one picture, uint8 of `shape`; a damaged one is named in the error."""
+    from PIL import Image, ImageOps
+
+    mode, size = ("L" if shape[0] == 1 else "RGB"), (shape[2], shape[1])
+    try:
+        with Image.open(file) as opened:
+            opened.draft(mode, size)  # a large JPEG is decoded at an eighth, a quarter or half of its size
+            picture = ImageOps.exif_transpose(opened).convert(mode)
+        if picture.size != size:
+            picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+    except (*BAD_INPUT, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise UsageError(f"{name}: {file} is no readable picture ({reason}); replace or delete it") from error
+    return np.array(picture).reshape(size[1], size[0], shape[0]).transpose(2, 0, 1).copy()
+
+
+def _decode_all(name: str, files: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
+    images = np.empty((len(files), *shape), dtype=np.uint8)
+
+    def fill(start: int) -> None:
+        for at in range(start, min(start + 256, len(files))):
+            images[at] = decode(name, files[at], shape)
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders release the interpreter's lock
+        for _ in pool.map(fill, range(0, len(files), 256)):
+            pass
+    return torch.from_numpy(images)
+
+
+def _fingerprint(files: Sequence[Path], root: Path, shape: tuple[int, ...]) -> str:
+    """Changes whenever a picture is added, removed, renamed or written, or another size is asked for."""
+    sha = hashlib.sha256(repr(shape).encode())
+    for file in files:
+        stat = file.stat()
+        sha.update(f"{os.path.relpath(file, root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return sha.hexdigest()
+
+
+def _from_cache(cache: Path, print_of_files: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The pictures kept, or None unless they are whole and belong to the files as they are now."""
+    if not cache.is_file():
+        return None
+    try:
+        kept: Any = torch.load(cache, weights_only=True)
+        images = kept["images"]
+        whole = kept["files"] == print_of_files and tuple(images.shape) == shape and images.dtype == torch.uint8
+        whole = whole and kept["crc32"] == zlib.crc32(images.numpy())
+    except BAD_INPUT as error:
+        log.info("%s is damaged (%s) and is built anew", cache, type(error).__name__)
+        return None
+    return images if whole else None
+
+
+def _keep(cache: Path, print_of_files: str, images: Tensor) -> None:
+    """Writes the cache under another name first: a run killed meanwhile leaves no half file under the real one."""
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"files": print_of_files, "crc32": zlib.crc32(images.numpy()), "images": images}, temporary)
+        temporary.replace(cache)
+    except (OSError, RuntimeError) as error:  # a full disk or a read-only folder only costs the time to decode again
+        log.info("cannot keep decoded pictures in %s (%s)", cache, error)
+        with suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,230 @@
+"""Where batches come from: tensors that live on one device, or a map-style Dataset read by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from data_sets._random import seeded
+from pruning.errors import UsageError
+
+RESIDENT_BYTES = 2 * 2**30  # larger tensors stay in main memory and travel batch by batch
+FEW_SAMPLES = 1024  # reading so few costs less than starting workers
+
+
+class Form(NamedTuple):
+    """What the samples of a data set must look like; `name` is for messages."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def check_shape(self, shape: Sequence[int], where: str) -> None:
+        if tuple(shape) != self.input_shape:
+            raise UsageError(f"{self.name}: {where} has shape {tuple(shape)}, but input_shape says {self.input_shape}")
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Class numbers must lie in 0..num_classes-1; targets that are no integers are for a loss of the user's own."""
+        if labels.is_floating_point() or labels.numel() == 0:
+            return
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low < 0 or high >= self.num_classes:
+            wrong = low if low < 0 else high
+            raise UsageError(f"{self.name}: label {wrong} is outside 0..{self.num_classes - 1}, as num_classes says")
+
+
+class Resident:
+    """Images and labels as two tensors, on the device unless they are too large for it.
+
+    Args:
+        images: (N, *input_shape), any dtype; bytes stay bytes.
+        labels: (N,) class numbers, or targets of any shape (N, ...).
+        form: what they must look like.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, images: Any, labels: Any, form: Form, device: torch.device) -> None:
+        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+        if labels.ndim == 0 or images.ndim == 0 or len(images) != len(labels):
+            shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            raise UsageError(f"{form.name}: images and labels differ in number: {shapes}")
+        if len(images) == 0:
+            raise UsageError(f"{form.name}: the data set is empty")
+        form.check_shape(images.shape[1:], "an image")
+        labels = labels if labels.is_floating_point() else labels.long()
+        form.check_labels(labels)
+        home = device if images.nbytes <= _room(device) else torch.device("cpu")
+        self.images, self.labels = images.to(home), labels.to(home)
+        self.class_labels = labels if labels.ndim == 1 and not labels.is_floating_point() else None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, order: Tensor, bounds: Sequence[tuple[int, int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields copies, never views: what a caller does to a batch must not reach the data."""
+        order = order.to(self.images.device)
+        for start, stop in bounds:
+            chosen = order[start:stop]
+            yield self.images.index_select(0, chosen), self.labels.index_select(0, chosen)
+
+    def close(self) -> None:
+        """Nothing runs in the background here."""
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a data set may take on `device`: on CUDA no more than a quarter of what is free."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    return min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+
+
+class Streamed:
+    """A map-style Dataset of (tensor, target), read by worker processes that stay alive between epochs.
+
+    Each sample is read with the random generators seeded from (seed, epoch, index), so random transforms give the same
+    pictures whatever the number of workers.
+
+    Args:
+        data: has `__len__` and `__getitem__`.
+        form: what the samples must look like.
+        seed: of random transforms inside `data`.
+        workers: processes; None means up to four, none at all for few samples.
+        pinned: whether batches go to page-locked memory, from where CUDA copies in the background.
+    """
+
+    def __init__(self, data: Any, form: Form, *, seed: int, workers: int | None, pinned: bool) -> None:
+        self.seeded = _Seeded(data, form, seed)
+        self.plan = _Plan()
+        self.pinned = pinned
+        self.workers = _default_workers(len(data)) if workers is None else workers
+        self.loader: DataLoader | None = None
+        self.busy = False
+
+    def __len__(self) -> int:
+        return len(self.seeded)
+
+    def batches(self, order: Tensor, bounds: Sequence[tuple[int, int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of `order`; a second iteration inside the first reads in this process."""
+        plan = [(order[start:stop], epoch) for start, stop in bounds]
+        if self.busy:
+            yield from map(_checked, self._new_loader(_Plan(plan), 0))
+            return
+        self.busy, self.plan.batches = True, plan
+        try:
+            self.loader = self.loader or self._new_loader(self.plan, self.workers)
+            yield from map(_checked, self.loader)
+        finally:
+            self.busy = False
+
+    def _new_loader(self, plan: _Plan, workers: int) -> DataLoader:
+        return DataLoader(
+            self.seeded,
+            batch_sampler=plan,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_Collate(self.seeded.form),
+            pin_memory=self.pinned,
+            generator=torch.Generator(),  # else each epoch would draw from the global one
+        )
+
+    def close(self) -> None:
+        """Ends the workers; the next epoch would start new ones."""
+        self.loader = None
+
+
+def _default_workers(samples: int) -> int:
+    if samples < FEW_SAMPLES:
+        return 0
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, available)
+
+
+class _Plan:
+    """A batch sampler whose batches are set anew before each epoch: lists of (epoch, index)."""
+
+    def __init__(self, batches: Sequence[tuple[Tensor, int]] = ()) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for chosen, epoch in self.batches:
+            yield [(epoch, index) for index in chosen.tolist()]
+
+
+class _Seeded(Dataset):
+    """The user's Dataset with the generators seeded around each sample."""
+
+    def __init__(self, data: Any, form: Form, seed: int) -> None:
+        self.data, self.form, self.seed = data, form, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        with seeded(self.seed, epoch, index):
+            try:
+                sample = self.data[index]
+                _check_sample(sample, self.form, index)
+            except UsageError as error:
+                return error  # raised in a worker it would arrive with the worker's traceback in its message
+        return sample
+
+
+def _check_sample(sample: Any, form: Form, index: int) -> None:
+    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+        raise UsageError(f"{form.name}: sample {index} is {type(sample).__name__}, expected (tensor, label)")
+    if not isinstance(sample[0], Tensor):
+        kind = type(sample[0]).__name__
+        raise UsageError(f"{form.name}: sample {index} holds {kind}, expected a tensor (transform=PILToTensor())")
+    form.check_shape(sample[0].shape, f"sample {index}")
+
+
+class _Collate:
+    """Stacks samples; hands the first error on as a value."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    def __call__(self, samples: list[Any]) -> tuple[Tensor, Tensor] | UsageError:
+        for sample in samples:
+            if isinstance(sample, UsageError):
+                return sample
+        images, targets = torch.stack([image for image, _ in samples]), default_collate([label for _, label in samples])
+        try:
+            self.form.check_labels(targets)
+        except UsageError as error:
+            return error
+        return images, targets if targets.is_floating_point() else targets.long()
+
+
+def _checked(batch: tuple[Tensor, Tensor] | UsageError) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, UsageError):
+        raise batch
+    return batch
+
+
+def check_dataset(data: Any, form: Form) -> None:
+    """Looks at the first sample and at all labels known, so that a wrong data set fails before training starts."""
+    _checked(_Collate(form)([_Seeded(data, form, 0)[0, 0]]))
+    labels = dataset_labels(data)
+    if labels is not None:
+        form.check_labels(labels)
+
+
+def dataset_labels(data: Any) -> Tensor | None:
+    """The class numbers of a map-style Dataset that knows them without reading samples (torchvision: `targets`)."""
+    for name in ("targets", "labels"):
+        with suppress(TypeError, ValueError, RuntimeError):
+            labels = torch.as_tensor(getattr(data, name, None))
+            if labels.shape == (len(data),) and not labels.is_floating_point():
+                return labels.long()
+    return None
