@@ -31,10 +31,10 @@ def idx_part(name: str, reader: str, data_dir: str, train: bool) -> tuple[Tensor
     prefix = "train" if train else "t10k"
     names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     need_folder(name, folder)
-    # Before torchvision looks: it stops at a file cut short with an empty message.
-    _check_idx(name, folder / f"{prefix}-images-idx3-ubyte", dims=3)
-    _check_idx(name, folder / f"{prefix}-labels-idx1-ubyte", dims=1)
     with reading(name, folder, names):
+        # Before torchvision looks: it stops at a file cut short with an empty message.
+        _check_idx(name, folder / f"{prefix}-images-idx3-ubyte", dims=3)
+        _check_idx(name, folder / f"{prefix}-labels-idx1-ubyte", dims=1)
         data = getattr(torchvision.datasets, reader)(folder.parents[1], train=train, download=True)
     images, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets)
     if images.ndim != 3 or len(images) != len(labels):
@@ -72,13 +72,20 @@ def cifar_part(name: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
         images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
     """
     import torchvision
+    from torchvision.datasets.utils import check_integrity
 
     reader: Any = getattr(torchvision.datasets, name)
     root = Path(data_dir).expanduser()
     folder = root / reader.base_folder
     need_folder(name, folder)
-    files = [file for file, _ in (*reader.train_list, *reader.test_list)] + [reader.meta["filename"]]
-    with reading(name, folder, files, url=reader.url):
-        data = reader(root, train=train, download=True)
+    sums = {file: md5 for file, md5 in (*reader.train_list, *reader.test_list)}
+    sums[reader.meta["filename"]] = reader.meta["md5"]
+    with reading(name, folder, list(sums), url=reader.url):
+        wrong = [file for file, md5 in sums.items() if not check_integrity(folder / file, md5)]
+        damaged = [file for file in wrong if (folder / file).exists()]
+        if damaged:  # a download would write over what the user put there
+            reason = f"{', '.join(damaged)} damaged (not the published md5 sum)"
+            raise missing(name, folder, list(sums), reason=reason, url=reader.url)
+        data = reader(root, train=train, download=bool(wrong))
         images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
     return images.permute(0, 3, 1, 2).contiguous(), labels  # stored as (N, H, W, C)

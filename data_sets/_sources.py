@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -130,6 +131,8 @@ class Streamed:
             persistent_workers=workers > 0,
             collate_fn=_Collate(self.seeded.form),
             pin_memory=self.pinned,
+            # Plug-ins are loaded from files by path, which only a forked worker knows without pickling.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else each epoch would draw from the global one
         )
 
