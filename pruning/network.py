@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,6 @@ from pruning.prunable import prunable_weights
 from pruning.schedule import check_limit
 from pruning.select import Budget, check_scores
 
-MaskControl = Literal["none", "shuffle", "reinit", "invert"]
-
 
 @dataclass
 class Step:
@@ -31,6 +29,11 @@ class Step:
     removed: int
     left: int
     reason: str = ""
+
+    def describe(self, unit: str) -> str:
+        """One line for a person."""
+        why = f" ({self.reason})" if self.reason else ""
+        return f"pruned {unit}: asked {self.asked:.4f}, reached {self.reached:.4f}, {self.left:,} weights left{why}"
 
 
 @dataclass
@@ -201,7 +204,8 @@ class PrunableNetwork:
             batches: (inputs, targets) pairs to score on.
             invert: keep the worst instead of the best (a control experiment).
         """
-        self.start_flops() if self.example_inputs is not None else None
+        if self.example_inputs is not None:
+            self.start_flops()  # while everything is still there
         before = self.weights_left()
         if not isinstance(criterion, WeightCriterion):
             raise UsageError(f"{type(criterion).__name__} is no WeightCriterion.")
@@ -233,11 +237,10 @@ class PrunableNetwork:
         """Sets masked weights to zero."""
         self.masks.apply_to_weights(self.prunable())
 
-    def apply_control(
-        self, control: MaskControl, *, generator: torch.Generator, fresh: nn.Module, initial: dict[str, Tensor]
-    ) -> None:
-        """Changes a finished mask for a control experiment (arXiv:2009.08576); see `pruning.controls`."""
-        if control == "shuffle":
-            controls.shuffle(self, generator, initial)
-        elif control == "reinit":
-            controls.reinitialise(self, fresh)
+    def shuffle_masks(self, generator: torch.Generator, initial: dict[str, Tensor]) -> None:
+        """Permutes each layer's mask, see `pruning.controls.shuffle`."""
+        controls.shuffle(self, generator, initial)
+
+    def reinitialise(self, fresh: nn.Module) -> None:
+        """Takes new initial values under the same masks, see `pruning.controls.reinitialise`."""
+        controls.reinitialise(self, fresh)

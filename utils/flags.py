@@ -60,7 +60,8 @@ class Flag:
     def _metavar(self) -> str:
         if self.nested:
             return "CRITERION"
-        return getattr(self.kind, "__name__", "VALUE").upper()
+        inner = (typing.get_args(self.kind) or (self.kind,))[0]
+        return getattr(inner, "__name__", "value").upper()
 
     def type_name(self) -> str:
         """The type as a person would write it, for the README's table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,12 +28,13 @@ KINDS = {
 
 # What the framework gives by name; every other constructor parameter is a flag.
 HANDED_OVER = frozenset(
-    "num_classes input_shape network train_batches test_batches loss_function criterion callbacks start_state".split()
+    ("num_classes", "input_shape", "network", "criterion", "loss_function", "callbacks")
+    + ("train_batches", "test_batches", "batches", "data_set", "device")
 )
 
 
 def add_plugin_dir(directory: str | Path) -> None:
-    """Adds a folder of the user's own, with sub-folders like `criterions/`; its files win over files of the same name."""
+    """Adds a folder of the user's own, with sub-folders like `criterions/`; its files win over ours."""
     folder = Path(directory).expanduser().resolve()
     if not folder.is_dir():
         raise UsageError(f"--plugin_dir {directory}: there is no such folder.")
@@ -76,6 +78,16 @@ def find(kind: str, name: str) -> type | Callable[..., Any]:
 def flags(kind: str, name: str) -> list[Flag]:
     """Returns the flags of a plug-in."""
     return flags_of(find(kind, name), f"{KINDS[kind][1]} {name}", HANDED_OVER)
+
+
+def loaded_aliases() -> dict[str, str]:
+    """Returns the other spellings of flags that imported plug-ins declare (class attribute `aliases`)."""
+    found: dict[str, str] = {}
+    for module in list(sys.modules.values()):
+        kind, _, name = getattr(module, "__name__", "").partition(".")
+        if kind in KINDS and name:
+            found |= getattr(getattr(module, name, None), "aliases", {})
+    return found
 
 
 def build(kind: str, name: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:

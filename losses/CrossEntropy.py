@@ -1,0 +1,41 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning import PrunableNetwork
+
+
+class CrossEntropy:
+    """Cross-entropy of raw scores and class indices, with optional norms of the prunable weights.
+
+    Args:
+        l1_reg: strength of the sum of absolute prunable weights.
+        lp_reg: strength of the sum of |w| ** lp_power over prunable weights.
+        lp_power: the exponent p of that sum.
+    """
+
+    def __init__(self, *, l1_reg: float = 0.0, lp_reg: float = 0.0, lp_power: float = 0.5) -> None:
+        for name, value in (("l1_reg", l1_reg), ("lp_reg", lp_reg)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0; {value} was given")
+        if lp_power <= 0:
+            raise ValueError(f"lp_power must be positive; {lp_power} was given")
+        self.l1_reg, self.lp_reg, self.lp_power = l1_reg, lp_reg, lp_power
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The data term alone, which is also what criteria differentiate."""
+        return F.cross_entropy(outputs, targets)
+
+    def penalty(self, network: PrunableNetwork) -> Tensor | float:
+        """What training adds to the data term."""
+        if not self.l1_reg and not self.lp_reg:
+            return 0.0
+        weights = list(network.prunable().values())
+        total = torch.zeros((), device=weights[0].device)
+        for weight in weights:
+            if self.l1_reg:
+                total = total + self.l1_reg * weight.abs().sum()
+            if self.lp_reg:
+                # The derivative of |w|**p is infinite at 0 for p < 1; masked weights sit there.
+                total = total + self.lp_reg * weight.abs().clamp_min(1e-8).pow(self.lp_power).sum()
+        return total

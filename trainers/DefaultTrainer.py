@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning import PrunableNetwork, UsageError
+from pruning.evaluate import evaluate, means, sums_of
+from trainers._optimization import Optimization
+
+# How often a GPU is asked whether the loss is still a number; asking makes it wait.
+FINITE_CHECK_EVERY = 50
+
+
+class DefaultTrainer:
+    """Minimises the loss batch by batch; inherit and override one of its methods for another way to train.
+
+    Everything else (pruning, logging, saving) is a callback, called as callback(trainer, moment) at the moments
+    "train_start", "batch_end", "epoch_trained", "epoch_end" and "train_end".
+
+    Args:
+        amp: mixed precision: bfloat16, or float16 with scaled gradients where a GPU lacks it.
+        compile: compile the network with torch.compile.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: PrunableNetwork,
+        loss_function: Callable[[Tensor, Tensor], Tensor],
+        train_batches: Any,
+        test_batches: Any,
+        optimization: Optimization,
+        epochs: int,
+        eval_freq: int = 1,
+        callbacks: Sequence[Callable[[DefaultTrainer, str], None]] = (),
+        amp: bool = False,
+        compile: bool = False,
+    ) -> None:
+        self.network, self.loss_function = network, loss_function
+        self.train_batches, self.test_batches = train_batches, test_batches
+        self.optimization, self.epochs, self.eval_freq = optimization, epochs, eval_freq
+        self.callbacks = list(callbacks)
+        self.model = torch.compile(network.model) if compile else network.model
+        self.device = next(network.model.parameters()).device
+        self.optimizer = optimization.make_optimizer(network.model.parameters())
+        self.schedule = optimization.make_schedule(self.optimizer, epochs, len(train_batches))
+        half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+        self.precision = half if amp else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.epoch, self.batch = 0, 0
+        self.metrics: dict[str, float] = {}
+        self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
+        self._sums: Tensor | None = None
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, float]:
+        """Trains from the present epoch to the last one and returns the metrics of the last epoch."""
+        self.at("train_start")
+        while self.epoch < self.epochs:
+            self.flops_per_sample = self.network.flops(masked=True)
+            self.train_epoch()
+            self._close_epoch()
+            self.at("epoch_trained")
+            if (self.epoch + 1) % self.eval_freq == 0 or self.epoch + 1 == self.epochs:
+                self.metrics |= self.validate()
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.at("epoch_end")
+        self.at("train_end")
+        return self.metrics
+
+    def train_epoch(self) -> None:
+        """One pass over the training data, from the present batch on."""
+        self.model.train()
+        for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch):
+            start = time.perf_counter()
+            outputs, loss = self.train_batch(inputs, targets)
+            self.record(outputs, targets, loss)
+            self.totals["seconds_training"] += time.perf_counter() - start
+            self.batch += 1
+            self.at("batch_end")
+
+    def train_batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """One update; returns the outputs and the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            outputs = self.forward(inputs)
+            loss = self.loss(outputs, targets)
+        self.scaler.scale(loss).backward()
+        self.step()
+        return outputs.detach(), loss.detach()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The network's outputs for a batch."""
+        return self.model(inputs)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised: the data term, and the loss's own penalty on the network if it has one."""
+        value = self.loss_function(outputs, targets)
+        penalty = getattr(self.loss_function, "penalty", None)
+        return value + penalty(self.network) if penalty else value
+
+    def step(self) -> None:
+        """Moves the weights along their gradients; removed weights neither move nor count."""
+        self.scaler.unscale_(self.optimizer)
+        weights = self.network.prunable() if len(self.network.masks) else {}
+        parameters = [p for p in self.network.model.parameters() if p.grad is not None]
+        if self.optimization.grad_noise:
+            for parameter in parameters:
+                parameter.grad.add_(torch.randn_like(parameter.grad), alpha=self.optimization.grad_noise)
+        self.network.masks.apply_to_gradients(weights)
+        if self.optimization.grad_clip:
+            torch.nn.utils.clip_grad_norm_(parameters, self.optimization.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.network.masks.apply_to_weights(weights)
+
+    def validate(self) -> dict[str, float]:
+        """Accuracy and loss over the whole test data, in eval mode."""
+        with self.autocast():
+            accuracy, loss = evaluate(self.network.model, self.test_batches, self.loss_function)
+        if loss != loss:
+            raise UsageError(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
+        return {"test_accuracy": accuracy, "test_loss": loss}
+
+    # -- bookkeeping -----------------------------------------------------------------------------------------------
+
+    def at(self, moment: str) -> None:
+        """Tells every callback which moment it is."""
+        for callback in self.callbacks:
+            callback(self, moment)
+
+    def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
+        batch = sums_of(loss, outputs, targets)
+        self._sums = batch if self._sums is None else self._sums + batch
+        self.totals["samples_seen"] += len(targets)
+        # Forward once, and backward at twice the price: to the inputs and to the weights.
+        self.totals["training_flops"] += 3 * self.flops_per_sample * len(targets)
+        if self.device.type == "cpu" or self.batch % FINITE_CHECK_EVERY == 0:
+            self._check_finite(self._sums[0])
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Mixed precision where it was asked for."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """Goes back to a state from `rewind_state`: weights, biases, norms, optimizer, learning rate; not the epoch."""
+        self.network.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.forget_removed()
+
+    def rewind_state(self) -> dict[str, Any]:
+        """Returns a copy of everything that `rewind` brings back."""
+        parts = {"model": self.network.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return {name: _copied(part.state_dict()) for name, part in parts.items()}
+
+    def forget_removed(self) -> None:
+        """Clears removed weights and what the optimizer remembers of them."""
+        weights = self.network.prunable()
+        self.network.masks.apply_to_weights(weights)
+        self.network.masks.apply_to_optimizer(self.optimizer, weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on exactly from here, but the network itself."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "metrics": dict(self.metrics),
+            "totals": dict(self.totals),
+            "sums": self._sums,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state from `state_dict`; the network must be loaded already."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.metrics, self.totals = dict(state["metrics"]), dict(state["totals"])
+        self._sums = state["sums"].to(self.device) if state["sums"] is not None else None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _close_epoch(self) -> None:
+        accuracy, loss = means(self._sums)
+        if self._sums is not None:
+            self._check_finite(self._sums[0])
+            norms = torch._foreach_norm([p.detach() for p in self.network.model.parameters()])
+            self._check_finite(torch.stack([norm.float() for norm in norms]).sum())
+        self._sums = None
+        self.metrics |= {"train_accuracy": accuracy, "train_loss": loss}
+
+    def _check_finite(self, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise UsageError(
+                f"The loss is no longer finite in epoch {self.epoch}, batch {self.batch}: training stopped, the last "
+                f"good state is kept. A smaller --learning_rate than {self.optimization.learning_rate} may help."
+            )
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_copied(item) for item in state)
+    return state

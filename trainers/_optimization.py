@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules by name, all from torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
+
+
+@dataclass
+class Optimization:
+    """How the weights move.
+
+    Args:
+        optimizer: update rule.
+        learning_rate: step size at its largest.
+        momentum: for SGD and RMSPROP, 0 to below 1.
+        l2_reg: weight decay (decoupled from the gradient for ADAMW).
+        lr_schedule: how the learning rate goes over training.
+        milestones: for multistep, the epochs at which it is multiplied by lr_decay.
+        lr_decay: factor at each milestone.
+        warmup: epochs in which the learning rate rises linearly to its value.
+        grad_clip: largest norm of all gradients together; 0 for no clipping.
+        grad_noise: standard deviation of normal noise added to each gradient.
+    """
+
+    optimizer: Literal["ADAM", "SGD", "RMSPROP", "ADAMW"] = "ADAM"
+    learning_rate: float = 2e-3
+    momentum: float = 0.9
+    l2_reg: float = 5e-5
+    lr_schedule: Literal["constant", "multistep", "cosine", "onecycle"] = "constant"
+    milestones: tuple[int, ...] = ()
+    lr_decay: float = 0.1
+    warmup: int = 0
+    grad_clip: float = 10.0
+    grad_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "l2_reg", "grad_clip", "grad_noise", "warmup", "lr_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0; {getattr(self, name)} was given")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1); {self.momentum} was given")
+
+    def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+        """Returns the optimizer over those parameters that are trained."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        common = {"lr": self.learning_rate, "weight_decay": self.l2_reg}
+        if self.optimizer == "SGD":
+            return torch.optim.SGD(trained, momentum=self.momentum, **common)
+        if self.optimizer == "RMSPROP":
+            return torch.optim.RMSprop(trained, momentum=self.momentum, **common)
+        return {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}[self.optimizer](trained, **common)
+
+    def make_schedule(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+        """Returns a schedule that steps once per batch."""
+        warm = min(self.warmup * steps_per_epoch, epochs * steps_per_epoch - 1)
+        rest = epochs * steps_per_epoch - warm
+        if self.lr_schedule == "onecycle":
+            main: LRScheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=rest + 1)
+        elif self.lr_schedule == "cosine":
+            main = CosineAnnealingLR(optimizer, T_max=rest)
+        elif self.lr_schedule == "multistep":
+            steps = [epoch * steps_per_epoch - warm for epoch in self.milestones]
+            main = MultiStepLR(optimizer, steps, gamma=self.lr_decay)
+        else:
+            main = ConstantLR(optimizer, factor=1.0, total_iters=0)
+        if not warm:
+            return main
+        rise = LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
+        return SequentialLR(optimizer, [rise, main], milestones=[warm])

@@ -1,0 +1,150 @@
+"""The callback that prunes: which event falls when, and what it does to training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning import Criterion, PrunableNetwork, Step, UsageError
+from pruning.criterion import Batches
+
+
+@dataclass
+class Timing:
+    """When events fall: at the end of epoch e where e > delay and (e - delay) is a multiple of freq, never the last."""
+
+    epochs: int
+    delay: int
+    freq: int
+
+    def event_epochs(self) -> list[int]:
+        return [e for e in range(self.epochs - 1) if e > self.delay and (e - self.delay) % self.freq == 0]
+
+    def epochs_for(self, events: int) -> int:
+        """Returns how many epochs that many events need, the one after the last event included."""
+        return self.delay + self.freq * events + 2
+
+
+class Pruning:
+    """Runs a criterion's events before, during or after training.
+
+    Args:
+        network: what is pruned.
+        criterion: what is worth keeping, and when to act.
+        draw_batches: event number -> batches to score on.
+        fresh_model: makes the network anew with other initial values, for the control "reinit".
+        report: told of each event.
+        pruning_limit: sparsity to reach, in the criterion's unit.
+        epochs, prune_delay, prune_freq: when events during training fall, see `Timing`.
+        mask_control: "none", "shuffle", "reinit" or "invert", see `pruning.controls`.
+        seed: of the shuffle.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: PrunableNetwork,
+        criterion: Criterion,
+        draw_batches: Callable[[int], Batches],
+        fresh_model: Callable[[], nn.Module],
+        report: Callable[[str], None],
+        pruning_limit: float,
+        epochs: int,
+        prune_delay: int = 0,
+        prune_freq: int = 1,
+        mask_control: str = "none",
+        seed: int = 0,
+    ) -> None:
+        self.network, self.criterion = network, criterion
+        self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
+        self.targets = criterion.targets(pruning_limit)
+        self.timing = Timing(epochs, prune_delay, prune_freq)
+        self.control, self.seed = mask_control, seed
+        self.steps: list[Step] = []
+        self.history: list[dict[str, Any]] = []
+        self.rewind_copy: dict[str, Any] | None = None
+        self.initial: dict[str, Tensor] | None = None
+        self._check_feasible()
+
+    def __call__(self, trainer: Any, moment: str) -> None:
+        if moment == "train_start":
+            self._keep_initial()
+            if self.criterion.moment == "before":
+                self._run_all(trainer)
+        elif moment == "epoch_trained":
+            if trainer.epoch == self.criterion.rewind_epoch:
+                self.rewind_copy = trainer.rewind_state()
+            if self.criterion.moment == "during" and trainer.epoch in self.timing.event_epochs() and not self.complete:
+                self.event(trainer)
+        elif moment == "train_end" and self.criterion.moment == "after" and not self.complete:
+            self._run_all(trainer)
+            trainer.metrics |= trainer.validate()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every scheduled event took place."""
+        return len(self.steps) >= len(self.targets)
+
+    @property
+    def asked(self) -> float:
+        return self.targets[-1] if self.targets else 0.0
+
+    def event(self, trainer: Any) -> None:
+        """One pruning event, with what it means for the optimizer and, where the method rewinds, for the weights."""
+        number = len(self.steps)
+        invert = self.control == "invert"
+        batches = self.draw_batches(number) if self.criterion.needs_data else ()
+        step = self.network.prune_to(self.criterion, self.targets[number], batches, invert=invert)
+        self.steps.append(step)
+        self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
+        if step.removed and self.rewind_copy is not None:
+            trainer.rewind(self.rewind_copy)
+        if self.complete:
+            self._apply_control()
+        trainer.forget_removed()
+        self.report(step.describe(self.criterion.unit))
+
+    def state_dict(self) -> dict[str, Any]:
+        steps = [asdict(step) for step in self.steps]
+        return {"steps": steps, "history": self.history, "rewind_copy": self.rewind_copy, "initial": self.initial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = [Step(**step) for step in state["steps"]]
+        self.history = list(state["history"])
+        self.rewind_copy, self.initial = state["rewind_copy"], state["initial"]
+
+    def _run_all(self, trainer: Any) -> None:
+        while not self.complete:
+            self.event(trainer)
+
+    def _keep_initial(self) -> None:
+        # Shuffled masks bring weights back, at their initial value; nothing else needs the copy.
+        if self.control == "shuffle" and self.initial is None:
+            self.initial = {name: weight.detach().clone() for name, weight in self.network.prunable().items()}
+
+    def _apply_control(self) -> None:
+        if self.control == "shuffle" and self.initial is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            self.network.shuffle_masks(generator, self.initial)
+        elif self.control == "reinit":
+            self.network.reinitialise(self.fresh_model())
+
+    def _check_feasible(self) -> None:
+        if self.criterion.moment != "during" or not self.targets:
+            return
+        events = self.timing.event_epochs()
+        if len(events) < len(self.targets):
+            name, timing, needed = type(self.criterion).__name__, self.timing, len(self.targets)
+            raise UsageError(
+                f"{name} needs {needed} pruning events; --epochs {timing.epochs} with --prune_delay {timing.delay} and "
+                f"--prune_freq {timing.freq} has {len(events)}. --epochs {timing.epochs_for(needed)} would do."
+            )
+        rewind = self.criterion.rewind_epoch
+        if rewind is not None and rewind >= events[0]:
+            raise UsageError(
+                f"--rewind_to {rewind} must come before the first pruning event, which falls in epoch {events[0]}."
+            )

@@ -1,0 +1,122 @@
+"""Networks and training states on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning import PrunableNetwork, UsageError
+from utils.files import write_atomic
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values; goes through memory, so that a full disk is one clear error."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def read(path: Path) -> Any:
+    """Reads a file of tensors and plain values without unpickling anything else.
+
+    Raises:
+        UsageError: if the file is missing, damaged, or holds code.
+    """
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{path} holds more than tensors and plain values; it was refused unread.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is damaged or no torch file: {_first_line(error)}.") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is damaged or no safetensors file: {_first_line(error)}.") from error
+
+
+def network_state(network: PrunableNetwork) -> dict[str, Any]:
+    """Returns what rebuilds the network: its state dict and its masks."""
+    return {"state_dict": network.model.state_dict(), "masks": dict(network.masks.keep)}
+
+
+def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
+    """Puts saved values and masks into the network. Accepts `network_state` and bare state dicts.
+
+    Raises:
+        UsageError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    if not isinstance(content, dict):
+        raise UsageError(f"{source} holds no state dict.")
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    _check_fits(network.model, state, source)
+    network.model.load_state_dict(state)
+    network.masks.keep.clear()
+    parameters = network.prunable()
+    masks = content.get("masks", {}) if state is not content else {}
+    network.masks.set({name: mask.to(parameters[name].device) for name, mask in masks.items() if name in parameters})
+    network.enforce()
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:
+    own = model.state_dict()
+    name = type(model).__name__
+    for key, tensor in own.items():
+        if key not in state:
+            raise UsageError(f"{source} is of another network than {name}: it lacks {key!r}.")
+        if isinstance(tensor, Tensor) and tuple(state[key].shape) != tuple(tensor.shape):
+            there, here = tuple(state[key].shape), tuple(tensor.shape)
+            raise UsageError(f"{source} is of another shape than {name}: {key!r} is {there} there and {here} here.")
+    unknown = next((key for key in state if key not in own), None)
+    if unknown is not None:
+        raise UsageError(f"{source} is of another network than {name}: {name} has no {unknown!r}.")
+
+
+def random_state() -> dict[str, Any]:
+    """Returns the state of every global random generator."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts every global random generator back."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every global random generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,109 @@
+"""What the person sees: progress on a terminal, plain lines in a pipe, one table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Console:
+    """Prints to the terminal, and to the log file of the run once there is one."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.log_file: Path | None = None
+
+    def info(self, line: str) -> None:
+        """A line that --quiet leaves out."""
+        self.log(line)
+        if not self.quiet:
+            self.out.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """A warning, on standard error."""
+        self.log(f"warning: {line}")
+        self.err.print(f"warning: {line}", style="yellow", markup=False)
+
+    def error(self, line: str) -> None:
+        """An error, in one line on standard error."""
+        self.log(f"error: {line}")
+        self.err.print(f"error: {' '.join(line.split())}", style="red", markup=False)
+
+    def log(self, text: str) -> None:
+        """Writes to the log only. A log that cannot be written must not end a run."""
+        if self.log_file is None:
+            return
+        try:
+            with open(self.log_file, "a", encoding="utf-8") as file:
+                file.write(text.rstrip("\n") + "\n")
+        except OSError as error:
+            self.log_file = None
+            print(f"warning: the log cannot be written: {error}", file=sys.stderr)
+
+    def table(self, title: str, rows: Iterable[tuple[str, str]], folder: Path) -> None:
+        """Two columns, what and how much, and where the files are; printed even when quiet."""
+        table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column("what")
+        table.add_column("how much", overflow="fold")
+        rows = list(rows)
+        for what, how_much in rows:
+            table.add_row(what, how_much)
+        self.out.print(table)
+        self.out.print(f"results: {os.path.relpath(folder)}", markup=False)
+        self.log("\n".join(f"{what}: {how_much}" for what, how_much in rows))
+
+
+class ProgressLines:
+    """Callback that shows how training goes: a bar on a terminal, one line per epoch elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+
+    def __call__(self, trainer: Any, moment: str) -> None:
+        if moment == "train_start" and self.console.out.is_terminal and not self.console.quiet:
+            self._start(trainer)
+        elif moment == "batch_end" and self.bar is not None:
+            self.bar.update(self.task, completed=trainer.epoch * len(trainer.train_batches) + trainer.batch)
+        elif moment == "epoch_end":
+            self._epoch(trainer)
+        elif moment == "train_end":
+            self.close()
+
+    def close(self) -> None:
+        """Takes the bar away, at the end or when something goes wrong."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _start(self, trainer: Any) -> None:
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")]
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console.out, transient=True)
+        total = trainer.epochs * len(trainer.train_batches)
+        self.task = self.bar.add_task(f"epoch 1/{trainer.epochs}", total=total, state="")
+        self.bar.start()
+
+    def _epoch(self, trainer: Any) -> None:
+        state = describe_metrics({**trainer.metrics, "weight_sparsity": trainer.network.weight_sparsity()})
+        line = f"epoch {trainer.epoch}/{trainer.epochs}  {state}"
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"epoch {min(trainer.epoch + 1, trainer.epochs)}/{trainer.epochs}")
+            self.bar.update(self.task, state=state)
+            self.console.log(line)
+        else:
+            self.console.info(line)
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """One line of the metrics that change over training."""
+    names = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "weight_sparsity"]
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)

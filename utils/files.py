@@ -1,0 +1,29 @@
+"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pruning.errors import UsageError
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes to a temporary name beside the file, then renames. A failure leaves the file as it was.
+
+    Raises:
+        UsageError: if the disk is full or the folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(
+            f"{path} could not be written: {error.strerror or error}; what was there before stays."
+        ) from error

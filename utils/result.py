@@ -1,0 +1,120 @@
+"""What came out of a run: result.json and the table at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pruning import PrunableNetwork, count
+from utils.environment import describe, peak_memory_bytes
+from utils.settings import Settings
+
+
+class Result:
+    """Collects the numbers of a run, each measured the same way for every method."""
+
+    def __init__(self, settings: Settings, network: PrunableNetwork, pruning: Any, device: torch.device) -> None:
+        self.settings, self.network, self.pruning, self.device = settings, network, pruning, device
+
+    def numbers(self, trainer: Any) -> dict[str, float]:
+        """Returns every number that changes while the run goes on."""
+        network, totals = self.network, trainer.totals
+        seconds = totals["seconds_training"]
+        return {
+            **{name: trainer.metrics.get(name, float("nan")) for name in METRICS},
+            **_sizes(network),
+            "training_flops": totals["training_flops"],
+            "training_flops_dense": 3 * network.start_flops() * totals["samples_seen"],
+            "sparsity_asked": self.pruning.asked,
+            "sparsity_reached": network.reached(self.pruning.criterion.unit),
+            "seconds_training": seconds,
+            "samples_per_second": totals["samples_seen"] / seconds if seconds else 0.0,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+        }
+
+    def record(self, trainer: Any, status: str) -> dict[str, Any]:
+        """Returns the content of result.json."""
+        core = self.settings.core
+        if status == "finished" and not self.pruning.complete:
+            status = "interrupted"
+        steps = self.pruning.steps
+        return {
+            "model": core.model,
+            "data_set": core.data_set,
+            "prune_criterion": core.prune_criterion,
+            "seed": core.seed,
+            "epochs": core.epochs,
+            "epochs_trained": trainer.epoch,
+            "status": status,
+            **self.numbers(trainer),
+            "target": self.pruning.criterion.unit,
+            "sparsity_reason": next((step.reason for step in reversed(steps) if step.reason), ""),
+            "pruning_events": len(steps),
+            "limit_batches": core.limit_batches,
+            **describe(self.device),
+        }
+
+
+def _sizes(network: PrunableNetwork) -> dict[str, float]:
+    return {
+        "weight_sparsity": network.weight_sparsity(),
+        "weights_total": network.weights_total(),
+        "weights_left": network.weights_left(),
+        "parameter_bytes": count.parameter_bytes(network.model),
+        "flops_per_sample_dense": network.start_flops(),
+        "flops_per_sample": network.flops(masked=True),
+        "flops_per_sample_nonzero": network.flops(),
+    }
+
+
+METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
+
+
+def result_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the lines of the table at the end of a run."""
+    dense, now, nonzero = (record[f"flops_per_sample{which}"] for which in ("_dense", "", "_nonzero"))
+    return [
+        ("test accuracy", _share(record["test_accuracy"])),
+        ("train accuracy", _share(record["train_accuracy"])),
+        (f"sparsity asked ({record['target']})", f"{record['sparsity_asked']:.4f}"),
+        (f"sparsity reached ({record['target']})", _reached(record)),
+        ("weight sparsity", f"{record['weight_sparsity']:.4f} of all prunable weights"),
+        ("weights left", f"{record['weights_left']:,} of {record['weights_total']:,}"),
+        ("FLOPs per sample", f"{now:,.0f} of {dense:,.0f} dense; {nonzero:,.0f} without masked weights"),
+        ("training FLOPs", f"{record['training_flops']:.3g} of {record['training_flops_dense']:.3g} dense"),
+        ("training time", f"{record['seconds_training']:.1f} s, {record['samples_per_second']:,.0f} samples/s"),
+        ("status", _status(record)),
+    ]
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}" if value == value else "not measured"
+
+
+def _reached(record: dict[str, Any]) -> str:
+    reason = f" ({record['sparsity_reason']})" if record["sparsity_reason"] else ""
+    return f"{record['sparsity_reached']:.4f}{reason}"
+
+
+def _status(record: dict[str, Any]) -> str:
+    limited = f"; only {record['limit_batches']} batches an epoch" if record["limit_batches"] else ""
+    return f"{record['status']} after {record['epochs_trained']} of {record['epochs']} epochs{limited}"
+
+
+def evaluation_record(settings: Settings, network: PrunableNetwork, found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of result.json for --eval."""
+    core = settings.core
+    names = {"model": core.model, "data_set": core.data_set, "test_scheme": core.test_scheme, "seed": core.seed}
+    checkpoint = core.checkpoint_name or core.weights
+    return {**names, "status": "finished", "checkpoint": checkpoint, **found, **_sizes(network)}
+
+
+def evaluation_rows(found: dict[str, Any], network: PrunableNetwork) -> list[tuple[str, str]]:
+    """Returns the lines of the table after --eval."""
+    rows = [(name.replace("_", " "), _plain(value)) for name, value in found.items()]
+    return [*rows, ("weight sparsity", f"{network.weight_sparsity():.4f} of all prunable weights")]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

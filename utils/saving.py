@@ -1,0 +1,87 @@
+"""The callback that saves, and how a stopped run is taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pruning import PrunableNetwork, UsageError
+from pruning.errors import nearest
+from utils import checkpoints
+from utils.run_folder import RunFolder, list_runs
+from utils.settings import Core
+
+
+class Saving:
+    """Writes a checkpoint before training, every `save_freq` epochs, and the finished model at the end.
+
+    Args:
+        folder: the run's folder.
+        network: what is trained.
+        pruning: the pruning callback, whose events belong to the state.
+        model: the model's name, which names the files (with - for /).
+        save_freq: epochs between checkpoints.
+    """
+
+    def __init__(
+        self, *, folder: RunFolder, network: PrunableNetwork, pruning: Any, model: str, save_freq: int
+    ) -> None:
+        name = model.replace("/", "-")
+        self.folder = folder
+        self.checkpoint = folder.models / f"{name}_checkpoint"
+        self.finished = folder.models / f"{name}_finished"
+        self.network, self.pruning, self.save_freq = network, pruning, save_freq
+
+    def __call__(self, trainer: Any, moment: str) -> None:
+        if moment == "train_start" or (moment == "epoch_end" and trainer.epoch % self.save_freq == 0):
+            self.save(trainer)
+        elif moment == "train_end":
+            self.save(trainer)
+            checkpoints.save(self.finished, checkpoints.network_state(self.network))
+
+    def save(self, trainer: Any) -> None:
+        """Writes everything that the run needs to go on exactly from here."""
+        state = {
+            **checkpoints.network_state(self.network),
+            "trainer": trainer.state_dict(),
+            "pruning": self.pruning.state_dict(),
+            "random": checkpoints.random_state(),
+        }
+        checkpoints.save(self.checkpoint, state)
+
+    def restore(self, trainer: Any) -> bool:
+        """Goes back to the checkpoint, if there is one; says whether there was."""
+        if not self.checkpoint.exists():
+            return False
+        state = checkpoints.read(self.checkpoint)
+        if not isinstance(state, dict) or not {"state_dict", "masks", "trainer", "pruning", "random"} <= set(state):
+            raise UsageError(f"{self.checkpoint} is no checkpoint of a run.")
+        checkpoints.load_network(self.network, state, self.checkpoint)
+        trainer.load_state_dict(state["trainer"])
+        self.pruning.load_state_dict(state["pruning"])
+        checkpoints.set_random_state(state["random"])
+        return True
+
+
+def load_start(network: PrunableNetwork, core: Core) -> None:
+    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing."""
+    if core.checkpoint_name and core.weights:
+        raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
+    if core.checkpoint_name or core.weights:
+        path = checkpoint_path(core) if core.checkpoint_name else Path(core.weights).expanduser()
+        checkpoints.load_network(network, checkpoints.read(path), path)
+    elif core.eval:
+        runs = list_runs(core.results_dir)
+        known = f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {core.results_dir} yet."
+        raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known}")
+
+
+def checkpoint_path(core: Core) -> Path:
+    """Returns the file that --checkpoint_name and --checkpoint_model name; the finished model by default."""
+    folder = RunFolder.open(core.checkpoint_name, core.results_dir)
+    there = sorted(path.name for path in folder.models.iterdir() if not path.name.startswith("."))
+    wanted = core.checkpoint_model or next((name for name in there if name.endswith("_finished")), "")
+    if wanted not in there:
+        known = f"It holds {', '.join(there)}." if there else "It holds none."
+        raise UsageError(f"{folder.models} has no model {wanted or '..._finished'!r}.{nearest(wanted, there)} {known}")
+    return folder.models / wanted
