@@ -14,6 +14,7 @@ from trainers._optimization import Optimization
 
 # How often a GPU is asked whether the loss is still a number; asking makes it wait.
 FINITE_CHECK_EVERY = 50
+ZERO_STAYS_ZERO = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
 class DefaultTrainer:
@@ -56,6 +57,7 @@ class DefaultTrainer:
         self.metrics: dict[str, float] = {}
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
         self._sums: Tensor | None = None
+        self._masks_hold = False  # whether the step just made cannot have moved a removed weight
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -80,6 +82,9 @@ class DefaultTrainer:
         for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch):
             start = time.perf_counter()
             outputs, loss = self.train_batch(inputs, targets)
+            if not self._masks_hold:
+                self.network.enforce()
+            self._masks_hold = False
             self.record(outputs, targets, loss)
             self.totals["seconds_training"] += time.perf_counter() - start
             self.batch += 1
@@ -119,7 +124,8 @@ class DefaultTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        self.network.masks.apply_to_weights(weights)
+        # With a zero gradient and a cleared memory these rules leave a zero weight zero; a second multiply is spared.
+        self._masks_hold = type(self.optimizer) in ZERO_STAYS_ZERO
 
     def validate(self) -> dict[str, float]:
         """Accuracy and loss over the whole test data, in eval mode."""
