@@ -24,7 +24,7 @@ class DIGITS:
 
     input_shape = (1, 8, 8)
     num_classes = 10
-    mean = (0.3059,)
+    mean = (0.3058,)
     std = (0.3762,)
 
     def __init__(self, data_dir: str = "") -> None:

@@ -78,7 +78,7 @@ def cifar_part(name: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
     root = Path(data_dir).expanduser()
     folder = root / reader.base_folder
     need_folder(name, folder)
-    sums = {file: md5 for file, md5 in (*reader.train_list, *reader.test_list)}
+    sums = dict((*reader.train_list, *reader.test_list))
     sums[reader.meta["filename"]] = reader.meta["md5"]
     with reading(name, folder, list(sums), url=reader.url):
         wrong = [file for file, md5 in sums.items() if not check_integrity(folder / file, md5)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -104,8 +106,11 @@ class Streamed:
         self.plan = _Plan()
         self.pinned = pinned
         self.workers = _default_workers(len(data)) if workers is None else workers
-        self.loader: DataLoader | None = None
         self.busy = False
+        # The loader hangs in a list that also hangs outside: collected as part of a reference cycle, its queues would
+        # die before its workers, and each of those would be waited for 5 seconds.
+        self.loaders: list[DataLoader] = []
+        weakref.finalize(self, self.loaders.clear).atexit = False
 
     def __len__(self) -> int:
         return len(self.seeded)
@@ -118,8 +123,9 @@ class Streamed:
             return
         self.busy, self.plan.batches = True, plan
         try:
-            self.loader = self.loader or self._new_loader(self.plan, self.workers)
-            yield from map(_checked, self.loader)
+            if not self.loaders:
+                self.loaders.append(self._new_loader(self.plan, self.workers))
+            yield from map(_checked, self.loaders[0])
         finally:
             self.busy = False
 
@@ -133,12 +139,17 @@ class Streamed:
             pin_memory=self.pinned,
             # Plug-ins are loaded from files by path, which only a forked worker knows without pickling.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else each epoch would draw from the global one
         )
 
     def close(self) -> None:
         """Ends the workers; the next epoch would start new ones."""
-        self.loader = None
+        self.loaders.clear()
+
+
+def _start_worker(_number: int) -> None:
+    gc.freeze()  # a forked worker must not collect the parent's discarded loaders: that would end the parent's workers
 
 
 def _default_workers(samples: int) -> int:
@@ -211,7 +222,8 @@ class _Collate:
 
 def _checked(batch: tuple[Tensor, Tensor] | UsageError) -> tuple[Tensor, Tensor]:
     if isinstance(batch, UsageError):
-        raise batch
+        # A new one: an error raised from a variable keeps its own frame, and with it the workers, alive.
+        raise UsageError(str(batch))
     return batch
 
 

@@ -21,16 +21,23 @@ def stratified_split(labels: Tensor | None, count: int, held_out: int, seed: int
     """
     # RandomState, not default_rng: NumPy promises that its stream never changes, and published splits must not move.
     shuffled = np.random.RandomState(seed).permutation(count)
-    if labels is not None:
-        shuffled = shuffled[_interleaving(labels.cpu().numpy()[shuffled])]
-    held, rest = np.sort(shuffled[:held_out]), np.sort(shuffled[held_out:])
-    return torch.from_numpy(rest), torch.from_numpy(held)
+    groups = [shuffled] if labels is None else _by_class(shuffled, labels.cpu().numpy())
+    held = np.concatenate([group[:some] for group, some in zip(groups, _shares(groups, held_out), strict=True)])
+    rest = np.setdiff1d(shuffled, held)
+    return torch.from_numpy(rest), torch.from_numpy(np.sort(held))
 
 
-def _interleaving(labels: np.ndarray) -> np.ndarray:
-    """An order whose every beginning holds all classes in proportion: by (rank within class + 1/2) / class size."""
-    by_class = np.argsort(labels, kind="stable")
-    _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
-    position = np.empty(len(labels))
-    position[by_class] = (np.arange(len(labels)) - np.repeat(first, sizes) + 0.5) / np.repeat(sizes, sizes)
-    return np.argsort(position, kind="stable")
+def _by_class(shuffled: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """The samples of each class, in shuffled order."""
+    ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.split(ordered, np.flatnonzero(np.diff(labels[ordered])) + 1)
+
+
+def _shares(groups: list[np.ndarray], held_out: int) -> np.ndarray:
+    """How many of each group go; rounded down, then the groups that lost most by rounding give one more."""
+    wanted = np.array([len(group) for group in groups]) * held_out
+    total = sum(len(group) for group in groups)
+    shares = wanted // total  # in integers: floats would round differently somewhere
+    order = np.argsort(-(wanted % total), kind="stable")
+    shares[order[: held_out - shares.sum()]] += 1
+    return shares
