@@ -1,4 +1,4 @@
-"""Every criterion of weights on real MNIST at 98 % sparsity, five seeds: `python -m pytest -m slow tests/test_mnist.py -s`.
+"""Every criterion of weights on real MNIST at 98 % sparsity: `python -m pytest -m slow tests/test_mnist.py -s`.
 
 Needs MNIST in gitignored/data. Finished cells are kept in gitignored/results/mnist_weights, so a stopped test goes on.
 """
