@@ -19,6 +19,7 @@ from utils.ending import guarded, run_to_the_end
 from utils.environment import pick_device
 from utils.interrupts import StopRequests
 from utils.listing import print_list
+from utils.recorder import Recorder
 from utils.result import Result, evaluation_record, evaluation_rows, result_rows
 from utils.run_folder import RunFolder, resumed_settings
 from utils.saving import Saving, load_start
@@ -116,7 +117,8 @@ def train(chosen: Settings, console: Console, argv: Sequence[str], folder: RunFo
     console.log_file = folder.output / "log.txt"
     result = Result(chosen, parts["network"], pruning, parts["device"])
     board = [TensorBoard(folder.summary, result)] if core.tensorboard else []
-    trainer.callbacks += [pruning, ProgressLines(console), *board, saving, StopRequests(core.max_training_minutes)]
+    trainer.callbacks += [pruning, ProgressLines(console), *board, Recorder(folder, result), saving]
+    trainer.callbacks += [StopRequests(core.max_training_minutes)]
     return run_to_the_end(trainer, saving, result, console)
 
 

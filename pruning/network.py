@@ -80,6 +80,7 @@ class PrunableNetwork:
         self.loss = loss
         self.outer_layers = outer_layers
         self.masks = WeightMasks()
+        self.last_scores: dict[str, Tensor] = {}
         self._prunable = prunable_weights(model, example_inputs)
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
         if not self.start_sizes:
@@ -227,6 +228,7 @@ class PrunableNetwork:
             return "" if budget.keep == n_alive else "the network is already sparser than that"
         scores = {name: score.detach() for name, score in criterion.weight_scores(self, batches).items()}
         check_scores(scores, alive)
+        self.last_scores = scores
         keep = criterion.select({name: -s for name, s in scores.items()} if invert else scores, budget)
         # What is gone stays gone, whatever a selection of the criterion's own may say.
         self.masks.set({name: keep[name] & alive[name] for name in alive})

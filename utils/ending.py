@@ -53,7 +53,6 @@ def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Consol
         raise
     record = result.record(trainer, "finished")
     folder.write_result(record)
-    folder.write_output("pruning_events.json", result.pruning.history)
     console.table("Result", result_rows(record), folder.path)
     return 0
 
