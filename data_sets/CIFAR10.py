@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from data_sets._archives import cifar_part
-from data_sets._pictures import class_pictures, load_pictures
+from data_sets._pictures import class_pictures, decoded_pictures
 
 # The original order of the labels, which is the alphabetical one.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -45,7 +45,9 @@ class CIFAR10:
     def _part(self, part: str) -> tuple[Tensor, Tensor]:
         root = Path(self.data_dir).expanduser()
         pictures = root / "cifar10"
-        if (root / "cifar-10-batches-py").exists() or not pictures.is_dir():
-            return cifar_part("CIFAR10", self.data_dir, train=part == "train")
+        # An empty folder is what a failed download leaves.
+        if any(root.glob("cifar-10-batches-py/*")) or not pictures.is_dir():
+            instead = f"pictures into {pictures}/{{train,test}}/<class>"
+            return cifar_part("CIFAR10", self.data_dir, part == "train", instead=instead)
         files, labels = class_pictures("CIFAR10", pictures / part, CLASSES)
-        return load_pictures("CIFAR10", files, labels, shape=self.input_shape, cache=pictures / f".{part}-32x32.pt")
+        return decoded_pictures("CIFAR10", files, labels, shape=self.input_shape, cache=pictures / f".{part}-32x32.pt")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_sets._files import need_folder, reading
-from data_sets._pictures import load_pictures, picture_shape, pictures_below
+from data_sets._pictures import decoded_pictures, picture_shape, pictures_below
 from pruning.errors import UsageError
 
 URL = "https://github.com/brendenlake/omniglot/tree/master/python"
@@ -57,7 +57,7 @@ class OMNIGLOT:
         labels = torch.arange(self.num_classes).repeat_interleave(len(persons))
         size = self.input_shape[1]
         cache = self.data_dir / "omniglot-py" / f".{part}-{size}x{size}.pt"
-        images, labels = load_pictures("OMNIGLOT", files, labels, shape=self.input_shape, cache=cache)
+        images, labels = decoded_pictures("OMNIGLOT", files, labels, shape=self.input_shape, cache=cache)
         return 255 - images, labels  # stored as black ink on white
 
     def _characters(self, half: str) -> list[list[str]]:

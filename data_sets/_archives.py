@@ -58,7 +58,7 @@ def _check_idx(name: str, path: Path, dims: int) -> None:
         raise UsageError(f"{name}: {path} is damaged: {size:,} bytes, not {expected}; put a whole one there")
 
 
-def cifar_part(name: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
+def cifar_part(name: str, data_dir: str, train: bool, *, instead: str = "") -> tuple[Tensor, Tensor]:
     """Reads one part of CIFAR10 or CIFAR100 from its pickled batches, downloading them where they are missing.
 
     torchvision compares each file's md5 sum with the published one before it unpickles anything.
@@ -67,6 +67,7 @@ def cifar_part(name: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
         name: torchvision's class.
         data_dir: the batches lie in a folder of it.
         train: training part or test part.
+        instead: what else may be put there, for messages.
 
     Returns:
         images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
@@ -80,12 +81,13 @@ def cifar_part(name: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
     need_folder(name, folder)
     sums = dict((*reader.train_list, *reader.test_list))
     sums[reader.meta["filename"]] = reader.meta["md5"]
-    with reading(name, folder, list(sums), url=reader.url):
+    files = [f"{instead}, or {', '.join(sums)}" if instead else ", ".join(sums)]
+    with reading(name, folder, files, url=reader.url):
         wrong = [file for file, md5 in sums.items() if not check_integrity(folder / file, md5)]
         damaged = [file for file in wrong if (folder / file).exists()]
         if damaged:  # a download would write over what the user put there
             reason = f"{', '.join(damaged)} damaged (not the published md5 sum)"
-            raise missing(name, folder, list(sums), reason=reason, url=reader.url)
+            raise missing(name, folder, files, reason=reason, url=reader.url)
         data = reader(root, train=train, download=bool(wrong))
         images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
     return images.permute(0, 3, 1, 2).contiguous(), labels  # stored as (N, H, W, C)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import lzma
 import pickle
+import re
 import socket
 import tarfile
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -61,12 +63,17 @@ def reading(name: str, folder: Path, files: Sequence[str], url: str = "") -> Ite
 def missing(name: str, folder: Path, files: Sequence[str], *, reason: str, url: str = "") -> UsageError:
     """The error for files that are not there or not whole."""
     source = f" (from {url})" if url else ""
-    return UsageError(f"{name}: cannot read its data: {reason}. Put {', '.join(files)} into {folder}{source}")
+    return UsageError(f"{name}: cannot read the data: {reason}. Put {', '.join(files)} into {folder}{source}")
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (" ".join(lines) if lines else type(error).__name__)[:200].rstrip(".")
+    if isinstance(error, TimeoutError):
+        return "it is not there, and the download took too long to answer"
+    text = " ".join(str(error).split()) or type(error).__name__
+    refused = re.search(r"<urlopen error (.*?)>", text)  # torchvision repeats it for every mirror
+    if refused:
+        return f"it is not there, and the download failed ({refused[1]})"
+    return textwrap.shorten(text, 160, placeholder=" ...").rstrip(".")
 
 
 def need_folder(name: str, folder: Path) -> None:

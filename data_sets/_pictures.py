@@ -76,7 +76,16 @@ def pictures_below(folder: Path) -> list[str]:
 def load_pictures(
     name: str, files: Sequence[str], labels: Tensor, *, shape: tuple[int, int, int], cache: Path
 ) -> tuple[Tensor, Tensor] | PictureFiles:
-    """Decodes pictures: all at once where they fit into `DECODED_BYTES`, else as a Dataset that reads them one by one.
+    """Like `decoded_pictures` where the result fits into `DECODED_BYTES`; else a Dataset that reads one by one."""
+    if len(files) * shape[0] * shape[1] * shape[2] > DECODED_BYTES:
+        return PictureFiles(name, files, labels, shape)
+    return decoded_pictures(name, files, labels, shape=shape, cache=cache)
+
+
+def decoded_pictures(
+    name: str, files: Sequence[str], labels: Tensor, *, shape: tuple[int, int, int], cache: Path
+) -> tuple[Tensor, Tensor]:
+    """Decodes all pictures at once, or finds them decoded.
 
     Args:
         name: of the data set, for messages.
@@ -86,10 +95,8 @@ def load_pictures(
         cache: file that keeps the decoded pictures; rebuilt when pictures changed or it is damaged.
 
     Returns:
-        (images, uint8 (N, C, H, W), labels) or a Dataset of (uint8 (C, H, W), int).
+        images, uint8 (N, C, H, W), and labels.
     """
-    if len(files) * shape[0] * shape[1] * shape[2] > DECODED_BYTES:
-        return PictureFiles(name, files, labels, shape)
     with reading(name, cache.parent, ["the pictures"]):
         print_of_files = _fingerprint(files, cache.parent, shape)
     images = _from_cache(cache, print_of_files, (len(files), *shape))

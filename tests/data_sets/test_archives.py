@@ -3,12 +3,14 @@
 import importlib
 import pickle
 import random
+import socket
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 
+from data_sets._files import reading
 from data_sets.CIFAR10 import CIFAR10
 from data_sets.CIFAR100 import CIFAR100
 from data_sets.FASHIONMNIST import FASHIONMNIST
@@ -135,3 +137,17 @@ def test_a_file_where_the_folder_should_be(name, tmp_path):
     (tmp_path / "file").write_text("x")
     message = refusal(lambda: data_set(str(tmp_path / "file")).train())
     assert "is a file, but a folder should be there" in message
+
+
+def test_cifar10_says_that_pictures_would_do_as_well(tmp_path):
+    assert f"Put pictures into {tmp_path}/cifar10/{{train,test}}/<class>, or data_batch_1" in refusal(
+        CIFAR10(str(tmp_path)).train
+    )
+
+
+def test_downloads_give_up_soon_and_the_sockets_of_others_are_left_alone(tmp_path):
+    before = socket.getdefaulttimeout()
+    with pytest.raises(UsageError, match="Put it into"), reading("X", tmp_path, ["it"]):
+        assert socket.getdefaulttimeout() <= 10
+        raise EOFError
+    assert socket.getdefaulttimeout() == before

@@ -61,6 +61,12 @@ def test_cifar10_reads_folders_in_the_order_of_the_original_labels(ending, tmp_p
     assert values(CIFAR10(str(tmp_path)).test()[0]) == [10 * label for label in range(10)]
 
 
+def test_cifar10_is_not_confused_by_the_empty_folder_of_a_failed_download(tmp_path, write_pictures):
+    write_pictures(tmp_path / "cifar10" / "test", CLASSES, 1)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert len(CIFAR10(str(tmp_path)).test()[0]) == 10
+
+
 def test_cifar10_wants_its_ten_classes(tmp_path, write_pictures):
     write_pictures(tmp_path / "cifar10" / "train", [*CLASSES[:9], "trucks"])
     message = refusal(CIFAR10(str(tmp_path)).train)
