@@ -165,7 +165,8 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> Tensors:
     double = positive_twin(model)
     weights = {name: weight.clone().requires_grad_() for name, weight in prunable(double).items()}
     ones = torch.ones(1, *input_shape, dtype=torch.float64)
-    slopes = torch.autograd.grad(functional_call(double, weights, (ones,)).sum(), list(weights.values()))
+    flow = functional_call(double, weights, (ones,)).sum()
+    slopes = torch.autograd.grad(flow, list(weights.values()), allow_unused=True, materialize_grads=True)
     return {name: (w.detach() * slope).abs() for (name, w), slope in zip(weights.items(), slopes, strict=True)}
 
 
