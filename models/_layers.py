@@ -1,0 +1,76 @@
+"""What the model families share: activation, initialisation, heads and the check of their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+# The reference's activation: a small slope keeps units that are off within reach of the gradient.
+SLOPE = 0.05
+
+
+def activation() -> nn.LeakyReLU:
+    """Returns a fresh LeakyReLU; one object per place, so that hooks can tell the places apart."""
+    return nn.LeakyReLU(SLOPE)
+
+
+def init_orthogonal(model: nn.Module) -> None:
+    """Draws orthogonal weights for every linear and convolutional layer, scaled for `activation()`.
+
+    Biases keep torch's own draw, which is the one wanted: uniform in +-1/sqrt(fan_in).
+    """
+    gain = nn.init.calculate_gain("leaky_relu", SLOPE)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.orthogonal_(module.weight, gain)
+
+
+def scaled(width: int, multiplier: float) -> int:
+    """Returns `width` times `multiplier`, rounded, at least 1."""
+    return max(1, round(width * multiplier))
+
+
+def dense_stack(sizes: Sequence[int], *, dropout: float) -> list[nn.Module]:
+    """Returns dropout and a linear layer for each step of `sizes`, with an activation after each but the last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        # Dropout stands there at rate 0 too (it costs nothing then): the names in a checkpoint don't hang on the rate.
+        layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), activation()]
+    return layers[:-1]
+
+
+def check_settings(
+    num_classes: int,
+    input_shape: Sequence[int],
+    *,
+    dropout: float = 0.0,
+    width_multiplier: float = 1.0,
+    **widths: int,
+) -> None:
+    """Raises a `UsageError` for settings that no network can be built from.
+
+    Args:
+        num_classes: outputs, at least 1.
+        input_shape: (channels, height, width), each at least 1.
+        dropout: in [0, 1).
+        width_multiplier: above 0.
+        **widths: layer widths by the name of their parameter, each at least 1.
+    """
+    rules = [
+        ("num_classes", num_classes, num_classes >= 1, "at least 1"),
+        ("input_shape", tuple(input_shape), _is_picture(input_shape), "(channels, height, width), each at least 1"),
+        ("dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1"),
+        ("width_multiplier", width_multiplier, 0 < width_multiplier < float("inf"), "above 0"),
+        *((name, width, width >= 1, "at least 1") for name, width in widths.items()),
+    ]
+    for name, given, fits, wanted in rules:
+        if not fits:
+            # Imported here, so that a model on its own needs nothing but torch.
+            from pruning.errors import UsageError
+
+            raise UsageError(f"{name} is {given}; it must be {wanted}.")
+
+
+def _is_picture(shape: Sequence[int]) -> bool:
+    return len(shape) == 3 and all(side >= 1 for side in shape)
