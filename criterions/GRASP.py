@@ -22,4 +22,4 @@ class GRASP(WeightCriterion):
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         products = hessian_gradient_products(network, batches, temperature=self.temperature)
-        return {name: weight * products[name] for name, weight in network.weights()}
+        return {name: weight.detach() * products[name] for name, weight in network.weights()}

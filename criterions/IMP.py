@@ -30,6 +30,8 @@ class IMP(Magnitude):
     ) -> None:
         if rewind_to < 0:
             raise ValueError(f"rewind_to must be an epoch from 0; {rewind_to} was given")
+        if snip_steps < 0:
+            raise ValueError(f"snip_steps must be at least 0; {snip_steps} was given")
         self.rewind_epoch = rewind_to if enable_rewinding else None
         self.imp_schedule = imp_schedule
         self.snip_steps = snip_steps

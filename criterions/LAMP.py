@@ -32,7 +32,9 @@ class LAMP(WeightCriterion):
 
 def lamp_scores(weight: Tensor) -> Tensor:
     """Returns w_u^2 / sum of w_v^2 over v at or after u in ascending order, in float64; zeros score 0."""
-    squares, order = weight.detach().flatten().double().square().sort(stable=True)
+    values = weight.detach().flatten()
+    values = values.cpu() if values.device.type == "mps" else values  # which has no double precision
+    squares, order = values.double().square().sort(stable=True)
     tails = squares.flip(0).cumsum(0).flip(0)
     scores = torch.empty_like(squares)
     scores[order] = squares / tails.clamp_min(torch.finfo(squares.dtype).tiny)

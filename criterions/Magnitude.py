@@ -14,4 +14,4 @@ class Magnitude(WeightCriterion):
     needs_data = False
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
-        return {name: weight.abs() for name, weight in network.weights()}
+        return {name: weight.detach().abs() for name, weight in network.weights()}

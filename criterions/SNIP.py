@@ -2,7 +2,7 @@ from torch import Tensor
 
 from pruning import PrunableNetwork, WeightCriterion
 from pruning.criterion import Batches
-from pruning.scores import accumulate_gradients
+from pruning.scores import accumulate_gradients, require_signal
 
 
 class SNIP(WeightCriterion):
@@ -20,4 +20,4 @@ class SNIP(WeightCriterion):
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         gradients, _ = accumulate_gradients(network, batches, batch_statistics=self.batch_statistics)
-        return {name: (weight * gradients[name]).abs() for name, weight in network.weights()}
+        return require_signal({name: (weight.detach() * gradients[name]).abs() for name, weight in network.weights()})

@@ -1,19 +1,21 @@
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from pruning import PrunableNetwork, UsageError, WeightCriterion, schedule
+from pruning.count import device_of, mapped, same_random_state, tensors_in
 from pruning.criterion import Batches
-from pruning.scores import scoring
+from pruning.scores import require_signal, scoring
 
 
 class SynFlow(WeightCriterion):
     """Synaptic flow |w dR/dw| through the network of absolute weights (Tanaka et al. 2020, arXiv:2006.05467).
 
-    R is the sum of the outputs on an input of ones; no data is needed. Large means that much flow runs through the
-    weight. Iterated with an exponential schedule, it never empties a layer before it must.
+    R is the sum of the outputs on an input of ones (of the form of the example); no data is needed. Large means that
+    much flow runs through the weight. Iterated with an exponential schedule, it never empties a layer before it must.
 
     Args:
         synflow_rounds: pruning events, all before training.
@@ -35,28 +37,41 @@ class SynFlow(WeightCriterion):
         state = {name: _absolute(tensor) for name, tensor in tensors}
         names = [name for name, _ in network.weights()]
         chosen = [state[name].requires_grad_() for name in names]
-        with scoring(network.model):
-            flow = _flow(network, state)
+        with scoring(network.model), same_random_state(chosen[0].device):
+            outputs = functional_call(network.model, state, *_ones(network))
+            flow = torch.stack([out.sum() for out in tensors_in(outputs) if out.is_floating_point()]).sum()
             gradients = torch.autograd.grad(flow, chosen, allow_unused=True)
         if not torch.isfinite(flow):
             raise UsageError("SynFlow's flow is infinite even in double precision; this network is too deep for it.")
-        return {
-            name: (weight * gradient).detach().abs() if gradient is not None else torch.zeros_like(weight)
-            for name, weight, gradient in zip(names, chosen, gradients, strict=True)
-        }
+        return require_signal(
+            {
+                name: (weight * gradient).detach().abs() if gradient is not None else torch.zeros_like(weight)
+                for name, weight, gradient in zip(names, chosen, gradients, strict=True)
+            }
+        )
 
 
 def _absolute(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.detach()
-    wide = tensor.detach() if tensor.device.type == "mps" else tensor.detach().double()
-    return wide.abs()
+    wide = tensor.detach().to(_wide(tensor)) if tensor.is_floating_point() else tensor.detach()
+    # Whole numbers are indices and counts; and a mask of -inf, as attention has it, must go on hiding.
+    return wide.abs() if tensor.is_floating_point() and not torch.isinf(wide).any() else wide
 
 
-def _flow(network: PrunableNetwork, state: dict[str, Tensor]) -> Tensor:
-    example = network.example_inputs
-    if not isinstance(example, Tensor):
-        raise UsageError("SynFlow feeds one tensor of ones, so it needs a network of one input.")
-    wide = torch.float32 if example.device.type == "mps" else torch.float64
-    ones = torch.ones(1, *example.shape[1:], dtype=wide, device=example.device)
-    return functional_call(network.model, state, (ones,)).sum()
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _ones(network: PrunableNetwork) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments and keywords of the example's form, all ones; whole numbers (tokens) stay as they are."""
+    example, device = network.example_inputs, device_of(network.model)
+    if example is None:
+        raise UsageError("SynFlow feeds ones of the input's shape, so it needs example inputs.")
+    if isinstance(example, Tensor):
+        example = (example[:1],)
+
+    def one(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device)
+        return torch.ones_like(moved, dtype=_wide(moved)) if moved.is_floating_point() else moved
+
+    values = mapped(example, one)
+    return ((), values) if isinstance(values, dict) else (tuple(values), {})

@@ -27,25 +27,34 @@ class UnstructuredRandom(WeightCriterion):
         distribution: Literal["global", "uniform", "erk"] = "global",
         quotas_of: Criterion | None = None,
     ) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        if quotas_of is not None and quotas_of.unit != "weights":
+            raise ValueError(f"quotas_of takes a criterion of weights; {type(quotas_of).__name__} removes nodes")
+        self.seed = seed
         self.distribution = distribution
         self.quotas_of = quotas_of
-        self.needs_data = quotas_of is not None and quotas_of.needs_data
         self._model_scores: dict[str, Tensor] = {}
+        self.needs_data = False
+        if quotas_of is not None:
+            # The other criterion's layers are those that it would choose, when it would choose them.
+            self.needs_data, self.moment = quotas_of.needs_data, quotas_of.moment
+            self.rewind_epoch = quotas_of.rewind_epoch
 
     def targets(self, limit: float) -> list[float]:
         return self.quotas_of.targets(limit) if self.quotas_of else super().targets(limit)
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
-        if self.quotas_of:
-            self._model_scores = self.quotas_of.weight_scores(network, batches)
+        if isinstance(self.quotas_of, WeightCriterion):
+            self._model_scores = {n: s.detach() for n, s in self.quotas_of.weight_scores(network, batches).items()}
+            select.check_scores(self._model_scores, network.alive())
+        # Drawn from the seed and what is left, so that a run that was stopped in between draws the same.
+        generator = torch.Generator().manual_seed(self.seed + network.weights_left())
         return {
-            name: torch.rand(weight.shape, generator=self.generator, dtype=torch.float64).to(weight.device)
+            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
             for name, weight in network.weights()
         }
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        if self.quotas_of:
+        if isinstance(self.quotas_of, WeightCriterion):
             chosen = self.quotas_of.select(self._model_scores, budget)
             quotas = {name: int(mask.sum()) for name, mask in chosen.items()}
         elif self.distribution == "global":
@@ -55,10 +64,11 @@ class UnstructuredRandom(WeightCriterion):
         return select.keep_top_per_layer(scores, budget, quotas)
 
     def _quotas(self, budget: Budget) -> dict[str, int]:
-        sizes = {name: int(mask.sum()) for name, mask in budget.alive.items()}
-        density = budget.keep / sum(mask.numel() for mask in budget.alive.values())
+        sizes = {name: mask.numel() for name, mask in budget.alive.items()}
+        density = budget.keep / sum(sizes.values())
         densities = dict.fromkeys(sizes, density)
         if self.distribution == "erk":
             densities = select.erdos_renyi_kernel({n: tuple(m.shape) for n, m in budget.alive.items()}, density)
-        numel = {name: mask.numel() for name, mask in budget.alive.items()}
-        return select.exact_quotas(numel, densities, budget.keep)
+        # Densities are of what was there at the start; no layer can keep more than is left of it.
+        left = {name: int(mask.sum()) for name, mask in budget.alive.items()}
+        return select.exact_quotas(left, {n: densities[n] * sizes[n] / max(1, left[n]) for n in sizes}, budget.keep)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def shuffle(network: PrunableNetwork, generator: torch.Generator, initial: dict[str, Tensor]) -> None:
-    """Permutes the mask within each layer; its sparsity stays. Weights that come back take their initial value."""
+    """Permutes the mask within each layer; its sparsity stays. Weights that come back take their initial value.
+
+    Under weight_norm the permutation stays within each normalised slice, since none may lose all its weights.
+    """
     for name, mask in dict(network.masks.keep).items():
-        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
-        shuffled = mask.flatten()[order].view_as(mask)
+        shuffled = _permuted(mask, network.slices.get(name), generator)
         weight = network.model.get_parameter(name)
         back = shuffled & ~mask
         weight[back] = initial[name].to(weight.device)[back]
@@ -33,3 +35,12 @@ def reinitialise(network: PrunableNetwork, fresh: nn.Module) -> None:
     """Takes all values from a freshly drawn network of the same shape; the mask stays."""
     network.model.load_state_dict(fresh.state_dict())
     network.enforce()
+
+
+def _permuted(mask: Tensor, dimension: int | None, generator: torch.Generator) -> Tensor:
+    rows = mask.reshape(1, -1) if dimension is None else mask.movedim(dimension, 0).flatten(1)
+    orders = [torch.randperm(rows.shape[1], generator=generator).to(mask.device) for _ in range(rows.shape[0])]
+    shuffled = torch.stack([row[order] for row, order in zip(rows, orders, strict=True)])
+    if dimension is None:
+        return shuffled.view(mask.shape)
+    return shuffled.view(mask.movedim(dimension, 0).shape).movedim(0, dimension)

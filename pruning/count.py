@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 @contextmanager
@@ -24,16 +27,59 @@ def quiet_eval(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def same_random_state(device: torch.device) -> Iterator[None]:
+    """Puts the global random state back at the end: networks that draw numbers must not change what comes after."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Returns where the model's first parameter lies, the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Applies a function to every tensor in nested tuples, lists and dicts; everything else stays."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: mapped(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
+        return type(inputs)(*(mapped(value, change) for value in inputs))
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)(mapped(value, change) for value in inputs)
+    return inputs
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Returns every tensor in nested tuples, lists, dicts and objects with attributes (data classes)."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, (tuple, list)):
+        values = vars(values).values() if hasattr(values, "__dict__") else ()
+    return [tensor for value in values for tensor in tensors_in(value)]
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Calls the model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(inputs, dict):
+    """Calls the model on a tensor, a tuple (or list) of arguments or a dict of keyword arguments."""
+    if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
+def look(model: nn.Module, inputs: Any) -> Any:
+    """Calls the model once in eval mode on its own device, without gradients and without a trace."""
+    device = device_of(model)
+    with quiet_eval(model), torch.no_grad(), same_random_state(device), plain_attention(), plain_recurrence(model):
+        return call(model, mapped(inputs, lambda tensor: tensor.to(device)))
+
+
 @contextmanager
-def _countable_attention() -> Iterator[None]:
-    """Keeps attention in plain matrix products: fused kernels hide their products from the counter."""
+def plain_attention() -> Iterator[None]:
+    """Keeps attention in plain matrix products: fused kernels hide their products, and their layers, from view."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -43,14 +89,71 @@ def _countable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Keeps LSTM and GRU in plain matrix products: fused kernels hide them, and cuDNN has no gradient in eval mode."""
+    with ExitStack() as stack:
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(warnings.catch_warnings())
+            # Setting oneDNN's flags warns about settings of other vendors' devices.
+            warnings.simplefilter("ignore", UserWarning)
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
 def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """Returns forward FLOPs per module path ("" for the whole model) for the example as it is, all samples in it.
 
     Convolutions and matrix products count, 2 FLOPs per multiply-add; norms, activations and poolings do not.
     """
-    counter = FlopCounterMode(display=False, depth=None)
-    with quiet_eval(model), torch.no_grad(), _countable_attention(), counter:
-        call(model, example_inputs)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        look(model, example_inputs)
+    return _by_path(model, counter)
+
+
+def flops_by_weight(
+    model: nn.Module, example_inputs: Any, weights: Mapping[str, Tensor], owners: Mapping[str, str]
+) -> tuple[int, dict[str, int]]:
+    """Returns forward FLOPs of the whole model and those that multiply by each of the weights.
+
+    Args:
+        model: what is counted.
+        example_inputs: what it is called with; all samples in it count.
+        weights: name -> weight. A product belongs to the weight that it reads, wherever it is called from: layers
+            that share a weight, and attention that reads the weight of a layer it never calls, are counted too.
+        owners: name -> module path, for weights that are computed from the one named (weight norm).
+    """
+    counter, reads = FlopCounterMode(display=False), _Reads(weights)
+    # The counter goes on top, so that it has decomposed operations before `reads` sees them.
+    with reads, counter:
+        look(model, example_inputs)
+    by_path = _by_path(model, counter)
+    found = {name: reads.flops[name] or by_path.get(owners[name], 0) for name in weights}
+    return by_path[""], found
+
+
+class _Reads(TorchDispatchMode):
+    """Adds up the FLOPs of operations per weight that they read."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # Views (a transposed weight) share the storage.
+        self.names = {weight.untyped_storage()._cdata: name for name, weight in weights.items()}
+        self.flops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(args)}
+            for name in {self.names[storage] for storage in storages if storage in self.names}:
+                self.flops[name] += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _by_path(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
     root = type(model).__name__
     counts = {"": counter.get_total_flops()}
     for path, by_operation in counter.get_flop_counts().items():
@@ -63,8 +166,8 @@ def batch_size_of(inputs: Any) -> int:
     """Returns the first dimension of the first tensor found in the example inputs (at least 1)."""
     if isinstance(inputs, Tensor):
         return max(1, inputs.shape[0]) if inputs.dim() else 1
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return next((batch_size_of(value) for value in values if isinstance(value, (Tensor, tuple, list, dict))), 1)
+    values: Iterable[Any] = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next((batch_size_of(value) for value in values if isinstance(value, (Tensor, tuple, list, Mapping))), 1)
 
 
 def parameter_bytes(model: nn.Module) -> int:

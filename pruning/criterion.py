@@ -29,7 +29,7 @@ class Criterion:
 
     unit: ClassVar[str] = "weights"
     moment: Moment = "before"
-    needs_data: ClassVar[bool] = True
+    needs_data: bool = True
     wants: ClassVar[Mapping[str, Any]] = {}
     rewind_epoch: int | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruning.count import quiet_eval
+from pruning.count import call, quiet_eval
 from pruning.criterion import Batches
 
 
@@ -19,7 +19,7 @@ def evaluate(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor]
     sums: Tensor | None = None
     with quiet_eval(model), torch.no_grad():
         for inputs, targets in batches:
-            batch = batch_sums(model(inputs), targets, loss)
+            batch = batch_sums(call(model, inputs), targets, loss)
             sums = batch if sums is None else sums + batch
     return means(sums)
 

@@ -72,7 +72,8 @@ class WeightMasks:
     def _multiplier(self, name: str, weight: Tensor) -> Tensor:
         cached = self._multipliers.get(name)
         if cached is None or cached.device != weight.device or cached.dtype != weight.dtype:
-            cached = self.keep[name].to(device=weight.device, dtype=weight.dtype)
+            # In the weight's own memory layout: the fused multiply falls back to a loop for any other.
+            cached = torch.empty_like(weight, requires_grad=False).copy_(self.keep[name])
             self._multipliers[name] = cached
         return cached
 

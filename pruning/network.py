@@ -15,9 +15,9 @@ from pruning import controls, count
 from pruning.criterion import Batches, Criterion, WeightCriterion
 from pruning.errors import UsageError
 from pruning.masks import WeightMasks
-from pruning.prunable import prunable_weights
+from pruning.prunable import normalised_dimension, prunable_weights
 from pruning.schedule import check_limit
-from pruning.select import Budget, check_scores
+from pruning.select import Budget, check_scores, guarded
 
 
 @dataclass
@@ -82,6 +82,8 @@ class PrunableNetwork:
         self.masks = WeightMasks()
         self.last_scores: dict[str, Tensor] = {}
         self._prunable = prunable_weights(model, example_inputs)
+        dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
+        self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
         if not self.start_sizes:
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
@@ -100,10 +102,9 @@ class PrunableNetwork:
             yield name, parameters[name]
 
     def ranked_names(self) -> list[str]:
-        """Returns the names of the weights that are ranked."""
-        if self.outer_layers or len(self._prunable) < 3:
-            return list(self._prunable)
-        return list(self._prunable)[1:-1]
+        """Returns the names of the weights that are ranked; none where only outer layers exist and are left out."""
+        names = list(self._prunable)
+        return names if self.outer_layers else names[1:-1]
 
     def alive(self) -> dict[str, Tensor]:
         """Returns the keep-masks of the ranked weights, all True where nothing was removed."""
@@ -139,7 +140,8 @@ class PrunableNetwork:
     def reached(self, unit: str = "weights") -> float:
         """Returns the sparsity in a criterion's unit, over what is ranked."""
         names = self.ranked_names()
-        return 1 - self.weights_left(names) / sum(self.start_sizes[name] for name in names)
+        total = sum(self.start_sizes[name] for name in names)
+        return 1 - self.weights_left(names) / total if total else 0.0
 
     # -- FLOPs -----------------------------------------------------------------------------------------------------
 
@@ -157,14 +159,12 @@ class PrunableNetwork:
         """
         if self.example_inputs is None:
             raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
-        by_module = count.flops_by_module(self.model, self.example_inputs)
-        total = float(by_module[""])
+        weights = self.prunable()
+        total, by_weight = count.flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+        absent = 0.0
         if not masked:
-            parameters = self.prunable()
-            for name in self.masks.keep:
-                share = self.masks.removed(name) / parameters[name].numel()
-                total -= share * by_module.get(self._prunable[name], 0)
-        return total / count.batch_size_of(self.example_inputs)
+            absent = sum(self.masks.removed(n) / weights[n].numel() * by_weight[n] for n in self.masks.keep)
+        return (total - absent) / count.batch_size_of(self.example_inputs)
 
     # -- pruning ---------------------------------------------------------------------------------------------------
 
@@ -221,19 +221,25 @@ class PrunableNetwork:
 
     def _prune_weights(self, criterion: WeightCriterion, target: float, batches: Batches, invert: bool) -> str:
         alive = self.alive()
+        if not alive:
+            layers = f"{type(self.model).__name__} has {len(self._prunable)} layers with weights"
+            raise UsageError(f"{layers}; with the outer ones left out there is nothing to prune.")
         total = sum(self.start_sizes[name] for name in alive)
         n_alive = int(sum(int(mask.sum()) for mask in alive.values()))
-        budget = Budget(keep=total - round(target * total), alive=alive)
+        budget = Budget(keep=total - round(target * total), alive=alive, slices=self.slices)
         if budget.keep >= n_alive:
             return "" if budget.keep == n_alive else "the network is already sparser than that"
         scores = {name: score.detach() for name, score in criterion.weight_scores(self, batches).items()}
         check_scores(scores, alive)
         self.last_scores = scores
-        keep = criterion.select({name: -s for name, s in scores.items()} if invert else scores, budget)
-        # What is gone stays gone, whatever a selection of the criterion's own may say.
-        self.masks.set({name: keep[name] & alive[name] for name in alive})
+        ranking = {name: -s.double() for name, s in scores.items()} if invert else scores
+        # What is gone stays gone and no layer is emptied, whatever a selection of the criterion's own may say.
+        self.masks.set(guarded(criterion.select(ranking, budget), ranking, budget))
         kept = int(sum(int(self.masks.keep[name].sum()) for name in alive))
-        return "" if kept == budget.keep else f"{kept:,} weights stay instead of {budget.keep:,}: no layer is emptied"
+        if kept == budget.keep:
+            return ""
+        why = "no layer is emptied" if kept > budget.keep else "the criterion's own selection"
+        return f"{kept:,} weights stay instead of {budget.keep:,}: {why}"
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""

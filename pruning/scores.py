@@ -5,15 +5,16 @@ None of them leaves a trace: modes, `.grad`, `requires_grad` and running statist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pruning.count import quiet_eval
+from pruning.count import call, device_of, mapped, plain_recurrence, quiet_eval, same_random_state
 from pruning.criterion import Batches
 from pruning.errors import UsageError
 
@@ -32,11 +33,11 @@ def scoring(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[Non
         batch_statistics: batch norms use the batch's own statistics (training mode) and still learn nothing from it.
     """
     wanted = [parameter.requires_grad for parameter in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if batch_statistics else []
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with quiet_eval(model), torch.enable_grad():
+        with quiet_eval(model), torch.enable_grad(), plain_recurrence(model):
             for parameter in model.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             for module in model.modules():
                 if batch_statistics and isinstance(module, BATCH_NORMS):
                     module.train()
@@ -49,13 +50,15 @@ def scoring(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[Non
                 buffer.copy_(before)
 
 
-def on_device(batches: Batches, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches on the model's device; raises UsageError if there are none."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def on_device(batches: Batches, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Yields the batches on the model's device; raises UsageError if there are none or they are no pairs."""
+    device = device_of(model)
     empty = True
-    for inputs, targets in batches:
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise UsageError(f"A batch must be a pair (inputs, targets); a {type(batch).__name__} came that is none.")
         empty = False
-        yield inputs.to(device), targets.to(device)
+        yield mapped(batch[0], lambda tensor: tensor.to(device)), mapped(batch[1], lambda tensor: tensor.to(device))
     if empty:
         raise UsageError("This criterion scores on data, and it was given no batches.")
 
@@ -72,7 +75,7 @@ def accumulate_gradients(
 
     Args:
         network: the network to differentiate.
-        batches: pairs (inputs, targets); each counts the same.
+        batches: pairs (inputs, targets), inputs as `count.call` takes them; each batch counts the same.
         names: parameters to differentiate; by default the ranked weights.
         batch_statistics: see `scoring`.
         loss: replaces the network's own loss.
@@ -83,14 +86,12 @@ def accumulate_gradients(
     parameters = dict(network.model.named_parameters())
     chosen = names if names is not None else [name for name, _ in network.weights()]
     weights = [parameters[name] for name in chosen]
-    totals = [torch.zeros_like(weight) for weight in weights]
+    totals = [_wide_zeros(weight) for weight in weights]
     loss_total, count = 0.0, 0
     with scoring(network.model, batch_statistics=batch_statistics):
         for inputs, targets in on_device(batches, network.model):
-            value = (loss or network.loss)(network.model(inputs), targets)
-            for total, gradient in zip(totals, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
-                if gradient is not None:
-                    total += gradient
+            value = _loss(network, inputs, targets, loss or network.loss)
+            _add(totals, _gradients(value, weights))
             loss_total, count = loss_total + float(value.detach()), count + 1
     for total in totals:
         total /= count
@@ -114,22 +115,54 @@ def hessian_gradient_products(
     gradient, _ = accumulate_gradients(network, batches, loss=tempered)
     parameters = dict(network.model.named_parameters())
     weights = [parameters[name] for name in gradient]
-    totals = [torch.zeros_like(weight) for weight in weights]
+    totals = [_wide_zeros(weight) for weight in weights]
     # Fused attention has no second derivative; its plain form has.
     with scoring(network.model), sdpa_kernel(SDPBackend.MATH):
         for inputs, targets in on_device(batches, network.model):
-            value = tempered(network.model(inputs), targets)
-            first = torch.autograd.grad(value, weights, create_graph=True, allow_unused=True)
+            first = _gradients(_loss(network, inputs, targets, tempered), weights, create_graph=True)
             pairs = [(f, g) for f, g in zip(first, gradient.values(), strict=True) if f is not None]
-            along = torch.stack([(f * g).sum() for f, g in pairs]).sum()
-            for total, second in zip(totals, torch.autograd.grad(along, weights, allow_unused=True), strict=True):
-                if second is not None:
-                    total += second
+            _add(totals, _gradients(torch.stack([(f * g).sum() for f, g in pairs]).sum(), weights))
     return {name: total / len(batches) for name, total in zip(gradient, totals, strict=True)}
+
+
+def require_signal(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the scores, or raises UsageError if all are zero: their order would then be that of position."""
+    if scores and not any(bool(score.any()) for score in scores.values()):
+        raise UsageError(
+            "Every score is zero: no gradient reaches a weight that is not zero itself, the network is cut in two."
+        )
+    return scores
+
+
+def _loss(network: PrunableNetwork, inputs: Any, targets: Any, loss: Callable[..., Tensor]) -> Tensor:
+    with same_random_state(device_of(network.model)):
+        value = loss(call(network.model, inputs), targets)
+    if value.numel() != 1:
+        raise UsageError(f"The loss must be one number; it has shape {tuple(value.shape)}.")
+    return value
+
+
+def _gradients(value: Tensor, weights: list[Parameter], *, create_graph: bool = False) -> Sequence[Tensor | None]:
+    # What depends on no weight at all has no graph, and its derivative is zero.
+    if not value.requires_grad or not weights:
+        return [None] * len(weights)
+    return torch.autograd.grad(value, weights, allow_unused=True, create_graph=create_graph)
+
+
+def _wide_zeros(weight: Tensor) -> Tensor:
+    """Zeros to add up in: half precision would lose small gradients among large sums."""
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    return torch.zeros_like(weight, dtype=torch.float32 if half else weight.dtype, requires_grad=False)
+
+
+def _add(totals: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    for total, gradient in zip(totals, gradients, strict=True):
+        if gradient is not None:
+            total += gradient.detach()
 
 
 def _check_signal(gradients: list[Tensor], loss: float) -> None:
     if loss != loss or loss in (float("inf"), float("-inf")):
         raise UsageError(f"The loss on the scoring batches is {loss}; scores from it would mean nothing.")
     if gradients and not any(bool(gradient.any()) for gradient in gradients):
-        raise UsageError("Every score is zero: no gradient reaches any prunable weight, the network is cut in two.")
+        raise UsageError("No gradient reaches any prunable weight: every score is zero, the network is cut in two.")

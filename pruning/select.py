@@ -6,7 +6,7 @@ Selection is by rank: "keep k" keeps exactly k, ties are broken by position, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,14 +20,16 @@ class Budget:
 
     keep: how many units stay, over all layers.
     alive: per layer, a bool tensor of what is still there; what is gone cannot come back.
+    slices: layers in which every slice along this dimension keeps one unit, see `prunable.normalised_dimension`.
     """
 
     keep: int
     alive: Mapping[str, Tensor]
+    slices: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> None:
-    """Raises UsageError if a score is missing, misshapen or not finite; the message names the layer."""
+    """Raises UsageError if a score is missing, misshapen, complex or not finite; the message names the layer."""
     for name, mask in alive.items():
         if name not in scores:
             raise UsageError(f"The criterion gave no scores for {name!r}; every prunable weight needs them.")
@@ -35,6 +37,8 @@ def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> N
         if score.shape != mask.shape:
             given, fits = tuple(score.shape), tuple(mask.shape)
             raise UsageError(f"The scores of {name!r} have shape {given}; its weight has {fits}.")
+        if score.is_complex():
+            raise UsageError(f"The scores of {name!r} are complex numbers, which have no order; scores must be real.")
         bad = int((~torch.isfinite(score) & mask.to(score.device)).sum())
         if bad:
             raise UsageError(f"{bad} scores of layer {name!r} are not finite (NaN or infinite); nothing was pruned.")
@@ -43,12 +47,15 @@ def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> N
 def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     """Returns a bool tensor that keeps exactly the `n_keep` largest of a flat score vector.
 
-    Ties stay in order of position. Uses one k-th value, so it is linear in the number of scores.
+    Ties stay in order of position. On the CPU it is linear in the number of scores.
     """
     n_keep = max(0, min(n_keep, scores.numel()))
     if n_keep in (0, scores.numel()):
         return torch.full_like(scores, n_keep > 0, dtype=torch.bool)
-    threshold = torch.kthvalue(scores, scores.numel() - n_keep + 1).values
+    n_remove = scores.numel() - n_keep
+    # A GPU refuses kthvalue where deterministic algorithms are asked for, and sorts fast.
+    on_cpu = scores.device.type == "cpu"
+    threshold = torch.kthvalue(scores, n_remove + 1).values if on_cpu else scores.sort().values[n_remove]
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
     keep[ties[: n_keep - int(keep.sum())]] = True
@@ -60,7 +67,7 @@ def keep_top_global(scores: Mapping[str, Tensor], budget: Budget, min_keep: int 
 
     Where the budget is smaller than the guards need, the guards win.
     """
-    flat = _ranking_vector(scores, budget.alive, min_keep)
+    flat = _ranking_vector(scores, budget, min_keep)
     at_least = int(torch.isposinf(flat).sum())
     alive = int((flat > -torch.inf).sum())
     keep = keep_top(flat, min(max(budget.keep, at_least), alive))
@@ -75,24 +82,52 @@ def keep_top_per_layer(scores: Mapping[str, Tensor], budget: Budget, quotas: Map
     """Keeps the best `quotas[name]` of each layer, at least one and never more than are alive."""
     kept = {}
     for name, mask in budget.alive.items():
-        layer = Budget(keep=quotas[name], alive={name: mask})
+        layer = Budget(keep=quotas[name], alive={name: mask}, slices=budget.slices)
         kept.update(keep_top_global(scores, layer))
     return kept
 
 
-def _ranking_vector(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], min_keep: int) -> Tensor:
+def guarded(keep: Mapping[str, Tensor], scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
+    """Returns a selection of any kind with the guards applied: nothing gone comes back, no layer is emptied."""
+    safe = {}
+    for name, mask in budget.alive.items():
+        kept = keep[name].to(mask.device, torch.bool) & mask
+        slices = [d for d in range(mask.dim()) if d != budget.slices[name]] if name in budget.slices else None
+        empty = ~(kept.any() if slices is None else kept.any(dim=slices, keepdim=True) if slices else kept)
+        if bool(empty.any()):
+            least = keep_top_global(scores, Budget(1, {name: mask}, budget.slices))[name]
+            kept = kept | (least & empty)
+        safe[name] = kept
+    return safe
+
+
+def _ranking_vector(scores: Mapping[str, Tensor], budget: Budget, min_keep: int) -> Tensor:
     """One flat vector: what is gone at -inf, each layer's best at +inf (they would stay anyway, or must)."""
-    dtype = torch.float64 if any(s.dtype == torch.float64 for s in scores.values()) else torch.float32
+    # Whole numbers above 2**24 are not all there in single precision.
+    exact = [s.dtype == torch.float64 or not s.is_floating_point() for s in scores.values()]
+    dtype = torch.float64 if any(exact) else torch.float32
     parts: list[Tensor] = []
     # The guard changes nothing for a layer that keeps any weight: its best is then among those kept already.
-    for name, mask in alive.items():
-        part = scores[name].detach().to(dtype).flatten()
+    for name, mask in budget.alive.items():
+        part = scores[name].detach()
+        part = part.to("cpu" if part.device.type == "mps" else part.device).to(dtype).flatten()
         part = part.masked_fill(~mask.flatten().to(part.device), -torch.inf)
-        there = int((part > -torch.inf).sum())
-        best = keep_top(part, min(min_keep, there))
+        best = keep_top(part, min(min_keep, int((part > -torch.inf).sum())))
+        if name in budget.slices:
+            best |= _best_of_slices(part.view(mask.shape), budget.slices[name])
         parts.append(part.masked_fill(best, torch.inf))
     device = parts[0].device if parts else None
     return torch.cat([part.to(device) for part in parts]) if parts else torch.empty(0)
+
+
+def _best_of_slices(part: Tensor, dimension: int) -> Tensor:
+    """A flat bool tensor: the highest score of each slice along a dimension, where the slice has any left."""
+    places = torch.arange(part.numel(), device=part.device).view(part.shape).movedim(dimension, 0).flatten(1)
+    rows = part.movedim(dimension, 0).flatten(1)
+    winners = places.gather(1, rows.argmax(1, keepdim=True)).flatten()
+    best = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)
+    best[winners] = part.flatten()[winners] > -torch.inf
+    return best
 
 
 def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
@@ -116,19 +151,21 @@ def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> d
 def exact_quotas(sizes: Mapping[str, int], densities: Mapping[str, float], total: int) -> dict[str, int]:
     """Returns whole numbers per layer close to size * density that add up to exactly `total` where the sizes allow it.
 
-    Largest remainders are rounded up first; each layer keeps at least one.
+    Largest remainders are rounded up first; each layer keeps at least one, unless its size is 0.
     """
     wanted = {name: size * densities[name] for name, size in sizes.items()}
-    quotas = {name: max(1, min(sizes[name], int(wanted[name]))) for name in sizes}
-    order = sorted(sizes, key=lambda name: quotas[name] - wanted[name])
+    quotas = {name: min(size, max(1, int(wanted[name]))) for name, size in sizes.items()}
     missing = total - sum(quotas.values())
-    step = 1 if missing > 0 else -1
     while missing:
-        movable = [name for name in order if 1 <= quotas[name] + step <= sizes[name]][: abs(missing)]
+        step = 1 if missing > 0 else -1
+        movable = [name for name in sizes if min(1, sizes[name]) <= quotas[name] + step <= sizes[name]]
+        movable.sort(key=lambda name: step * (quotas[name] - wanted[name]))
+        # Many at a time where much is missing, then one each to those furthest from what they should have.
+        each = max(1, abs(missing) // max(1, len(movable)))
+        for name in movable[: abs(missing)]:
+            room = sizes[name] - quotas[name] if step > 0 else quotas[name] - 1
+            quotas[name] += step * min(each, room)
         if not movable:
             break
-        for name in movable:
-            quotas[name] += step
-        missing -= step * len(movable)
-        order.sort(key=lambda name: step * (quotas[name] - wanted[name]))
+        missing = total - sum(quotas.values())
     return quotas
