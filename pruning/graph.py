@@ -1,0 +1,459 @@
+"""The dependency graph: which slices of which parameters can only live or die together.
+
+    graph = DependencyGraph(model, torch.randn(1, 3, 224, 224))
+    plan = graph.get_pruning_plan(model.conv1, idxs=[2, 6, 9])
+    print(plan)
+    plan.exec()
+
+Every index of every dimension of every parameter gets a label; one run on stand-ins without data carries them through
+the network (pruning/trace.py, pruning/rules*.py); what is tied becomes one node (pruning/structure.py). A trial removal
+then shows whether the network's own code goes along (pruning/fitting.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import UsageError
+from pruning.observer import Observer
+from pruning.plan import PruningPlan, make_plan
+from pruning.structure import Dimension, Mask, Structure
+from pruning.trials import try_out
+from pruning.trace import CONSUMER, NORM, PRODUCER, Labels
+
+Slices = dict[tuple[str, int], list[int]]
+
+_ROLES = {"producer": PRODUCER, "consumer": CONSUMER, "norm": NORM, "all": 0}
+_MOST_TRIALS = 20
+
+
+class Node(NamedTuple):
+    """A set of slices that can only live or die together.
+
+    Args:
+        index: its number in `graph.nodes`.
+        slices: (parameter or buffer name, dimension) -> indices along it.
+        producers: those slices that make its values: rows of weights, entries of biases.
+        consumers: those that read them: columns of weights.
+        norms: affine values and statistics of normalisations.
+        inexact: why removing it changes the other values a little (a mean over channels), "" if it does not.
+    """
+
+    index: int
+    slices: Slices
+    producers: Slices
+    consumers: Slices
+    norms: Slices
+    inexact: str
+
+
+class Group(NamedTuple):
+    """Nodes made of slices of the same dimensions, such as the channels of one layer and all that is coupled to it."""
+
+    index: int
+    nodes: np.ndarray
+    layers: tuple[tuple[str, int], ...]
+
+
+class Pin(NamedTuple):
+    """Slices that must stay, and the operation and module that say so."""
+
+    slices: dict[tuple[str, int], int]
+    operation: str
+    module: str
+    reason: str
+
+    def __str__(self) -> str:
+        layers = ", ".join(f"{name}[{dim}] ({count})" for (name, dim), count in self.slices.items())
+        return f"{layers}: {self.reason} ({self.operation or 'the graph'} in {self.module or 'the network'})"
+
+
+class NodeList(Sequence[Node]):
+    """All nodes; each is made when it is asked for, so that a network of a million channels costs nothing."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        self._graph = graph
+
+    def __len__(self) -> int:
+        return self._graph.structure.count
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Node]: ...
+    def __getitem__(self, index: int | slice) -> Node | list[Node]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"node {index} of {len(self)}")
+        return self._graph._node(index % len(self))
+
+
+class DependencyGraph:
+    """Nodes of a network, and plans to remove them.
+
+    Args:
+        model: any nn.Module. Its parameters, modes and random state are left as they are.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords. Values do
+            not matter, shapes do; the batch may be of any size.
+        fake_input: another name for `example_inputs`.
+        keep: modules whose parameters must stay, besides those marked by `keep(module)`.
+
+    Raises:
+        UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()):
+        given = fake_input if example_inputs is None else example_inputs
+        if given is None:
+            raise UsageError("DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords.")
+        self.model = model
+        self.seen = Observer(model, given)
+        self.generation = 0
+        self._reasons: dict[Dimension, str] | None = None
+        self._indices: dict[Any, Any] = {}
+        self._apply_marks(keep)
+        self.structure.assemble()
+        try_out(self.seen)
+
+    @property
+    def structure(self) -> Structure:
+        """The arrays behind the graph."""
+        return self.seen.structure
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer once, by its first name."""
+        return self.seen.tensors
+
+    def named(self) -> dict[str, Tensor]:
+        """Returns every parameter and buffer by all its names."""
+        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        return {**dict(self.model.named_parameters(remove_duplicate=False)), **buffers}
+
+    # -- what only the user, or a module's kind, knows -------------------------------------------------------------
+
+    def _apply_marks(self, kept: Iterable[nn.Module]) -> None:
+        for module in self.model.modules():
+            if getattr(module, "_pruning_keep", False):
+                self._protect(module)
+            for other in getattr(module, "_pruning_ties", ()):
+                self._couple(self._output(module), self._output(other))
+            if isinstance(module, nn.MultiheadAttention):
+                self._tie_attention(module)
+        for module in kept:
+            self._protect(module)
+
+    def _tie_attention(self, module: nn.MultiheadAttention) -> None:
+        # It takes its head width from the embedding, so query, key and value rows can only go with an embedding index.
+        weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        present = [weight for weight in weights if weight is not None]
+        embedding = self.seen.labels(self.seen.names[id(present[0])], 1)
+        for weight in present if len(embedding) else ():
+            for rows in self.seen.labels(self.seen.names[id(weight)], 0).reshape(-1, len(embedding)):
+                self._couple(rows, embedding)
+
+    def _protect(self, module: nn.Module) -> None:
+        path = self.path_of(module)
+        rows = [self.seen.structure.labels_of(dimension) for dimension in self.structure.dimensions
+                if id(self.tensors[dimension.name]) in {id(tensor) for tensor in (*module.parameters(), *module.buffers())}]  # fmt: skip
+        self.structure.pin(rows, "keep", path, "is protected")
+
+    def _couple(self, one: Labels, other: Labels) -> None:
+        if len(one) != len(other):
+            raise UsageError(f"tie needs as many channels on both sides, not {len(one)} and {len(other)}.")
+        self.structure.facts.ties.append((one, other, self.structure.facts.place("tie", "")))
+
+    def _output(self, part: nn.Module | tuple[str, int]) -> Labels:
+        """Returns the labels of a module's output channels, or of (parameter name, dimension)."""
+        if isinstance(part, tuple):
+            if part[0] not in self.tensors:
+                raise UsageError(f"There is no parameter {part[0]}.")
+            return self.seen.labels(*part)
+        return self.seen.labels(*self._side(part, "out"))
+
+    def _side(self, module: nn.Module, side: str) -> tuple[str, int]:
+        """Returns (parameter name, dimension) of a module's output or input channels."""
+        self.path_of(module)
+        if isinstance(module, nn.MultiheadAttention):
+            module = module.out_proj
+        own = {**module._parameters, **module._buffers}
+        for originals in getattr(module, "parametrizations", {}).values():
+            own = {"weight": getattr(originals, "original", getattr(originals, "original1", None)), **own}
+        names = ("weight", "weight_v", "weight_orig", "weight_ih_l0", "running_mean")
+        tensor = next((own[name] for name in names if own.get(name) is not None), None)
+        if tensor is None or id(tensor) not in self.seen.names:
+            raise UsageError(f"{type(module).__name__} has no weight whose channels could be named.")
+        flipped = getattr(module, "transposed", False) or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        dim = 0 if tensor.dim() == 1 else int(flipped) if side == "out" else 1 - int(flipped)
+        return self.seen.names[id(tensor)], dim
+
+    def path_of(self, module: nn.Module) -> str:
+        """Returns a module's path; UsageError if it is not part of the network."""
+        for path, other in self.model.named_modules():
+            if other is module:
+                return path
+        raise UsageError(f"This {type(module).__name__} is not a module of the network that the graph was built for.")
+
+    def keep(self, module: nn.Module) -> None:
+        """Protects all parameters of a module from now on."""
+        self._protect(module)
+        self._reassemble()
+
+    def tie(self, one: nn.Module | tuple[str, int], other: nn.Module | tuple[str, int]) -> None:
+        """Couples two layers' output channels, or two (parameter name, dimension), index by index from now on."""
+        self._couple(self._output(one), self._output(other))
+        self._reassemble()
+
+    def _reassemble(self) -> None:
+        self.structure.assemble()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.generation += 1
+        self._indices, self._reasons = {}, None
+
+    # -- look-ups --------------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> NodeList:
+        """Every node that can be removed, in the order of its first slice."""
+        return NodeList(self)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Nodes by the dimensions they consist of."""
+        structure = self.structure
+        order = np.argsort(structure.group_of_node, kind="stable")
+        ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
+        parts = [order[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return [Group(index, nodes, self._layers(nodes[0])) for index, nodes in enumerate(parts)]
+
+    def _layers(self, node: int) -> tuple[tuple[str, int], ...]:
+        owners = np.unique(self.structure.owners(self.structure.labels_of_node(node)))
+        return tuple((self.structure.dimensions[owner].name, self.structure.dimensions[owner].dim) for owner in owners)
+
+    def _node(self, index: int) -> Node:
+        structure = self.structure
+        labels = structure.labels_of_node(index)
+        sides = [self._slices(labels[structure.roles[labels] & role > 0] if role else labels)
+                 for role in (0, PRODUCER, CONSUMER, NORM)]  # fmt: skip
+        return Node(index, *sides, self.inexact_reason(index))
+
+    def _slices(self, labels: Labels) -> Slices:
+        found: Slices = {}
+        for label, owner in zip(labels.tolist(), self.structure.owners(labels).tolist(), strict=True):
+            dimension = self.structure.dimensions[owner]
+            position = int(self.structure.alive[dimension.start : label].sum())
+            found.setdefault((dimension.name, dimension.dim), []).append(position)
+        return found
+
+    def inexact_reason(self, node: int) -> str:
+        """Returns why removing a node changes other values, "" if it does not."""
+        fact = self.structure.inexact_by[self.structure.components[node]]
+        if fact < 0:
+            return ""
+        _, place, why = self.structure.facts.inexact[fact]
+        operation, module = self.structure.facts.places[place]
+        return f"{why} ({operation} in {module or 'the network'})"
+
+    @property
+    def inexact(self) -> np.ndarray:
+        """Per node: whether removing it changes other values a little."""
+        return self.structure.inexact_by[self.structure.components] >= 0
+
+    @property
+    def pinned(self) -> list[Pin]:
+        """What has to stay, by the operation and module that pins it."""
+        structure, facts = self.structure, self.structure.facts
+        labels = np.flatnonzero(structure.alive[: structure.slice_labels])
+        fact = structure.pinned_by[structure.component[labels]]
+        labels, fact = labels[fact >= 0], fact[fact >= 0]
+        found: dict[tuple[str, str, str], dict[tuple[str, int], int]] = {}
+        pairs, counts = np.unique(np.stack([fact, structure.owners(labels)]), axis=1, return_counts=True)
+        for one, owner, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+            _, place, why = facts.pins[one]
+            dimension = structure.dimensions[owner]
+            slices = found.setdefault((*facts.places[place], why), {})
+            slices[dimension.name, dimension.dim] = slices.get((dimension.name, dimension.dim), 0) + count
+        return [Pin(slices, *place) for place, slices in found.items()]
+
+    def node_of(self, name: str, dim: int, index: int) -> int | None:
+        """Returns the node that an index of a parameter's dimension belongs to, None if it has to stay."""
+        nodes = self.nodes_along(name, dim)
+        if not -len(nodes) <= index < len(nodes):
+            raise UsageError(f"{name} has {len(nodes)} indices along dimension {dim}; {index} is none of them.")
+        return int(nodes[index]) if nodes[index] >= 0 else None
+
+    def nodes_along(self, name: str, dim: int) -> np.ndarray:
+        """Returns the node of every index of a parameter's dimension, -1 where it has to stay."""
+        if name not in self.tensors or not 0 <= dim < self.tensors[name].dim():
+            raise UsageError(f"There is no parameter {name} with a dimension {dim}.")
+        labels = self.seen.labels(name, dim)
+        return self.structure.node_of_label[labels] if len(labels) else np.full(self.tensors[name].shape[dim], -1)
+
+    def one_per_group(self, nodes: np.ndarray) -> np.ndarray:
+        """Returns one node of each group that a choice touches."""
+        return nodes[np.unique(self.structure.group_of_node[nodes], return_index=True)[1]]
+
+    def why(self, dimension: Dimension | None) -> str:
+        """Returns which operation couples a dimension to what came before it."""
+        if self._reasons is None:
+            self._reasons = {}
+            structure = self.structure
+            for one, other, place in structure.facts.ties:
+                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)
+                        if len(side) and side[0] < structure.slice_labels]  # fmt: skip
+                for mine, yours in zip(ends, ends[::-1], strict=True):
+                    if mine not in self._reasons:
+                        operation, module = structure.facts.places[place]
+                        to = f" to {yours.name}" if yours != mine else ""
+                        self._reasons[mine] = f"coupled{to} by {operation} in {module or 'the network'}"
+        return self._reasons.get(dimension, "coupled") if dimension else "coupled"
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def reduce_to_nodes(self, values: Mapping[str, Tensor], role: str = "producer", reduce: str = "sum") -> Tensor:
+        """Joins values per weight into one per node.
+
+        Args:
+            values: parameter name -> tensor of the parameter's shape; parameters left out count as zero.
+            role: which slices of a node count: "producer" (rows and biases), "consumer" (columns), "norm", or "all".
+                A weight in two slices of the same node counts twice.
+            reduce: "sum", "mean" (sum over the number of values), or "max".
+
+        Returns:
+            A tensor of `len(graph.nodes)` values on the device of the first one given.
+
+        Raises:
+            UsageError: for an unknown role, reduction or parameter, or a wrong shape.
+        """
+        if role not in _ROLES or reduce not in ("sum", "mean", "max"):
+            raise UsageError(f"reduce_to_nodes knows the roles {', '.join(_ROLES)} and sum, mean, max; not {role}, {reduce}.")
+        named, parts = self.named(), []
+        for name, value in values.items():
+            if name not in named or named[name].shape != value.shape:
+                raise UsageError(f"{name} {tuple(value.shape)} is no parameter of this network as it is.")
+            parts += [(value, self._index(self.seen.names[id(named[name])], dim, role)) for dim in range(value.dim())]
+        device = parts[0][0].device if parts else torch.device("cpu")
+        dtype = parts[0][0].dtype if parts else torch.get_default_dtype()
+        result = torch.zeros(self.structure.count, dtype=dtype, device=device)
+        counts = torch.zeros_like(result)
+        if reduce == "max":
+            result = result - torch.inf
+        for value, index in parts:
+            if index is None:
+                continue
+            axis, where, nodes = index
+            flat = value.detach().movedim(axis, 0).flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1)
+            rows, nodes = flat.to(device)[where.to(device)], nodes.to(device)
+            if reduce == "max":
+                result = result.scatter_reduce(0, nodes, rows.amax(1).to(dtype), "amax")
+            else:
+                result.index_add_(0, nodes, rows.sum(1).to(dtype))
+                counts.index_add_(0, nodes, torch.full_like(nodes, rows.shape[1], dtype=dtype))
+        return result / counts.clamp(min=1) if reduce == "mean" else result.masked_fill(result == -torch.inf, 0)
+
+    def _index(self, name: str, dim: int, role: str) -> tuple[int, Tensor, Tensor] | None:
+        """Returns (dimension, positions along it that count, their nodes); None where nothing counts."""
+        if (name, dim, role) not in self._indices:
+            labels = self.seen.labels(name, dim)
+            nodes = self.structure.node_of_label[labels]
+            counts = (nodes >= 0) & ((_ROLES[role] == 0) | (self.structure.roles[labels] & _ROLES[role] > 0))
+            made = (dim, torch.from_numpy(np.flatnonzero(counts)), torch.from_numpy(nodes[counts]))
+            self._indices[name, dim, role] = made if counts.any() else None
+        return self._indices[name, dim, role]
+
+    # -- plans -----------------------------------------------------------------------------------------------------
+
+    def plan(self, nodes: Any) -> PruningPlan:
+        """Returns a plan to remove nodes, rehearsed.
+
+        Args:
+            nodes: numbers of nodes, `Node`s, or a mask over all of them, as list, array or tensor.
+
+        Raises:
+            UsageError: if there are no such nodes, or a layer would be emptied.
+        """
+        rows = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else nodes
+        rows = rows if isinstance(rows, np.ndarray) else [getattr(node, "index", node) for node in _listed(rows)]
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool:
+            if len(chosen) != self.structure.count:
+                raise UsageError(f"A mask over nodes needs {self.structure.count} entries, not {len(chosen)}.")
+            chosen = np.flatnonzero(chosen)
+        chosen = np.unique(chosen.astype(np.int64))
+        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.structure.count:
+            raise UsageError(f"Nodes are numbered 0 to {self.structure.count - 1}; none of them, or others, were asked for.")
+        return make_plan(self, chosen)
+
+    def get_pruning_plan(
+        self, module: nn.Module, function: Callable[..., Any] | None = None, idxs: Iterable[int] = (), *, side: str = ""
+    ) -> PruningPlan:
+        """Returns a plan to remove channels of one module, and everything that is coupled to them.
+
+        Args:
+            module: a part of the network with a weight.
+            function: one of the cuts in pruning/functions.py; it says which side is meant. Output channels without it.
+            idxs: positions of the channels.
+            side: "out" or "in", instead of a function.
+
+        Raises:
+            UsageError: for a module of another network, positions that do not exist, channels that have to stay, or a
+                layer that would be emptied.
+        """
+        name, dim = self._side(module, side or getattr(function, "side", "out"))
+        self.seen.refresh()
+        size = self.tensors[name].shape[dim]
+        positions = sorted({int(position) for position in idxs})
+        if not positions or positions[0] < 0 or positions[-1] >= size:
+            raise UsageError(f"{name} has channels 0 to {size - 1} along dimension {dim}, not {positions}.")
+        nodes = self.nodes_along(name, dim)[positions]
+        if (nodes < 0).any():
+            labels = self.seen.labels(name, dim)
+            fixed = labels[np.array(positions)[nodes < 0]] if len(labels) else labels
+            raise UsageError(f"Channels of {name} have to stay: {self._pin_reason(fixed)}.")
+        asked = self.seen.dimension(name, dim)
+        return make_plan(self, np.unique(nodes), asked=(asked,) if asked else ())
+
+    def _pin_reason(self, labels: Labels) -> str:
+        if not len(labels):
+            return "there is only one"
+        _, place, why = self.structure.facts.pins[self.structure.pinned_by[self.structure.component[labels[0]]]]
+        operation, module = self.structure.facts.places[place]
+        return f"{why} ({operation or 'the graph'} in {module or 'the network'})"
+
+    def commit(self, removed: Mask) -> None:
+        """Takes note that labels are gone; called by a plan that was executed."""
+        self.structure.alive &= ~removed
+        self.structure.renumber()
+        self._forget()
+        self.seen.refresh()
+
+    def owner_path(self, path: str) -> str:
+        """Returns the path of the module that a user knows: parametrised weights belong to their layer."""
+        return path.split(".parametrizations.")[0] if ".parametrizations." in f"{path}." else path
+
+    def owner(self, path: str) -> nn.Module:
+        """Returns the module that a user knows."""
+        return self.model.get_submodule(self.owner_path(path))
+
+
+def _listed(nodes: Any) -> list[Any]:
+    return [nodes] if isinstance(nodes, (int, Node)) else list(nodes)
+
+
+def keep(module: nn.Module) -> nn.Module:
+    """Marks a module so that every graph built from now on protects its parameters; returns it."""
+    module._pruning_keep = True  # type: ignore[assignment]
+    return module
+
+
+def tie(one: nn.Module, other: nn.Module) -> None:
+    """Marks two modules so that every graph built from now on couples their output channels index by index."""
+    vars(one)["_pruning_ties"] = [*getattr(one, "_pruning_ties", ()), other]

@@ -1,0 +1,233 @@
+"""What a choice of nodes removes, checked before anything is touched, and done in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import UsageError
+from pruning.fitting import blamed, first_message, fit
+from pruning.sandbox import Attribute
+from pruning.shrink import Cuts, Keep, module_integers, pack_recurrent, set_integers
+from pruning.structure import Dimension, Mask
+from pruning.trials import culprits
+
+if TYPE_CHECKING:
+    from pruning.graph import DependencyGraph
+
+Companion = MutableMapping[str, Tensor] | nn.Module
+
+
+@dataclass
+class Line:
+    """One layer that a plan touches.
+
+    Args:
+        function: the cut in pruning/functions.py that does the same by hand.
+        path: of the module.
+        module: its kind.
+        dim: dimension of its weight.
+        indices: what goes along it.
+        parameters: how many parameters that removes, after the lines above.
+        reason: what couples it to the rest.
+    """
+
+    function: str
+    path: str
+    module: str
+    dim: int
+    indices: list[int]
+    parameters: int
+    reason: str
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.indices[:12])) + (", ..." if len(self.indices) > 12 else "")
+        return (f"{self.function} on {self.path} ({self.module}) dim {self.dim}, Indexs=[{shown}], "
+                f"NumPruned={self.parameters}, {self.reason}")  # fmt: skip
+
+
+def cut_function(module: nn.Module, dim: int) -> str:
+    """Returns the name of the low-level cut for a dimension of a module's weight."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return "prune_batchnorm"
+    conv = isinstance(module, nn.modules.conv._ConvNd)
+    flipped = (conv and module.transposed) or isinstance(module, nn.Embedding)
+    leaves = dim == (1 if flipped else 0)
+    if isinstance(module, nn.Linear) or conv:
+        kind = "conv" if conv else "linear"
+        return f"prune_{kind}" if leaves else f"prune_related_{kind}"
+    return "prune_out_channels" if leaves else "prune_in_channels"
+
+
+class PruningPlan:
+    """Slices to remove, rehearsed. `print(plan)` shows them, `plan.exec()` removes them.
+
+    Args:
+        graph: the graph that the plan belongs to.
+        nodes: numbers of the nodes that go.
+        removed: all labels that go with them.
+        attributes: integers that modules must hold afterwards.
+        refused: (nodes, why) of asked nodes that have to stay.
+        inexact: reasons why the remaining values change a little.
+        asked: dimensions that the user named.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        nodes: np.ndarray,
+        removed: Mask,
+        *,
+        attributes: list[Attribute],
+        refused: list[tuple[np.ndarray, str]],
+        inexact: list[str],
+        asked: tuple[Dimension, ...] = (),
+    ) -> None:
+        self.graph, self.nodes, self.attributes, self.refused = graph, nodes, attributes, refused
+        self.inexact, self.asked = inexact, asked
+        self._removed, self._generation = removed, graph.generation
+        self.executed = False
+        self._keeps = self._kept_indices()
+
+    def _kept_indices(self) -> dict[str, Keep]:
+        structure, found = self.graph.structure, {}
+        for dimension in structure.dimensions:
+            labels = structure.labels_of(dimension)
+            gone = self._removed[labels]
+            if gone.any():
+                found.setdefault(dimension.name, {})[dimension.dim] = torch.from_numpy(np.flatnonzero(~gone))
+        return found
+
+    # -- what it says ----------------------------------------------------------------------------------------------
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter or buffer name -> shape afterwards, for those that change."""
+        found = {}
+        for name, keep in self._keeps.items():
+            shape = list(self.graph.tensors[name].shape)
+            for dim, indices in keep.items():
+                shape[dim] = len(indices)
+            found[name] = tuple(shape)
+        return found
+
+    @property
+    def parameters_removed(self) -> int:
+        """How many parameters go; entries of buffers do not count."""
+        return sum(line.parameters for line in self.lines())
+
+    def lines(self) -> list[Line]:
+        """Returns one line per layer and dimension, in the order in which modules are registered."""
+        found: dict[tuple[str, str, int], Line] = {}
+        shapes = {name: list(self.graph.tensors[name].shape) for name in self._keeps}
+        for name, keep in self._keeps.items():
+            path, _, own = name.rpartition(".")
+            module = self.graph.owner(path)
+            for dim, kept in sorted(keep.items()):
+                shape = shapes[name]
+                gone = shape[dim] - len(kept)
+                volume = int(np.prod(shape)) // max(shape[dim], 1) * gone
+                shape[dim] = len(kept)
+                key = (self.graph.owner_path(path), cut_function(module, dim), dim)
+                if key not in found:
+                    indices = np.setdiff1d(np.arange(len(kept) + gone), kept.numpy()).tolist()
+                    found[key] = Line(key[1], key[0] or own, type(module).__name__, dim, indices, 0, self._reason(name, dim))
+                if isinstance(self.graph.tensors[name], nn.Parameter):
+                    found[key].parameters += volume
+        return list(found.values())
+
+    def _reason(self, name: str, dim: int) -> str:
+        dimension = self.graph.seen.dimension(name, dim)
+        return "asked for" if dimension in self.asked else self.graph.why(dimension)
+
+    def __str__(self) -> str:
+        lines = ["-" * 32, *(f"[ {line} ]" for line in self.lines())]
+        lines.append(f"{self.parameters_removed} parameters will be pruned ({len(self.nodes)} nodes)")
+        lines += [f"not exact: {reason}" for reason in self.inexact]
+        lines += [f"{len(nodes)} nodes stay: {why}" for nodes, why in self.refused]
+        return "\n".join([*lines, "-" * 32])
+
+    # -- what it does ----------------------------------------------------------------------------------------------
+
+    def exec(self, optimizers: Iterable[torch.optim.Optimizer] = (), companions: Iterable[Companion] = ()) -> None:
+        """Removes the slices; parameters stay the same objects, so optimizers and hooks keep working.
+
+        Args:
+            optimizers: whose state is cut along (one optimizer or several).
+            companions: dicts of tensors by parameter name (masks, rewind copies), cut in the dict, or modules of the
+                same architecture (a running average), cut in place.
+
+        Raises:
+            UsageError: if the plan was executed, the network changed since, or something cannot be cut along; nothing
+                is changed then.
+        """
+        if self.executed:
+            raise UsageError("This plan was executed already; ask the graph for a new one.")
+        if self._generation != self.graph.generation:
+            raise UsageError("The network was pruned after this plan was made; ask the graph for a new one.")
+        self.graph.seen.refresh()
+        cuts, integers = self._cuts(optimizers, companions)
+        cuts.apply()
+        set_integers(integers)
+        pack_recurrent(self.graph.model)
+        self.executed = True
+        self.graph.commit(self._removed)
+
+    def _cuts(self, optimizers: Any, companions: Any) -> tuple[Cuts, list[Attribute]]:
+        cuts, integers = Cuts(), list(self.attributes)
+        keeps = {id(self.graph.tensors[name]): keep for name, keep in self._keeps.items()}
+        for name, keep in self._keeps.items():
+            cuts.add_tensor(self.graph.tensors[name], keep)
+        for optimizer in [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers:
+            cuts.add_optimizer(optimizer, keeps)
+        single = isinstance(companions, (nn.Module, MutableMapping))
+        for companion in [companions] if single else companions:
+            if isinstance(companion, nn.Module):
+                integers += self._companion_module(cuts, companion)
+            else:
+                cuts.add_companion(companion, self.graph.named(), keeps)
+        return cuts, integers
+
+    def _companion_module(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
+        own = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
+        for name, keep in self._keeps.items():
+            if name not in own or own[name].shape != self.graph.tensors[name].shape:
+                raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
+            cuts.add_tensor(own[name], keep)
+        modules, paths = dict(companion.named_modules()), {module: path for path, module in self.graph.model.named_modules()}
+        shapes = {id(own[name]): shape for name, shape in self.shapes.items()}
+        copied = [(modules[paths[module]], name, value) for module, name, value in self.attributes if paths[module] in modules]
+        return module_integers(companion, shapes) + copied
+
+
+def make_plan(graph: DependencyGraph, nodes: np.ndarray, asked: tuple[Dimension, ...] = ()) -> PruningPlan:
+    """Rehearses a choice of nodes; those that the network's code does not let go stay, and the plan says why.
+
+    Raises:
+        UsageError: if a layer would be emptied, or none of the nodes can go.
+    """
+    graph.seen.refresh()
+    structure, refused = graph.structure, []
+    while True:
+        removed = structure.removed_labels(nodes)
+        empty = structure.emptied(removed)
+        if empty:
+            raise UsageError(f"Removing these nodes would leave nothing of {empty[0].name} (dimension {empty[0].dim}).")
+        result = fit(graph.seen, removed)
+        if result.passed:
+            break
+        operation, where, message = first_message(result)
+        why = f"{operation} in {where or 'the network'}: {message}"
+        stay = np.intersect1d(nodes, blamed(graph.seen, result.report.failures))
+        stay = stay if len(stay) else culprits(graph.seen, nodes)
+        if len(stay) == len(nodes):
+            raise UsageError(f"These nodes cannot be removed; {why}.")
+        refused.append((stay, why))
+        nodes = np.setdiff1d(nodes, stay)
+    inexact = sorted({reason for reason in (graph.inexact_reason(node) for node in graph.one_per_group(nodes)) if reason})
+    return PruningPlan(graph, nodes, removed, attributes=result.attributes, refused=refused, inexact=inexact, asked=asked)

@@ -1,0 +1,211 @@
+"""A second run with the shrunken shapes, watched against the first: does the code of the network go along?
+
+Python code may hold widths as numbers (`view(b, 12, 64)`, `self.hidden`), which labels cannot see. So a choice of nodes
+is rehearsed on stand-ins of the new shapes, and at every operation the labels must equal the survivors of the first run.
+An operation that fails is given the result it should have had, so that one rehearsal finds all that are in the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning.structure import Mask, Structure
+from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace, op_name
+
+
+class Diverged(RuntimeError):
+    """The shrunken network runs other operations than the first run did."""
+
+
+@dataclass
+class Failure:
+    """One operation that did not go along.
+
+    Args:
+        index: its place in the run.
+        entry: the operation of the first run.
+        widths: (before, after) of the dimensions around it that shrink.
+        labels: removed labels around it.
+        message: what went wrong.
+    """
+
+    index: int
+    entry: Entry
+    widths: set[tuple[int, int]]
+    labels: Labels
+    message: str
+
+
+@dataclass
+class Report:
+    """What a rehearsal found; nothing, if the network goes along."""
+
+    failures: list[Failure] = field(default_factory=list)
+    numbers: list[Failure] = field(default_factory=list)
+    error: BaseException | None = None
+    culprit: Any = None
+    where: str = ""
+    widths: set[tuple[int, int]] = field(default_factory=set)
+    reached: int = 0
+
+    def join(self, other: Report) -> None:
+        """Adds what another mode's rehearsal found."""
+        self.failures += other.failures
+        self.numbers += other.numbers
+        self.reached += other.reached
+        if self.error is None:
+            self.error, self.culprit, self.where, self.widths = other.error, other.culprit, other.where, other.widths
+
+
+class Replay(Trace):
+    """A trace that expects what an earlier one saw.
+
+    Args:
+        rules: operation name -> rule.
+        entries: the operations of the first run.
+        structure: its nodes.
+        removed: labels that are to go.
+        real: stand-ins hold data.
+    """
+
+    def __init__(self, rules: dict[str, Any], entries: list[Entry], structure: Structure, removed: Mask, *, real: bool):
+        super().__init__(rules, 0, real=real)
+        self.expected, self.structure = entries, structure
+        self.before, self.survive = structure.alive, structure.alive & ~removed
+        self.removed = removed
+        self.report = Report()
+        self._stand_in: Any = None
+        self._fresh = 0
+        self._choices = 0
+
+    # -- what rules decide stays decided ---------------------------------------------------------------------------
+
+    def new_labels(self, size: int) -> Labels:
+        labels = self._now.fresh[self._fresh]
+        self._fresh += 1
+        return labels[self.survive[labels]]
+
+    def choose(self, decide: Any) -> Any:
+        self._choices += 1
+        return self._now.choices[self._choices - 1]
+
+    @property
+    def _now(self) -> Entry:
+        return self.expected[len(self.entries)]
+
+    # -- one operation ---------------------------------------------------------------------------------------------
+
+    def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if len(self.entries) >= len(self.expected) or self._now.func is not func:
+            there = op_name(self._now.func) if len(self.entries) < len(self.expected) else "the end"
+            raise Diverged(f"{op_name(func)} runs where {there} was expected")
+        self._fresh = self._choices = 0
+        try:
+            return func(*args, **kwargs)
+        except RUN_ERRORS as error:
+            self._fail(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return self._expected_result(args, func)
+
+    def _expected_result(self, args: Any, func: Any) -> Any:
+        entry = self._now
+        if func._schema.is_mutable and entry.form is not tuple and args and isinstance(args[0], Tensor):
+            return args[0]
+        made = [self._blank(shape, dtype, axes) for shape, dtype, axes in entry.outs]
+        return made[0] if entry.form not in (list, tuple) else entry.form(made)
+
+    def _blank(self, shape: torch.Size, dtype: torch.dtype, axes: Axes) -> Tensor:
+        sizes = [size if axis is None else len(self._survivors(axis)) for size, axis in zip(shape, axes, strict=True)]
+        return torch.zeros(sizes, dtype=dtype, device="cpu" if self.real else "meta")
+
+    def _survivors(self, axis: Axis) -> Labels:
+        return axis.labels[self.survive[axis.labels]]
+
+    def _close(self, call: Call, inputs: list[Tensor]) -> None:
+        ties, pins = len(self.ties), len(self.pins)
+        failed = bool(self.report.failures) and self.report.failures[-1].index == len(self.entries)
+        if not failed:
+            try:
+                problem = self._difference(call.outs, self._apply(call, inputs)) or self._contradiction(ties, pins)
+            except RUN_ERRORS as error:
+                problem = f"labels do not pass: {error}"
+            if problem:
+                self._fail(problem)
+        if self.entry.numbers != self._now.numbers:
+            self.report.numbers.append(self._failure(f"{self._now.numbers} becomes {self.entry.numbers}"))
+        self._go_on(call, bool(problem) if not failed else False)
+
+    def _go_on(self, call: Call, replace: bool) -> None:
+        """Gives the outputs the labels that they must have."""
+        entry = self._now
+        outs = call.outs
+        self._stand_in = None
+        if replace and not call.func._schema.is_mutable:
+            outs = [self._blank(*out) for out in entry.outs]
+            self._stand_in = outs[0] if entry.form not in (list, tuple) else entry.form(outs)
+        for out, (_, _, axes) in zip(outs, entry.outs, strict=False):
+            self._kept_alive.append(out)
+            left = tuple(axis and Axis(self._survivors(axis), axis.zero) for axis in axes)
+            self.infos[id(out)] = Info(left, weight=True)
+        self.entries.append(self.entry)
+
+    def _settled(self, out: Any) -> Any:
+        return out if self._stand_in is None else self._stand_in
+
+    # -- comparisons -----------------------------------------------------------------------------------------------
+
+    def _difference(self, outs: list[Tensor], infos: list[Info]) -> str:
+        if len(outs) != len(self._now.outs):
+            return f"{len(outs)} results instead of {len(self._now.outs)}"
+        spoken_of = list(zip(outs, infos, self._now.outs, strict=True))[: self._now.described]
+        for out, info, (shape, _, axes) in spoken_of:
+            if len(out.shape) != len(shape):
+                return f"{len(out.shape)} dimensions instead of {len(shape)}"
+            for size, got, old, axis in zip(out.shape, info.axes, shape, axes, strict=True):
+                if axis is None:
+                    if size != old or (got is not None and len(got.labels) > 1):
+                        return f"a dimension of {old} that should stay becomes {size}"
+                    continue
+                left = self._survivors(axis)
+                if size != len(left):
+                    return f"a dimension of {len(axis.labels)} becomes {size} instead of {len(left)}"
+                if (got is None and size > 1) or (got is not None and not np.array_equal(got.labels, left)):
+                    return "channels change places"
+        return ""
+
+    def _contradiction(self, ties: int, pins: int) -> str:
+        component, pinned = self.structure.component, self.structure.pinned_by
+        for one, other, _ in self.ties[ties:]:
+            if not np.array_equal(component[one], component[other]):
+                return "channels meet others than before"
+        for labels, _, why in self.pins[pins:]:
+            if len(labels) > 1 and (pinned[component[labels]] < 0).any():
+                return f"a dimension that shrinks {why}"
+        return ""
+
+    def broke_off(self, error: BaseException) -> None:
+        """Notes an error in the network's own code."""
+        last = min(len(self.entries), len(self.expected)) - 1
+        self.report.error, self.report.culprit = error, self.failing_module(error)
+        if last >= 0:
+            self.report.where = self.expected[last].where
+            self.report.widths = self._failure("", self.expected[last]).widths
+
+    def _fail(self, message: str) -> None:
+        self.report.failures.append(self._failure(message))
+
+    def _failure(self, message: str, entry: Entry | None = None) -> Failure:
+        entry = entry or self._now
+        rows = entry.inputs + [axis.labels for _, _, axes in entry.outs for axis in axes if axis is not None]
+        rows += entry.summed + entry.scales
+        widths, removed = set(), [np.empty(0, np.int64)]
+        for labels in rows:
+            gone = labels[self.removed[labels]]
+            if len(gone):
+                widths.add((int(self.before[labels].sum()), int(self.survive[labels].sum())))
+                removed.append(gone)
+        return Failure(len(self.entries), entry, widths, np.concatenate(removed), message)

@@ -1,0 +1,318 @@
+"""Rules for what computes across channels: products, convolutions, normalisations, embeddings, attention."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.rules import kept, pointwise, rule
+from pruning.trace import CONSUMER, NORM, PRODUCER, Axes, Axis, Call
+
+# -- matrix products ---------------------------------------------------------------------------------------------------
+
+
+def contract(call: Call, one: Axis | None, other: Axis | None) -> None:
+    """A sum of products over two axes: a removed index leaves it as it was if either factor vanishes there."""
+    call.trace.tie(one, other, "is multiplied with a dimension of fixed size")
+    for axis in (one, other):
+        call.trace.consume(axis)
+        if axis is not None:
+            call.trace.entry.summed.append(axis.labels)
+    if one is not None and other is not None and not (one.zero or other.zero):
+        call.trace.lose(one, "a sum of products over a dimension that shrinks, of values that do not vanish")
+
+
+def product(call: Call, left: Tensor, right: Tensor) -> Axes:
+    """(..., n, k) @ (..., k, m): k couples, n and m are handed on, leading dimensions couple."""
+    trace, one, other = call.trace, call.trace.axes(left), call.trace.axes(right)
+    contract(call, one[-1], other[-2])
+    if trace.is_weight(left):
+        trace.mark(one[-2], PRODUCER)
+        trace.mark(one[-1], CONSUMER)
+    if trace.is_weight(right):
+        trace.mark(other[-2], CONSUMER)
+        trace.mark(other[-1], PRODUCER)
+    return (*(_shared(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)), one[-2], other[-1])
+
+
+def _shared(call: Call, one: Axis | None, other: Axis | None) -> Axis | None:
+    if one is not None or other is not None:
+        call.trace.tie(one, other)
+    return one and kept(one, one.zero or (other is not None and other.zero))
+
+
+def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
+    """Adds a tensor that is broadcast from the right."""
+    own = call.trace.axes(bias)
+    result = list(axes)
+    for place in range(1, len(axes) + 1):
+        axis, added = axes[-place], own[-place] if place <= len(own) else None
+        there = place <= len(own) and bias.shape[-place] == call.outs[0].shape[-place]
+        if there and (axis is not None or added is not None):
+            call.trace.tie(axis, added)
+        if call.trace.is_weight(bias):
+            call.trace.mark(added, PRODUCER)
+        result[-place] = axis and kept(axis, axis.zero and there and added is not None and added.zero)
+    return tuple(result)
+
+
+@rule("mm", "bmm", "dot", "vdot", "mv")
+def matmul(call: Call) -> Axes:
+    """Products of matrices and vectors."""
+    left, right = (tensor for tensor in call.tensors()[:2])
+    if min(left.dim(), right.dim()) >= 2:
+        return product(call, left, right)
+    one, other = call.trace.axes(left), call.trace.axes(right)
+    contract(call, one[-1], other[-1] if right.dim() == 1 else other[-2])
+    if call.trace.is_weight(left) and left.dim() > 1:
+        call.trace.mark(one[-2], PRODUCER)
+        call.trace.mark(one[-1], CONSUMER)
+    return one[:-1] + (() if right.dim() == 1 else (*other[:-2], other[-1]))
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm")
+def addmm(call: Call) -> Axes:
+    """A product and a bias."""
+    _, left, right = call.tensors()[:3]
+    if right.dim() == 1:
+        one, other = call.trace.axes(left), call.trace.axes(right)
+        contract(call, one[-1], other[0])
+        return add_bias(call, one[:-1], call["self"])
+    result = product(call, left, right)
+    return add_bias(call, result if len(result) == call.outs[0].dim() else result[1:], call["self"])
+
+
+@rule("linear")
+def linear(call: Call) -> Axes:
+    """x @ weight.T + bias, where it arrives in one piece."""
+    x, weight = call.axes("input"), call.axes("weight")
+    contract(call, x[-1], weight[-1])
+    if call.trace.is_weight(call["weight"]):
+        call.trace.mark(weight[-1], CONSUMER)
+        call.trace.mark(weight[0], PRODUCER)
+    result = (*x[:-1], *weight[:-1])
+    return result if call["bias"] is None else add_bias(call, result, call["bias"])
+
+
+@rule("_trilinear")
+def trilinear(call: Call) -> Axes:
+    """The sum that nn.Bilinear is made of: operands aligned by inserted dimensions, multiplied, summed."""
+    rank = call["i1"].dim() + len(call["expand1"])
+    rows = [_with_gaps(call.axes(f"i{number}"), call[f"expand{number}"], rank) for number in (1, 2, 3)]
+    result: list[Axis | None] = []
+    for dim in range(rank):
+        axes = [row[dim] for number, row in enumerate(rows, 1) if dim not in call[f"expand{number}"]]
+        first = next((axis for axis in axes if axis is not None), None)
+        for axis in axes if first is not None else ():
+            call.trace.tie(first, axis)
+        if dim in call["sumdim"]:
+            call.trace.consume(first)
+            call.trace.mark(rows[1][dim], CONSUMER)
+        else:
+            call.trace.mark(rows[1][dim], PRODUCER)
+            result.append(first)
+    return tuple(result)
+
+
+def _with_gaps(axes: Axes, gaps: list[int], rank: int) -> Axes:
+    left = iter(axes)
+    return tuple(None if dim in gaps else next(left) for dim in range(rank))
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution",
+      "_slow_conv2d_forward", "_conv_depthwise2d")
+def convolution(call: Call) -> Axes:
+    """Input channels meet dimension 1 of the weight, dimension 0 is handed on; transposed ones the other way round."""
+    x, weight = call.axes("input" if call.has("input") else "self"), call.axes("weight")
+    groups = call["groups"] if call.has("groups") else 1
+    transposed = call.has("transposed") and call["transposed"]
+    for axis in (*x[2:], *weight[2:]):
+        call.trace.pin(axis, "is a side of a picture or a kernel")
+    if groups == 1:
+        enters, leaves = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
+        contract(call, x[1], enters)
+        channels = leaves
+    else:
+        channels = (_grouped_transposed if transposed else _grouped)(call, x[1], weight, groups)
+    if call.trace.is_weight(call["weight"]):
+        call.trace.mark(weight[1 if transposed else 0], PRODUCER)
+        call.trace.mark(weight[0 if transposed else 1], CONSUMER)
+        if transposed and weight[1] is None:  # a depthwise one: its only slices are those along dimension 0
+            call.trace.mark(weight[0], PRODUCER)
+    axes: Axes = (x[0], channels, *(None for _ in x[2:]))
+    bias = call["bias"] if call.has("bias") else None
+    return axes if bias is None else _channel_bias(call, axes, bias)
+
+
+def _channel_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
+    channels, added = axes[1], call.trace.axes(bias)[0]
+    if channels is not None or added is not None:
+        call.trace.tie(channels, added)
+    call.trace.mark(added, PRODUCER)
+    zero = channels is not None and channels.zero and added is not None and added.zero
+    return (axes[0], kept(channels, zero), *axes[2:])
+
+
+def _grouped(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis | None:
+    """Every group loses equally many; a depthwise convolution ties its input to its output and loses groups."""
+    trace, rows = call.trace, weight[0]
+    trace.consume(enters)
+    alone = trace.choose(lambda: call["weight"].shape[1] == 1)
+    if alone and enters is not None and rows is not None:
+        per_group = len(rows.labels) // groups
+        trace.tie(enters.take(np.repeat(np.arange(groups), per_group)), rows)
+        return rows
+    if alone:
+        trace.pin(rows, "is convolved depthwise with channels of fixed number")
+    if enters is not None:
+        trace.couple(enters.labels.reshape(groups, -1))
+        trace.tie(enters.take(slice(0, len(enters.labels) // groups)), weight[1])
+    else:
+        trace.pin(weight[1], "meets a dimension of fixed size")
+    if rows is not None:
+        trace.couple(rows.labels.reshape(groups, -1))
+    return rows
+
+
+def _grouped_transposed(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis | None:
+    """Weight of (in, out / groups): the output repeats dimension 1 for every group."""
+    trace, (rows, columns) = call.trace, weight[:2]
+    contract(call, enters, rows)
+    alone = trace.choose(lambda: call["weight"].shape[0] == groups)
+    if alone and rows is not None:
+        trace.pin(columns, "belongs to every group of a transposed convolution")
+        return rows.take(np.repeat(np.arange(groups), call["weight"].shape[1]))
+    if rows is not None:
+        trace.couple(rows.labels.reshape(groups, -1))
+    return columns and columns.take(np.tile(np.arange(len(columns.labels)), groups))
+
+
+# -- normalisations ----------------------------------------------------------------------------------------------------
+
+
+@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
+      "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update",
+      "_native_batch_norm_legit_functional")
+def batch_norm(call: Call) -> list[Axes]:
+    """Every channel by itself; its own affine values and statistics go with it."""
+    axes = call.axes("input")
+    channels = axes[1]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.has(name) and isinstance(call[name], Tensor):
+            own = call.axes(name)[0]
+            if channels is not None or own is not None:
+                call.trace.tie(channels, own)
+            call.trace.mark(own, NORM)
+    return [(axes[0], kept(channels, _affine(call)), *axes[2:])]
+
+
+def _affine(call: Call) -> bool:
+    """Without weight and bias a norm turns zeros into something else."""
+    return isinstance(call["weight"], Tensor) and (not call.has("bias") or isinstance(call["bias"], Tensor))
+
+
+@rule("native_layer_norm")
+def layer_norm(call: Call) -> list[Axes]:
+    """A statistic over channels: what is left changes a little when some go."""
+    axes = list(call.axes("input"))
+    first = len(axes) - len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        own = call.axes(name) if call.has(name) else ()
+        for axis, mine in zip(axes[first:], own, strict=False):
+            if axis is not None or mine is not None:
+                call.trace.tie(axis, mine)
+            call.trace.mark(mine, NORM)
+    for dim in range(first, len(axes)):
+        call.trace.lose(axes[dim], "normalised over a dimension that shrinks")
+        axes[dim] = kept(axes[dim], _affine(call))
+    return [tuple(axes)]
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> list[Axes]:
+    """Groups lose equally many channels; where each channel is a group of its own, it goes by itself."""
+    axes = list(call.axes("input"))
+    groups = call["group"] if call.has("group") else call["num_groups"]
+    channels = axes[1]
+    for name in ("weight", "bias"):
+        own = call.axes(name)
+        if own and (channels is not None or own[0] is not None):
+            call.trace.tie(channels, own[0])
+        call.trace.mark(own[0] if own else None, NORM)
+    if channels is not None and len(channels.labels) > groups:
+        call.trace.couple(channels.labels.reshape(groups, -1))
+        call.trace.lose(channels, "normalised over a group of channels that shrinks")
+    axes[1] = kept(channels, _affine(call))
+    return [tuple(axes)]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[Axes]:
+    """v * g / |v| per slice of one dimension; zeros do not change the length of v."""
+    axes, lengths = call.axes("v"), call.axes("g")
+    for axis, length in zip(axes, lengths, strict=True):
+        if length is not None:
+            call.trace.tie(axis, length)
+    return [axes]
+
+
+# -- look-ups ----------------------------------------------------------------------------------------------------------
+
+
+@rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding(call: Call) -> list[Axes]:
+    """Rows are chosen by the input, so they stay; columns are channels."""
+    rows, columns = call.axes("weight")
+    call.trace.pin(rows, "is looked up by the input")
+    for axis in call.axes("indices"):
+        call.trace.pin(axis, "is used to look up")
+    if call.trace.is_weight(call["weight"]):
+        call.trace.mark(columns, PRODUCER)
+    if call["weight"].shape[1] == 1:
+        columns = None
+    return [(None,) * (call.outs[0].dim() - 1) + (columns,)]
+
+
+# -- attention in one piece --------------------------------------------------------------------------------------------
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+      "_scaled_dot_product_fused_attention_overrideable")
+def attention(call: Call) -> list[Axes]:
+    """Queries meet keys along the head width, weights meet values along the tokens."""
+    query, key, value = (call.axes(name) for name in ("query", "key", "value"))
+    contract(call, query[-1], key[-1])
+    if call["scale"] is None:
+        call.trace.lose(query[-1], "attention divides by the root of the head width")
+    for axis in (key[-2], value[-2]):
+        call.trace.pin(axis, "is a row of tokens")
+    lead = tuple(_shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True))
+    return [(*lead, query[-2], value[-1])]
+
+
+# -- losses inside a network -------------------------------------------------------------------------------------------
+
+
+@rule("nll_loss_forward", "nll_loss2d_forward")
+def nll_loss(call: Call) -> None:
+    """Classes are chosen by number."""
+    for axis in call.axes("self"):
+        call.trace.pin(axis, "holds classes")
+
+
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "dist")
+def loss(call: Call) -> Axes:
+    """Compared element by element, then averaged."""
+    whole = pointwise(call) if call.outs[0].shape == call["self"].shape else ()
+    for axis in call.axes("self") if not whole else ():
+        call.trace.pin(axis, "is averaged in a loss")
+    return whole if isinstance(whole, tuple) else whole[0]
+
+
+MODULE_TIES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}

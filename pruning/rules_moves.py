@@ -1,0 +1,478 @@
+"""Rules for what moves values about without computing: views, permutations, slices, concatenations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.rules import rule
+from pruning.trace import Axes, Axis, Call, Labels, Trace
+
+_LARGEST_TABLE = 20_000_000  # labels of a reshape that mixes dimensions; beyond it the dimensions stay
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
+def view(call: Call) -> Axes:
+    """Splits and merges dimensions."""
+    if call.name == "aten.view" and call.outs[0].dtype != call["self"].dtype:
+        return reinterpreted(call)
+    return reshape(call.trace, call.axes("self"), tuple(call["self"].shape), tuple(call.outs[0].shape))
+
+
+def reinterpreted(call: Call) -> Axes:
+    """A view as another type of the same width keeps its shape; otherwise the last dimension must stay."""
+    axes, same = call.axes("self"), call["self"].shape == call.outs[0].shape
+    if not same:
+        call.trace.pin(axes[-1], "is viewed as another type")
+    return axes if same else (*axes[:-1], None)
+
+
+def reshape(trace: Trace, axes: Axes, before: tuple[int, ...], after: tuple[int, ...]) -> Axes:
+    """Returns the axes after a reshape, working on the smallest blocks of dimensions that keep their product."""
+    result: list[Axis | None] = [None] * len(after)
+    if math.prod(before) == 0:
+        return tuple(result)
+    for axis, size in zip(axes, before, strict=True):
+        if size == 1:
+            trace.pin(axis, "is reshaped with a single index left")
+    for ins, outs in trace.choose(lambda: _blocks(before, after)):
+        made = _reshape_block(trace, [(axes[dim], before[dim]) for dim in ins], [after[dim] for dim in outs])
+        for dim, axis in zip(outs, made, strict=True):
+            result[dim] = axis
+    return tuple(result)
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Returns [(dims before, dims after)] of equal product; dimensions of size 1 belong to none."""
+    ins = [dim for dim, size in enumerate(before) if size != 1]
+    outs = [dim for dim, size in enumerate(after) if size != 1]
+    blocks = []
+    while ins:
+        block_in, block_out = [ins.pop(0)], [outs.pop(0)]
+        size_in, size_out = before[block_in[0]], after[block_out[0]]
+        while size_in != size_out:
+            if size_in < size_out:
+                block_in.append(ins.pop(0))
+                size_in *= before[block_in[-1]]
+            else:
+                block_out.append(outs.pop(0))
+                size_out *= after[block_out[-1]]
+        blocks.append((block_in, block_out))
+    return blocks
+
+
+def _reshape_block(trace: Trace, ins: list[tuple[Axis | None, int]], outs: list[int]) -> list[Axis | None]:
+    labelled = [(place, axis) for place, (axis, _) in enumerate(ins) if axis is not None]
+    if not labelled or (len(ins) == 1 and len(outs) == 1):
+        return [ins[0][0]] if labelled else [None] * len(outs)
+    keep_place, keep = max(labelled, key=lambda item: len(item[1].labels))
+    sizes = [size for _, size in ins]
+    too_large = math.prod(sizes) > _LARGEST_TABLE
+    for place, axis in labelled:
+        if too_large or place != keep_place:
+            trace.pin(axis, "is merged with another dimension that could shrink")
+    if too_large:
+        return [None] * len(outs)
+    column = [1] * len(ins)
+    column[keep_place] = -1
+    flat = np.broadcast_to(keep.labels.reshape(column), sizes).reshape(-1)
+    return [Axis(flat, keep.zero)] if len(outs) == 1 else split(trace, flat.reshape(outs), keep.zero)
+
+
+def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
+    """Says which of several new axes carries the labels that one axis had.
+
+    Where they vary along one axis only, that one. Otherwise the block must stay rectangular: the longest axis (of equal
+    ones the innermost) may shrink, coupled across the others; so heads stay and their width shrinks.
+    """
+    fronts = [np.moveaxis(table, place, -1).reshape(-1, size) for place, size in enumerate(table.shape)]
+    innermost = isinstance(trace.module, nn.MultiheadAttention)
+
+    def decide() -> int:
+        for place, front in enumerate(fronts):
+            if (front == front[0]).all():
+                return place
+        return max(range(len(fronts)), key=lambda place: (innermost or table.shape[place], place))
+
+    chosen = trace.choose(decide)
+    front = fronts[chosen]
+    if not (front == front[0]).all():
+        trace.couple(front)
+    return [Axis(front[0], zero) if place == chosen else None for place in range(len(fronts))]
+
+
+@rule("permute", "permute_copy")
+def permute(call: Call) -> Axes:
+    """Dimensions change places."""
+    axes = call.axes("self")
+    return tuple(axes[dim] for dim in call["dims"])
+
+
+@rule("transpose", "transpose_copy", "t", "t_copy")
+def transpose(call: Call) -> Axes:
+    """Two dimensions change places; `t` swaps the only two."""
+    axes = list(call.axes("self"))
+    if len(axes) > 1:
+        one, other = (call["dim0"], call["dim1"]) if call.has("dim0") else (-2, -1)
+        axes[one], axes[other] = axes[other], axes[one]
+    return tuple(axes)
+
+
+@rule("unsqueeze", "unsqueeze_copy")
+def unsqueeze(call: Call) -> Axes:
+    """A dimension of size 1 appears."""
+    axes = list(call.axes("self"))
+    dim = call["dim"] % (len(axes) + 1)
+    return (*axes[:dim], None, *axes[dim:])
+
+
+@rule("squeeze", "squeeze_copy")
+def squeeze(call: Call) -> Axes:
+    """Dimensions of size 1 disappear."""
+    shape, axes = call["self"].shape, call.axes("self")
+    named = call["dim"] if call.has("dim") else None
+    dims = range(len(shape)) if named is None else [named] if isinstance(named, int) else named
+    gone = {dim % max(len(shape), 1) for dim in dims if shape[dim] == 1} if len(shape) else set()
+    for dim in gone:
+        call.trace.pin(axes[dim], "is squeezed away with a single index left")
+    return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
+
+
+@rule("expand", "expand_copy")
+def expand(call: Call) -> Axes:
+    """Dimensions of size 1 and new ones in front grow; they hold the same value at every index."""
+    out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
+    lead = out.dim() - len(axes)
+    for dim, axis in enumerate(axes):
+        if shape[dim] != out.shape[lead + dim]:
+            call.trace.pin(axis, "is expanded")
+    same = tuple(axis if size == out.shape[lead + dim] else None for dim, (axis, size) in enumerate(zip(axes, shape, strict=True)))
+    return (None,) * lead + same
+
+
+@rule("repeat")
+def repeat(call: Call) -> Axes:
+    """Copies follow each other, so labels do."""
+    axes, out = call.axes("self"), call.outs[0]
+    times = call["repeats" if call.has("repeats") else "dims"]
+    lead, padded = out.dim() - len(axes), [1] * (out.dim() - len(times)) + list(times)
+    tiled = (axis and axis.take(np.tile(np.arange(len(axis.labels)), padded[lead + dim])) for dim, axis in enumerate(axes))
+    return (None,) * lead + tuple(tiled)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Axes:
+    """Each index is repeated a fixed number of times."""
+    axes = call.axes("self") if call.has("self") else ()
+    times = call["repeats"] if call.has("repeats") else None
+    if not isinstance(times, int) or call["dim"] is None:
+        for axis in axes:
+            call.trace.pin(axis, "repeat_interleave by a tensor")
+        return (None,) * call.outs[0].dim()
+    dim = call["dim"] % len(axes)
+    return tuple(axis and axis.take(np.repeat(np.arange(len(axis.labels)), times)) if place == dim else axis
+                 for place, axis in enumerate(axes))  # fmt: skip
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@rule("slice", "slice_copy")
+def slice_(call: Call) -> Axes:
+    """Part of a dimension; equal parts couple, since `x[:, :width // 2]` must still halve what is left."""
+    axes = list(call.axes("self"))
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is None:
+        return tuple(axes)
+    size = len(axis.labels)
+    step = call["step"] if call.has("step") else 1
+    start, stop, _ = slice(call["start"], call["end"] if call.has("end") else call["start"] + call["length"]).indices(size)
+    part = axis.labels[start:stop:step]
+    if call.trace.choose(lambda: step == 1 and 0 < len(part) < size and size % len(part) == 0 == start % len(part)):
+        call.trace.couple(axis.labels.reshape(-1, len(part)))
+    axes[dim] = Axis(part, axis.zero) if len(part) > 1 else _lone(call, axis)
+    return tuple(axes)
+
+
+def _lone(call: Call, axis: Axis) -> None:
+    call.trace.pin(axis, "a single position of it is picked")
+
+
+@rule("select", "select_copy")
+def select(call: Call) -> Axes:
+    """One position, named by a number that would mean another channel once some are gone."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    if axes[dim] is not None:
+        _lone(call, axes[dim])
+    return axes[:dim] + axes[dim + 1 :]
+
+
+@rule("unbind", "unbind_copy")
+def unbind(call: Call) -> list[Axes]:
+    """Every position becomes a tensor of its own, so their number must stay."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    if axes[dim] is not None:
+        _lone(call, axes[dim])
+    return [axes[:dim] + axes[dim + 1 :] for _ in call.outs]
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
+def split_parts(call: Call) -> list[Axes]:
+    """Parts of equal size couple index by index; parts of unequal size are independent."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is None:
+        return [axes for _ in call.outs]
+    ends = np.cumsum([out.shape[dim] for out in call.outs])
+    parts = np.split(axis.labels, ends[:-1])
+    if call.trace.choose(lambda: len({len(part) for part in parts}) == 1 and len(parts) > 1):
+        call.trace.couple(np.stack(parts))
+    return [(*axes[:dim], Axis(part, axis.zero), *axes[dim + 1 :]) for part in parts]
+
+
+@rule("glu")
+def glu(call: Call) -> Axes:
+    """The second half gates the first."""
+    axes = list(call.axes("self"))
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is not None:
+        halves = axis.labels.reshape(2, -1)
+        call.trace.couple(halves)
+        axes[dim] = Axis(halves[0], axis.zero)
+    return tuple(axes)
+
+
+# -- several into one --------------------------------------------------------------------------------------------------
+
+
+@rule("cat")
+def cat(call: Call) -> Axes:
+    """Labels follow each other; all other dimensions couple."""
+    out, dim = call.outs[0], call["dim"]
+    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]
+    dim %= out.dim()
+    rows = [call.trace.axes(tensor) for tensor in tensors]
+    joined = [_same(call, [row[place] for row in rows]) if place != dim else None for place in range(out.dim())]
+    if any(row[dim] is not None for row in rows):
+        joined[dim] = _appended(call, [(row[dim], tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)])
+    return tuple(joined)
+
+
+def _same(call: Call, axes: list[Axis | None]) -> Axis | None:
+    first = next((axis for axis in axes if axis is not None), None)
+    if first is None:
+        return None
+    for axis in axes:
+        call.trace.tie(first, axis)
+    return Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
+
+
+def _fixed(trace: Trace, size: int, why: str) -> Axis:
+    axis = Axis(trace.new_labels(size), False)
+    trace.pin(axis, why)
+    return axis
+
+
+def _appended(call: Call, parts: list[tuple[Axis | None, int]]) -> Axis:
+    axes = [axis or _fixed(call.trace, size, "is joined to channels") for axis, size in parts]
+    return Axis(np.concatenate([axis.labels for axis in axes]), all(axis.zero for axis in axes))
+
+
+@rule("stack")
+def stack(call: Call) -> Axes:
+    """A new dimension whose length is the number of tensors; all others couple."""
+    rows = [call.trace.axes(tensor) for tensor in call["tensors"]]
+    joined = [_same(call, [row[place] for row in rows]) for place in range(len(rows[0]))]
+    dim = call["dim"] % (len(joined) + 1)
+    return (*joined[:dim], None, *joined[dim:])
+
+
+@rule("constant_pad_nd")
+def constant_pad(call: Call) -> Axes:
+    """Padding along channels adds positions that must stay, so that the rest keeps its place."""
+    axes, pad = list(call.axes("self")), call["pad"]
+    for place in range(len(pad) // 2):
+        dim, before, after = len(axes) - 1 - place, pad[2 * place], pad[2 * place + 1]
+        axis = axes[dim]
+        if axis is None or not (before or after):
+            continue
+        if before < 0 or after < 0:
+            call.trace.pin(axis, "is cropped by a negative padding")
+        kept = axis.take(slice(max(-before, 0), len(axis.labels) - max(-after, 0)))
+        ends = [_fixed(call.trace, max(size, 0), "channels added by padding") for size in (before, after)]
+        axes[dim] = Axis(np.concatenate([ends[0].labels, kept.labels, ends[1].labels]), axis.zero and not call["value"])
+    return tuple(axes)
+
+
+# -- shuffles ----------------------------------------------------------------------------------------------------------
+
+
+@rule("flip")
+def flip(call: Call) -> Axes:
+    """Labels run backwards."""
+    axes = list(call.axes("self"))
+    for dim in call["dims"]:
+        axis = axes[dim]
+        axes[dim] = axis and axis.take(slice(None, None, -1))
+    return tuple(axes)
+
+
+@rule("roll")
+def roll(call: Call) -> Axes:
+    """A shift by a fixed number of channels would land elsewhere once some are gone."""
+    axes = call.axes("self")
+    for dim in call["dims"] or range(len(axes)):
+        call.trace.pin(axes[dim], "roll along channels")
+    return tuple(None if dim in [d % len(axes) for d in call["dims"] or range(len(axes))] else axis
+                 for dim, axis in enumerate(axes))  # fmt: skip
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Axes:
+    """(C r r, H, W) -> (C, H r, W r): all r r slices of a channel couple."""
+    axes, factor = call.axes("self"), call["upscale_factor"] ** 2
+    _pin_last(call, axes, 2)
+    channels = axes[-3]
+    if channels is not None:
+        table = channels.labels.reshape(-1, factor)
+        call.trace.couple(table.T)
+        channels = Axis(table[:, 0], channels.zero) if len(table) > 1 else _lone(call, channels)
+    return (*axes[:-3], channels, None, None)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Axes:
+    """(C, H r, W r) -> (C r r, H, W): the slices of a channel carry its label."""
+    axes, factor = call.axes("self"), call["downscale_factor"] ** 2
+    _pin_last(call, axes, 2)
+    channels = axes[-3]
+    return (*axes[:-3], channels and channels.take(np.repeat(np.arange(len(channels.labels)), factor)), None, None)
+
+
+@rule("channel_shuffle")
+def channel_shuffle(call: Call) -> Axes:
+    """Groups interleave, so each must lose equally many channels."""
+    axes = call.axes("self")
+    channels = axes[1]
+    if channels is not None:
+        table = channels.labels.reshape(call["groups"], -1)
+        call.trace.couple(table)
+        channels = Axis(table.T.reshape(-1), channels.zero)
+    return (axes[0], channels, *axes[2:])
+
+
+@rule("im2col")
+def im2col(call: Call) -> Axes:
+    """(N, C, H, W) -> (N, C k k, L): the window positions of a channel follow each other."""
+    axes = call.axes("self")
+    _pin_last(call, axes, 2)
+    window = math.prod(call["kernel_size"])
+    channels = axes[-3]
+    return (*axes[:-3], channels and channels.take(np.repeat(np.arange(len(channels.labels)), window)), None)
+
+
+@rule("col2im")
+def col2im(call: Call) -> Axes:
+    """(N, C k k, L) -> (N, C, H, W): the windows of a channel are summed into it."""
+    axes, window = call.axes("self"), math.prod(call["kernel_size"])
+    _pin_last(call, axes, 1)
+    channels = axes[-2]
+    if channels is not None:
+        table = channels.labels.reshape(-1, window)
+        call.trace.couple(table.T)
+        channels = Axis(table[:, 0], channels.zero) if len(table) > 1 else _lone(call, channels)
+    return (*axes[:-2], channels, None, None)
+
+
+def _pin_last(call: Call, axes: Axes, count: int) -> None:
+    for axis in axes[len(axes) - count :]:
+        call.trace.pin(axis, f"{call.name.split('.')[1]} works along it as a picture's side")
+
+
+@rule("reflection_pad1d", "replication_pad1d", "reflection_pad2d", "replication_pad2d", "reflection_pad3d",
+      "replication_pad3d", "upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d",
+      "upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact1d",
+      "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+      "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+      "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
+      "fractional_max_pool3d", "max_unpool2d", "max_unpool3d")
+def picture(call: Call) -> list[Axes]:
+    """Pooling, resizing and padding of pictures: channels pass one by one, the sides must stay."""
+    tensor = call["self"]
+    axes, sides = call.trace.axes(tensor), int(next(letter for letter in call.name if letter in "123"))
+    for axis in axes[len(axes) - sides :]:
+        call.trace.pin(axis, "is a side of a picture")
+    passed = axes[: len(axes) - sides] + (None,) * sides
+    if call.has("indices") and isinstance(call["indices"], Tensor):
+        for one, other in zip(passed, call.axes("indices"), strict=True):
+            if one is not None or other is not None:
+                call.trace.tie(one, other)
+    return [passed for _ in call.outs]
+
+
+def index_places(indices: list[Any]) -> list[int]:
+    """Returns the dimensions that advanced indexing uses up."""
+    return [dim for dim, index in enumerate(indices) if index is not None]
+
+
+@rule("index", "_unsafe_index")
+def index(call: Call) -> Axes:
+    """x[:, table]: indexed dimensions must stay; where they are neighbours the result stands in their place."""
+    axes, places, out = call.axes("self"), index_places(call["indices"]), call.outs[0]
+    if any(tensor is not None and not tensor.dtype.is_signed for tensor in call["indices"]):  # a mask uses up several
+        places = list(range(len(axes)))
+    for dim in places:
+        call.trace.pin(axes[dim], "is indexed by a tensor")
+    for tensor in call["indices"]:
+        for axis in call.trace.axes(tensor) if tensor is not None else ():
+            call.trace.pin(axis, "indexes another tensor")
+    rest = [axis for dim, axis in enumerate(axes) if dim not in places]
+    new = (None,) * (out.dim() - len(rest))
+    neighbours = places == list(range(places[0], places[-1] + 1))
+    lead = places[0] if neighbours else 0
+    return (*rest[:lead], *new, *rest[lead:])
+
+
+@rule("index_select")
+def index_select(call: Call) -> Axes:
+    """The indexed dimension must stay."""
+    axes = list(call.axes("self"))
+    dim = call["dim"] % max(len(axes), 1)
+    call.trace.pin(axes[dim], "is indexed by a tensor")
+    axes[dim] = None
+    return tuple(axes)
+
+
+@rule("triu", "tril", "diagonal", "diag_embed")
+def triangle(call: Call) -> Axes:
+    """Positions along the last two dimensions mean something."""
+    axes = call.axes("self")
+    for axis in axes[-2:]:
+        call.trace.pin(axis, f"{call.name.split('.')[1]} works along it")
+    return (*axes[:-2], *(None,) * (call.outs[0].dim() - len(axes) + 2))
+
+
+@rule("view_as_real", "view_as_real_copy")
+def view_as_real(call: Call) -> Axes:
+    """A dimension for real and imaginary part appears."""
+    return (*call.axes("self"), None)
+
+
+@rule("view_as_complex", "view_as_complex_copy")
+def view_as_complex(call: Call) -> Axes:
+    """Pairs become complex numbers."""
+    axes = call.axes("self")
+    call.trace.pin(axes[-1], "holds real and imaginary parts")
+    return axes[:-1]

@@ -1,0 +1,198 @@
+"""Runs somebody's network on stand-ins and leaves it, its modules and all random states as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.nn.parameter import UninitializedTensorMixin
+
+from pruning.errors import UsageError
+from pruning.trace import Trace
+
+# nn.Module's own registries: replaced or left alone as a whole, never searched for a user's values.
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+Attribute = tuple[nn.Module, str, Any]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every parameter and buffer once, by its first name."""
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in found.items():
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise UsageError(f"{name} has no shape yet (a lazy module); run the network once, then build the graph.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{name or 'the model'} is a scripted module, whose tensors cannot be cut; give the original.")
+    return found
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the positional and keyword arguments of a call: a dict holds keywords, a tuple or list positions."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Applies a function to every tensor in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return type(value)((key, map_tensors(item, change)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, change) for item in value))
+    return type(value)(map_tensors(item, change) for item in value) if type(value) in (list, tuple) else value
+
+
+def tensors_within(value: Any, depth: int = 6) -> Iterator[Tensor]:
+    """Yields the tensors in whatever a network returns: containers, dataclasses, plain objects."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, (str, bytes, int, float, nn.Module, type(None))):
+        items: Any = ()
+        if isinstance(value, Mapping):
+            items = value.values()
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            items = value
+        elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
+            items = list(vars(value).values())
+        for item in items:
+            yield from tensors_within(item, depth - 1)
+
+
+def blank(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Returns a tensor without data of the same shape (or another one) and type."""
+    return torch.empty(tensor.shape if shape is None else shape, dtype=tensor.dtype, device="meta")
+
+
+@contextmanager
+def _swapped(model: nn.Module, stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool) -> Iterator[None]:
+    """Puts stand-ins for all tensors that modules hold; on leaving, every module is as it was, its containers included."""
+    modules = list(model.modules())
+    saved = [(module, dict(vars(module))) for module in modules]
+    contents = [
+        (value, value.copy()) for _, state in saved for value in state.values() if type(value) in (list, dict, set, deque)
+    ]
+    try:
+        for module, state in saved:
+            _swap(module, state, stand_ins)
+            vars(module)["training"] = training
+        for module, name, value in attributes:
+            object.__setattr__(module, name, value)
+        yield
+    finally:
+        for module, state in saved:
+            vars(module).clear()
+            vars(module).update(state)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
+
+
+def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]) -> None:
+    def stand_in(tensor: Tensor) -> Tensor:
+        # Tensors kept as plain attributes may be written to in forward; the run gets a copy.
+        found = stand_ins.get(id(tensor))
+        return found if found is not None else stand_ins.setdefault(id(tensor), tensor.detach().clone())
+
+    for registry in ("_parameters", "_buffers"):
+        vars(module)[registry] = {name: item if item is None else stand_in(item) for name, item in state[registry].items()}
+    for name, value in state.items():
+        if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
+            vars(module)[name] = map_tensors(value, stand_in)
+
+
+@contextmanager
+def _watched(model: nn.Module, trace: Trace) -> Iterator[None]:
+    """Tells the trace whose forward is running."""
+    paths = {module: name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if module in paths:
+            trace.stack.append((paths[module], module))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if module in paths and trace.stack:
+            trace.stack.pop()
+
+    before = module_hooks.register_module_forward_pre_hook(enter)
+    after = module_hooks.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """The same random choices in every run, none of them left behind; fused paths that hide operations are off."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
+    mkldnn = torch._C._get_mkldnn_enabled()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device.index or 0 for device in devices]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            torch._C._set_mkldnn_enabled(mkldnn)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def run(
+    model: nn.Module,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    trace: Trace,
+    *,
+    stand_ins: dict[int, Tensor],
+    training: bool,
+    attributes: list[Attribute],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Runs the model under a trace.
+
+    Args:
+        model: the network; its modules hold the stand-ins during the run and nothing of it afterwards.
+        inputs: positional and keyword arguments of the call.
+        trace: what watches; it knows the stand-ins' labels already.
+        stand_ins: id of a parameter or buffer -> what stands for it.
+        training: the mode to run in.
+        attributes: (module, name, value) to hold during the run.
+
+    Returns:
+        The tensors that the network returned, and those that it left in its modules' attributes.
+    """
+    change = (lambda tensor: tensor.clone()) if trace.real else blank
+    args, kwargs = map_tensors(inputs, change)
+    with _quiet(model), _swapped(model, stand_ins, attributes, training), _watched(model, trace):
+        before = {id(tensor) for tensor in _held(model)}
+        with trace:
+            outputs = list(tensors_within(model(*args, **kwargs)))
+        return outputs, [tensor for tensor in _held(model) if id(tensor) not in before]
+
+
+def _held(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _REGISTRIES:
+                yield from tensors_within(value, depth=3)

@@ -1,0 +1,348 @@
+"""Cuts a network in place: tensors, gradients, optimizer state, companions, and the integers that modules keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruning.errors import UsageError
+from pruning.sandbox import Attribute, named_tensors
+
+Keep = dict[int, Tensor]  # dimension -> indices that stay
+Shape = tuple[int, ...]
+
+
+# -- integers that modules of torch keep -------------------------------------------------------------------------------
+
+
+class _Shapes:
+    """Shapes that tensors are about to have, asked for by module and name; parametrised weights by their original."""
+
+    def __init__(self, shapes: dict[int, Shape]) -> None:
+        self.by_id = shapes
+
+    def of(self, module: nn.Module, *names: str) -> Shape | None:
+        for name in names:
+            tensor = module._parameters.get(name, module._buffers.get(name))
+            for other in (f"{name}_v", f"{name}_orig"):  # weight_norm and spectral_norm of old
+                tensor = module._parameters.get(other) if tensor is None else tensor
+            if tensor is None and name in getattr(module, "parametrizations", {}):
+                originals = module.parametrizations[name]
+                tensor = getattr(originals, "original", getattr(originals, "original1", None))
+            if tensor is not None:
+                return self.by_id.get(id(tensor), tuple(tensor.shape))
+        return None
+
+
+def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    if shape is None:
+        return {}
+    groups = module.groups
+    if module.transposed:
+        if module.in_channels == groups:
+            groups = shape[0]
+        return {"groups": groups, "in_channels": shape[0], "out_channels": shape[1] * groups}
+    if module.in_channels == groups > 1:  # depthwise: a channel gone is a group gone
+        groups = shape[0] * groups // module.out_channels
+    return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
+
+
+def _linear(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    return {"in_features": shape[1], "out_features": shape[0]} if shape else {}
+
+
+def _bilinear(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    return dict(zip(("out_features", "in1_features", "in2_features"), shape, strict=True)) if shape else {}
+
+
+def _batch_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight", "running_mean")
+    return {"num_features": shape[0]} if shape else {}
+
+
+def _group_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    single = module.num_groups == module.num_channels
+    return {"num_channels": shape[0], **({"num_groups": shape[0]} if single else {})} if shape else {}
+
+
+def _layer_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    kind = type(module.normalized_shape)
+    return {"normalized_shape": shape if kind is tuple else kind(shape)} if shape else {}
+
+
+def _embedding(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    return {"num_embeddings": shape[0], "embedding_dim": shape[1]} if shape else {}
+
+
+def _prelu(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    shape = shapes.of(module, "weight")
+    return {"num_parameters": shape[0]} if shape else {}
+
+
+def _attention(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    packed, query, key, value, output = (
+        shapes.of(module, f"{name}_weight") for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj")
+    )
+    output = shapes.of(module.out_proj, "weight")
+    width = packed[1] if packed else query[1] if query else output[1] if output else module.embed_dim
+    found = {"embed_dim": width, "kdim": key[1] if key else width, "vdim": value[1] if value else width}
+    return {**found, "head_dim": width // module.num_heads}
+
+
+def _recurrent(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    first, hidden = shapes.of(module, "weight_ih_l0"), shapes.of(module, "weight_hh_l0")
+    if not first or not hidden:
+        return {}
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    found = {"input_size": first[1], "hidden_size": first[0] // gates}
+    return {**found, "proj_size": hidden[1]} if module.proj_size else found
+
+
+def _recurrent_cell(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    first, hidden = shapes.of(module, "weight_ih"), shapes.of(module, "weight_hh")
+    return {"input_size": first[1], "hidden_size": hidden[1]} if first and hidden else {}
+
+
+_BY_TYPE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
+    (nn.modules.batchnorm._NormBase, _batch_norm),
+    (nn.GroupNorm, _group_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    (nn.PReLU, _prelu),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
+    (nn.modules.rnn.RNNCellBase, _recurrent_cell),
+)
+
+
+def module_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
+    """Returns (module, attribute, value) of what torch's own modules must say once tensors have new shapes.
+
+    Args:
+        model: the network as it is.
+        shapes: id of a parameter or buffer -> the shape it will have; those missing keep theirs.
+    """
+    table, found = _Shapes(shapes), []
+    for module in model.modules():
+        for kind, describe in _BY_TYPE:
+            if isinstance(module, kind):
+                wanted = describe(module, table)
+                found += [(module, key, value) for key, value in wanted.items() if getattr(module, key, None) != value]
+                break
+    return found
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def cut(tensor: Tensor, keep: Keep) -> Tensor:
+    """Returns a copy of what stays; dimensions of size 1 that only broadcast are left alone."""
+    for dim, indices in keep.items():
+        if tensor.shape[dim] > 1 or len(indices) == 0:
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
+    return tensor
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    """Says whether a state tensor runs along with a parameter, whole or reduced along some dimensions (Adafactor)."""
+    return state.dim() == parameter.dim() and all(
+        own in (size, 1) for own, size in zip(state.shape, parameter.shape, strict=True)
+    )
+
+
+@dataclasses.dataclass
+class Cuts:
+    """All new tensors of one event, made before anything is put in place, so that a failure changes nothing."""
+
+    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = dataclasses.field(default_factory=list)
+    places: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = dataclasses.field(default_factory=list)
+
+    def add_tensor(self, tensor: Tensor, keep: Keep) -> None:
+        """Cuts a parameter or buffer and its gradient."""
+        gradient = tensor.grad if tensor.is_leaf else None
+        self.tensors.append((tensor, cut(tensor.detach(), keep), None if gradient is None else cut(gradient, keep)))
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
+        """Cuts the state that an optimizer holds for its parameters."""
+        for parameter, state in optimizer.state.items():
+            keep = keeps.get(id(parameter))
+            if keep is None or not isinstance(state, dict):
+                continue
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and _fits(value, parameter):
+                    self.places.append((state, key, cut(value, keep)))
+                elif _follows(value):
+                    raise UsageError(
+                        f"{type(optimizer).__name__} keeps {key!r} in a form that cannot be cut with its parameter of "
+                        f"shape {tuple(parameter.shape)}; make a new optimizer after pruning."
+                    )
+
+    def add_companion(self, companion: MutableMapping[str, Tensor], tensors: dict[str, Tensor], keeps: dict[int, Keep]) -> None:
+        """Cuts tensors that somebody keeps by parameter name."""
+        for name, value in companion.items():
+            tensor = tensors.get(name)
+            keep = None if tensor is None else keeps.get(id(tensor))
+            if keep is None or tensor is None or not isinstance(value, Tensor):
+                continue
+            if not _fits(value, tensor):
+                raise UsageError(f"The companion {name} has shape {tuple(value.shape)}, the network's {tuple(tensor.shape)}.")
+            self.places.append((companion, name, cut(value, keep)))
+
+    def apply(self) -> None:
+        """Puts everything in place; parameters stay the same objects."""
+        with torch.no_grad():
+            for tensor, smaller, gradient in self.tensors:
+                replace(tensor, smaller)
+                if tensor.is_leaf:
+                    tensor.grad = gradient
+            for holder, key, value in self.places:
+                holder[key] = value
+
+
+def _follows(value: Any) -> bool:
+    """Says whether a state value holds something per weight: a tensor of several values, or a list of such."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    return isinstance(value, (list, tuple)) and any(_follows(item) for item in value)
+
+
+def replace(tensor: Tensor, smaller: Tensor) -> None:
+    """Gives a tensor other contents of another shape; references, hooks and `requires_grad` stay as they are."""
+    # `.data =` would leave a stale shape behind in gradient accumulators that are alive, and break the next backward.
+    tensor.grad = None if tensor.is_leaf else tensor.grad
+    tensor.set_(smaller)
+
+
+def set_integers(attributes: Iterable[Attribute]) -> None:
+    """Writes integers into modules; recurrent layers are told to pack their weights anew."""
+    for module, name, value in attributes:
+        object.__setattr__(module, name, value)
+
+
+def pack_recurrent(model: nn.Module) -> None:
+    """Lets recurrent layers lay out their weights in one block again (they keep references to them)."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+
+
+# -- shapes from a file ------------------------------------------------------------------------------------------------
+
+_CHOSEN = frozenset(  # integers that say how, not how wide
+    "num_heads nhead heads kernel_size stride padding dilation groups num_layers depth num_classes num_groups training "
+    "reduction ratio scale_factor upscale_factor downscale_factor".split()
+)
+
+
+def integers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Returns module path -> {attribute: value} of all integers (and tuples or lists of them) that modules keep.
+
+    Saved beside a state dict they let `load_pruned` restore a network of any code exactly.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        own = {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_integers(value)}
+        if own:
+            found[path] = own
+    return found
+
+
+def _is_integers(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(_is_integers(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def resize_like(model: nn.Module, state_dict: Mapping[str, Any], integers: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Gives a dense network the shapes of a pruned one's state dict; values are left to `load_state_dict`.
+
+    Args:
+        model: a freshly built network of the same class.
+        state_dict: of the pruned network.
+        integers: what `integers_of` said of the pruned network. Without it the integers of torch's modules follow from
+            the shapes, and those of other modules wherever a width they keep changed in exactly one way.
+
+    Raises:
+        UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
+    """
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    shapes: dict[int, Shape] = {}
+    for name, tensor in tensors.items():
+        value = state_dict.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        if value.dim() != tensor.dim() or any(new > old for new, old in zip(value.shape, tensor.shape, strict=True)):
+            raise UsageError(f"{name} is {tuple(value.shape)} in the file and {tuple(tensor.shape)} in the model; "
+                             "it is not a pruned version of this model.")  # fmt: skip
+        if value.shape != tensor.shape:
+            shapes[id(tensor)] = tuple(value.shape)
+    attributes = module_integers(model, shapes) + _own_integers(model, shapes)
+    if integers is not None:
+        modules = dict(model.named_modules())
+        attributes = [(modules[path], name, value) for path, own in integers.items() if path in modules for name, value in own.items()]
+    with torch.no_grad():
+        for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
+            if id(tensor) in shapes:
+                replace(tensor, tensor.new_empty(shapes[id(tensor)]))
+    set_integers(attributes)
+
+
+def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
+    """Widths that a user's module keeps, guessed from its own and its children's tensors."""
+    found: list[Attribute] = []
+    for module in model.modules():
+        if isinstance(module, tuple(kind for kinds, _ in _BY_TYPE for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))):
+            continue
+        widths: dict[int, set[int]] = {}
+        for owner in (module, *module.children()):
+            for tensor in (*owner._parameters.values(), *owner._buffers.values()):
+                if tensor is not None:
+                    for old, new in zip(tensor.shape, shapes.get(id(tensor), tuple(tensor.shape)), strict=True):
+                        widths.setdefault(old, set()).add(new)
+        for name, value in vars(module).items():
+            changed = widths.get(value, set()) - {value} if type(value) is int and name not in _CHOSEN else set()
+            if len(changed) == 1 and not name.startswith("_"):
+                found.append((module, name, changed.pop()))
+    return found
+
+
+def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+    """Loads a pruned network into a freshly built dense one of the same class.
+
+    Args:
+        model: the dense network; it takes the shapes and values of the file and is returned.
+        source: a file, or what it holds: a state dict, or a dict with "state_dict" and, if `integers_of` was saved with
+            it, "integers". Files are read with `weights_only=True`.
+
+    Raises:
+        UsageError: if the file is missing or does not fit; the model is as it was then.
+    """
+    if isinstance(source, (str, Path)):
+        if not Path(source).is_file():
+            raise UsageError(f"There is no file {source}.")
+        source = torch.load(source, map_location="cpu", weights_only=True)
+    if not isinstance(source, Mapping):
+        raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
+    state = source.get("state_dict", source)
+    missing = set(model.state_dict()) ^ set(state)
+    if missing:
+        raise UsageError(f"The file does not fit {type(model).__name__}: {sorted(missing)[0]} is only in one of the two.")
+    named_tensors(model)
+    resize_like(model, state, source.get("integers") if state is not source else None)
+    model.load_state_dict(state)
+    pack_recurrent(model)
+    return model

@@ -1,0 +1,402 @@
+"""One run of a network in which every tensor carries labels: which slices of which parameters each index stems from.
+
+The run happens on stand-ins without data (device `meta`), so it computes, copies and changes nothing. Tensors that do
+not depend on inputs or parameters (masks built in forward, constants) keep their values and meet the stand-ins as
+stand-ins of their own. What cannot run without data runs on cloned data (`real=True`).
+
+A label is an integer. `tie` says that two rows of labels live and die index by index together, `pin` that they must
+stay. Rules (pruning/rules.py) call these per operation; pruning/graph.py joins them at the end.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Labels = NDArray[np.int64]
+
+# What a run of somebody's network may raise; anything else (interrupts, exhausted memory) is not ours to catch.
+RUN_ERRORS = (
+    RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
+
+PRODUCER, CONSUMER, NORM = 1, 2, 4
+
+
+class Axis(NamedTuple):
+    """A dimension that can shrink.
+
+    Args:
+        labels: one label per index.
+        zero: the values at an index are zero once all slices of its node are; sums over such an axis lose nothing.
+    """
+
+    labels: Labels
+    zero: bool = True
+
+    def take(self, index: Any) -> Axis:
+        """Returns the axis after NumPy indexing of its positions."""
+        return Axis(self.labels[index], self.zero)
+
+
+Axes = tuple["Axis | None", ...]
+
+
+class Info(NamedTuple):
+    """What is known of one tensor.
+
+    Args:
+        axes: the axis of every dimension, None where it cannot shrink.
+        weight: parameters and buffers alone made it.
+        points_at: labels of a dimension that its values are positions of (an argmax).
+        summed: labels of the dimension that it is a sum of products over (attention scores).
+    """
+
+    axes: Axes
+    weight: bool = False
+    points_at: tuple[Labels, ...] = ()
+    summed: tuple[Labels, ...] = ()
+
+
+@dataclass(slots=True)
+class Entry:
+    """One operation of a run, as the rehearsal needs it."""
+
+    func: Any
+    where: str
+    inputs: list[Labels] = field(default_factory=list)
+    outs: list[tuple[torch.Size, torch.dtype, Axes]] = field(default_factory=list)
+    numbers: tuple[Any, ...] = ()
+    fresh: list[Labels] = field(default_factory=list)
+    choices: list[Any] = field(default_factory=list)
+    summed: list[Labels] = field(default_factory=list)  # dimensions that this operation sums products over
+    scales: list[Labels] = field(default_factory=list)  # the same of the products that go into it
+    described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
+    form: type = tuple
+
+    @property
+    def name(self) -> str:
+        return op_name(self.func)
+
+
+_SCHEMAS: dict[Any, tuple[dict[str, tuple[int, Any]], str, bool, bool]] = {}
+
+
+def _schema(func: Any) -> tuple[dict[str, tuple[int, Any]], str, bool, bool]:
+    """Returns (argument -> position and default, name of the rule, is it pointwise, can it decompose)."""
+    known = _SCHEMAS.get(func)
+    if known is None:
+        arguments = {
+            argument.name: (place, argument.default_value if argument.has_default_value() else None)
+            for place, argument in enumerate(func._schema.arguments)
+        }
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        known = (arguments, str(func.overloadpacket), torch.Tag.pointwise in func.tags, composite)
+        _SCHEMAS[func] = known
+    return known
+
+
+def op_name(func: Any) -> str:
+    """Returns the name that rules and reports use: `aten.cat`, `mylib.op`."""
+    return _schema(func)[1]
+
+
+class Call:
+    """One operation as a rule sees it: arguments by name, the tensors that came out, and the trace to talk to."""
+
+    __slots__ = ("args", "func", "kwargs", "outs", "trace")
+
+    def __init__(self, trace: Trace, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: list[Tensor]):
+        self.trace, self.func, self.args, self.kwargs, self.outs = trace, func, args, kwargs, outs
+
+    @property
+    def name(self) -> str:
+        return op_name(self.func)
+
+    def __getitem__(self, argument: str) -> Any:
+        place, default = _schema(self.func)[0][argument]
+        if argument in self.kwargs:
+            return self.kwargs[argument]
+        return self.args[place] if place < len(self.args) else default
+
+    def has(self, argument: str) -> bool:
+        """Says whether the operation takes an argument of this name."""
+        return argument in _schema(self.func)[0]
+
+    def axes(self, argument: str) -> Axes:
+        """Returns the axes of a tensor argument; () where it is None."""
+        tensor = self[argument]
+        return self.trace.axes(tensor) if isinstance(tensor, Tensor) else ()
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensor arguments, those in lists included."""
+        return _tensors(self.args, self.kwargs)
+
+
+def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found
+
+
+def _outputs(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    return [item for item in out if isinstance(item, Tensor)] if isinstance(out, (list, tuple)) else []
+
+
+class Trace(TorchDispatchMode):
+    """Watches one forward pass and collects what its operations say about labels.
+
+    Args:
+        rules: operation name -> rule; see pruning/rules.py.
+        first_label: the first integer free for labels that stem from no parameter.
+        real: stand-ins hold data; constants then need no conversion.
+    """
+
+    def __init__(self, rules: dict[str, Any], first_label: int, *, real: bool = False) -> None:
+        super().__init__()
+        self.rules, self.real = rules, real
+        self.next_label = first_label
+        self.infos: dict[int, Info] = {}
+        self.entries: list[Entry] = []
+        self.ties: list[tuple[Labels, Labels, int]] = []
+        self.pins: list[tuple[Labels, int, str]] = []
+        self.inexact: list[tuple[Labels, int, str]] = []
+        self.consumed: list[Labels] = []
+        self.roles: list[tuple[Labels, int]] = []
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.entry = Entry(None, "")
+        self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
+        self._twins: dict[int, Tensor] = {}
+        self._stained: set[int] = set()  # storages whose values were written over and may be non-zero
+
+    # -- what rules call -------------------------------------------------------------------------------------------
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Returns the axis of every dimension, None where the dimension cannot shrink."""
+        info = self.infos.get(id(tensor))
+        if info is None:
+            return (None,) * tensor.dim()
+        if self._stained and tensor.untyped_storage()._cdata in self._stained:
+            return tuple(axis and Axis(axis.labels, False) for axis in info.axes)
+        return info.axes
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Says whether a tensor stems from parameters and buffers alone."""
+        info = self.infos.get(id(tensor))
+        return info is not None and info.weight
+
+    def tie(self, one: Axis | None, other: Axis | None, why: str = "") -> None:
+        """Couples two axes index by index; an axis that meets a dimension of fixed size must stay as it is."""
+        if one is None or other is None:
+            self.pin(one, why or "meets a dimension of fixed size")
+            self.pin(other, why or "meets a dimension of fixed size")
+        elif len(one.labels) != len(other.labels):
+            self.pin(one, "meets a dimension of another size")
+            self.pin(other, "meets a dimension of another size")
+        elif one.labels is not other.labels:
+            self.ties.append((one.labels, other.labels, len(self.entries)))
+
+    def couple(self, table: Labels) -> None:
+        """Couples all entries of each column of a (rows, columns) table."""
+        if len(table) > 1:
+            self.ties.append((table[1:].ravel(), np.broadcast_to(table[0], table[1:].shape).ravel(), len(self.entries)))
+
+    def pin(self, axis: Axis | None, why: str) -> None:
+        """Marks labels that must stay."""
+        if axis is not None:
+            self.pins.append((axis.labels, len(self.entries), why))
+
+    def lose(self, axis: Axis | None, why: str) -> None:
+        """Marks labels whose removal changes what the network computes a little (a mean over channels)."""
+        if axis is not None:
+            self.inexact.append((axis.labels, len(self.entries), why))
+            self.consumed.append(axis.labels)
+
+    def consume(self, axis: Axis | None) -> None:
+        """Marks labels whose values an operation was seen to use up (a contraction, a reduction)."""
+        if axis is not None:
+            self.consumed.append(axis.labels)
+
+    def mark(self, axis: Axis | None, role: int) -> None:
+        """Says what part a weight's slices play: PRODUCER, CONSUMER or NORM."""
+        if axis is not None:
+            self.roles.append((axis.labels, role))
+
+    def fresh(self, size: int, *, zero: bool = False) -> Axis | None:
+        """Returns an axis of new labels, for values that no parameter made and that are alike at every index."""
+        labels = self.new_labels(size if size > 1 else 0)
+        return Axis(labels, zero) if len(labels) else None
+
+    def new_labels(self, size: int) -> Labels:
+        """Returns labels that no parameter has; the rehearsal finds them again in the entry."""
+        self.next_label += size
+        self.entry.fresh.append(np.arange(self.next_label - size, self.next_label, dtype=np.int64))
+        return self.entry.fresh[-1]
+
+    def choose(self, decide: Callable[[], Any]) -> Any:
+        """Returns what a rule decides by sizes; the rehearsal, where sizes differ, decides as the first run did."""
+        self.entry.choices.append(decide())
+        return self.entry.choices[-1]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self.stack[-1][1] if self.stack else None
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def start(self, tensor: Tensor, axes: Axes) -> None:
+        """Labels a parameter or buffer before the run."""
+        self._kept_alive.append(tensor)
+        self.infos[id(tensor)] = Info(axes, weight=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        _, name, pointwise, composite = _schema(func)
+        if composite and name not in self.rules:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        self.entry = Entry(func, self.stack[-1][0] if self.stack else "")
+        if not self.real:
+            args, kwargs = self._on_stand_ins(args, kwargs)
+        inputs = _tensors(args, kwargs)
+        self._open(inputs, args, kwargs, pointwise)
+        out = self._execute(func, args, kwargs)
+        self.entry.form = type(out)
+        self._close(Call(self, func, args, kwargs, _outputs(out)), inputs)
+        return self._settled(out)
+
+    def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+    def _settled(self, out: Any) -> Any:
+        return out
+
+    def _on_stand_ins(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Where data meets stand-ins, the data becomes a stand-in too, and devices named by hand give way."""
+        inputs = _tensors(args, kwargs)
+        metas = sum(tensor.is_meta for tensor in inputs) + sum(id(tensor) in self._twins for tensor in inputs)
+        if not metas:
+            return args, kwargs
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        if all(tensor.is_meta for tensor in inputs):
+            return args, kwargs
+        return [self._twin(value) for value in args], {key: self._twin(value) for key, value in kwargs.items()}
+
+    def _twin(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._twin(item) for item in value]) if not hasattr(value, "_fields") else value
+        if not isinstance(value, Tensor) or value.is_meta:
+            return value
+        twin = self._twins.get(id(value))
+        if twin is None:
+            twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+            self._twins[id(value)] = twin
+            self._kept_alive.extend((value, twin))
+            if id(value) in self.infos:
+                self.infos[id(twin)] = self.infos[id(value)]
+        if value.numel() == 1:  # sqrt(width) made a tensor is a number like any other
+            self.entry.numbers += (value.item(),)
+        return twin
+
+    def _open(self, inputs: list[Tensor], args: Any, kwargs: Any, pointwise: bool) -> None:
+        """Notes what goes into an operation."""
+        entry = self.entry
+        for tensor in inputs:
+            info = self.infos.get(id(tensor))
+            if info is not None:
+                entry.inputs.extend(axis.labels for axis in info.axes if axis is not None)
+                entry.scales.extend(info.summed)
+                for labels in info.points_at:
+                    self.pins.append((labels, len(self.entries), "positions along it are used as numbers"))
+        if pointwise or entry.name in _NUMERIC:
+            entry.numbers += tuple(
+                value for value in (*args, *kwargs.values()) if isinstance(value, (int, float)) and value is not True
+            )
+
+    def _close(self, call: Call, inputs: list[Tensor]) -> None:
+        """Applies the rule of an operation and notes what came out."""
+        results = self._apply(call, inputs)
+        sources = [tensor for tensor in inputs if tensor.dim()]
+        weight = bool(sources) and all(self.is_weight(tensor) for tensor in sources)
+        self.entry.outs = [(out.shape, out.dtype, axes.axes) for out, axes in zip(call.outs, results, strict=True)]
+        for out, info in zip(call.outs, results, strict=True):
+            self._kept_alive.append(out)
+            self._note_overwriting(call, out, info)
+            info = info._replace(weight=weight, summed=self._sums(call, inputs, weight))
+            if any(axis is not None for axis in info.axes) or info.points_at or info.summed or weight:
+                self.infos[id(out)] = info
+            else:
+                self.infos.pop(id(out), None)
+        self.entries.append(self.entry)
+
+    def _sums(self, call: Call, inputs: list[Tensor], weight: bool) -> tuple[Labels, ...]:
+        """A scale that depends on the width of a dot product may follow the product; see `Info.summed`."""
+        if self.entry.summed or weight or not _schema(call.func)[2]:
+            return tuple(self.entry.summed)
+        infos = [self.infos.get(id(tensor)) for tensor in inputs]
+        return next((info.summed for info in infos if info is not None and info.summed), ())
+
+    def _note_overwriting(self, call: Call, out: Tensor, info: Info) -> None:
+        # In-place results may share memory with views met before; their values are no longer known to vanish.
+        if call.func._schema.is_mutable and any(axis is not None and not axis.zero for axis in info.axes):
+            self._stained.add(out.untyped_storage()._cdata)
+
+    def _apply(self, call: Call, inputs: list[Tensor]) -> list[Info]:
+        rule = self.rules.get(call.name)
+        if rule is None and _schema(call.func)[2]:
+            rule = self.rules["pointwise"]
+        if inputs and not self.entry.inputs:
+            rule = None  # no labels in, none out
+        self.entry.described = len(call.outs)
+        if rule is None:
+            for tensor in inputs:
+                for axis in self.axes(tensor):
+                    self.pin(axis, f"no rule for {call.name}")
+            return [Info((None,) * out.dim()) for out in call.outs]
+        result = rule(call)
+        self.entry.described = len(result) if isinstance(result, list) else 1
+        return as_infos(result, call.outs)
+
+    # -- modules on the way ----------------------------------------------------------------------------------------
+
+    def failing_module(self, error: BaseException) -> nn.Module | None:
+        """Returns the innermost module in whose code an error arose."""
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module):
+                return owner
+        return None
+
+
+# Operations that are not pointwise but take numbers on which values, not shapes, depend.
+_NUMERIC = frozenset(f"aten.{name}" for name in ("full", "fill_", "fill", "new_full", "full_like", "addmm", "baddbmm"))
+
+
+def as_infos(result: Any, outs: list[Tensor]) -> list[Info]:
+    """Brings what a rule returned into one Info per output; outputs it says nothing of carry no labels."""
+    infos = result if isinstance(result, list) else [] if result is None else [result]
+    infos = [item if isinstance(item, Info) else Info(tuple(item)) for item in infos]
+    infos += [Info((None,) * out.dim()) for out in outs[len(infos) :]]
+    for info, out in zip(infos, outs, strict=True):
+        sizes = [axis is None or len(axis.labels) == size for axis, size in zip(info.axes, out.shape, strict=True)]
+        if not all(sizes):
+            raise AssertionError(f"A rule returned axes of the wrong length for an output of shape {tuple(out.shape)}.")
+    return infos
