@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,11 +18,18 @@ FINITE_CHECK_EVERY = 50
 ZERO_STAYS_ZERO = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
+class Diverged(UsageError):
+    """Numbers are no longer finite. Going on from the same state would come to the same end."""
+
+    happens_again = True
+
+
 class DefaultTrainer:
     """Minimises the loss batch by batch; inherit and override one of its methods for another way to train.
 
     Everything else (pruning, logging, saving) is a callback, called as callback(trainer, moment) at the moments
-    "train_start", "batch_end", "epoch_trained", "epoch_end" and "train_end".
+    "train_start", "batch_end", "epoch_trained", "epoch_end" and "train_end", and "event_end" after each pruning
+    event before or after training.
 
     Args:
         amp: mixed precision: bfloat16, or float16 with scaled gradients where a GPU lacks it.
@@ -56,7 +64,9 @@ class DefaultTrainer:
         self.epoch, self.batch = 0, 0
         self.metrics: dict[str, float] = {}
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
+        self.resumed = False
         self._sums: Tensor | None = None
+        self._clock = time.perf_counter()
         self._masks_hold = False  # whether the step just made cannot have moved a removed weight
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -66,6 +76,7 @@ class DefaultTrainer:
         self.at("train_start")
         while self.epoch < self.epochs:
             self.flops_per_sample = self.network.flops(masked=True)
+            self._clock = time.perf_counter()
             self.train_epoch()
             self._close_epoch()
             self.at("epoch_trained")
@@ -80,13 +91,11 @@ class DefaultTrainer:
         """One pass over the training data, from the present batch on."""
         self.model.train()
         for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch):
-            start = time.perf_counter()
             outputs, loss = self.train_batch(inputs, targets)
             if not self._masks_hold:
                 self.network.enforce()
             self._masks_hold = False
             self.record(outputs, targets, loss)
-            self.totals["seconds_training"] += time.perf_counter() - start
             self.batch += 1
             self.at("batch_end")
 
@@ -132,15 +141,16 @@ class DefaultTrainer:
         with self.autocast():
             accuracy, loss = evaluate(self.network.model, self.test_batches, self.loss_function)
         if loss != loss:
-            raise UsageError(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
+            raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
         return {"test_accuracy": accuracy, "test_loss": loss}
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
 
     def at(self, moment: str) -> None:
-        """Tells every callback which moment it is."""
+        """Tells every callback which moment it is; what they do is no training time."""
         for callback in self.callbacks:
             callback(self, moment)
+        self._clock = time.perf_counter()
 
     def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
@@ -150,7 +160,17 @@ class DefaultTrainer:
         # Forward once, and backward at twice the price: to the inputs and to the weights.
         self.totals["training_flops"] += 3 * self.flops_per_sample * len(targets)
         if self.device.type == "cpu" or self.batch % FINITE_CHECK_EVERY == 0:
-            self._check_finite(self._sums[0])
+            self._refuse_unless_finite(self._sums[0])
+        self._count_seconds()
+
+    def check_finite(self) -> None:
+        """Raises `Diverged` if the loss or a weight is no longer a finite number; what is saved must pass this."""
+        if self._sums is not None:
+            self._refuse_unless_finite(self._sums[0])
+        weights = [weight.detach() for weight in self.network.model.parameters() if weight.numel()]
+        # The largest absolute value, since a sum of squares would overflow in half precision.
+        largest = torch._foreach_norm(weights, float("inf"))
+        self._refuse_unless_finite(torch.stack([value.float() for value in largest]).sum())
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Mixed precision where it was asked for."""
@@ -160,6 +180,8 @@ class DefaultTrainer:
 
     def rewind(self, state: dict[str, Any]) -> None:
         """Goes back to a state from `rewind_state`: weights, biases, norms, optimizer, learning rate; not the epoch."""
+        # Optimizers take over the tensors that they load: without a copy, training on would change the state.
+        state = copy.deepcopy(state)
         self.network.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -168,7 +190,7 @@ class DefaultTrainer:
     def rewind_state(self) -> dict[str, Any]:
         """Returns a copy of everything that `rewind` brings back."""
         parts = {"model": self.network.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        return {name: _copied(part.state_dict()) for name, part in parts.items()}
+        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
     def forget_removed(self) -> None:
         """Clears removed weights and what the optimizer remembers of them."""
@@ -191,7 +213,7 @@ class DefaultTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state from `state_dict`; the network must be loaded already."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, self.batch, self.resumed = state["epoch"], state["batch"], True
         self.metrics, self.totals = dict(state["metrics"]), dict(state["totals"])
         self._sums = state["sums"].to(self.device) if state["sums"] is not None else None
         self.optimizer.load_state_dict(state["optimizer"])
@@ -199,27 +221,21 @@ class DefaultTrainer:
         self.scaler.load_state_dict(state["scaler"])
 
     def _close_epoch(self) -> None:
+        self.check_finite()
         accuracy, loss = means(self._sums)
-        if self._sums is not None:
-            self._check_finite(self._sums[0])
-            norms = torch._foreach_norm([p.detach() for p in self.network.model.parameters()])
-            self._check_finite(torch.stack([norm.float() for norm in norms]).sum())
+        # Reading the sums waited for the device, which may have been a whole epoch behind.
+        self._count_seconds()
         self._sums = None
         self.metrics |= {"train_accuracy": accuracy, "train_loss": loss}
 
-    def _check_finite(self, value: Tensor) -> None:
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.totals["seconds_training"] += now - self._clock
+        self._clock = now
+
+    def _refuse_unless_finite(self, value: Tensor) -> None:
         if not torch.isfinite(value):
-            raise UsageError(
+            raise Diverged(
                 f"The loss is no longer finite in epoch {self.epoch}, batch {self.batch}: training stopped, the last "
                 f"good state is kept. A smaller --learning_rate than {self.optimization.learning_rate} may help."
             )
-
-
-def _copied(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach().clone()
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_copied(item) for item in state)
-    return state

@@ -41,7 +41,7 @@ class Pruning:
         pruning_limit: sparsity to reach, in the criterion's unit.
         epochs, prune_delay, prune_freq: when events during training fall, see `Timing`.
         mask_control: "none", "shuffle", "reinit" or "invert", see `pruning.controls`.
-        seed: of the shuffle.
+        seed: of the shuffle and of the other initial values.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Pruning:
     def _run_all(self, trainer: Any) -> None:
         while not self.complete:
             self.event(trainer)
+            trainer.at("event_end")
 
     def _keep_initial(self) -> None:
         # Shuffled masks bring weights back, at their initial value; nothing else needs the copy.
@@ -131,7 +132,10 @@ class Pruning:
             generator = torch.Generator().manual_seed(self.seed)
             self.network.shuffle_masks(generator, self.initial)
         elif self.control == "reinit":
-            self.network.reinitialise(self.fresh_model())
+            # Values of its own, and the run's random numbers go on as if nothing had been drawn.
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed + 1)
+                self.network.reinitialise(self.fresh_model())
 
     def _check_feasible(self) -> None:
         if self.criterion.moment != "during" or not self.targets:

@@ -21,7 +21,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """Writes tensors and plain values; goes through memory, so that a full disk is one clear error."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getbuffer())
 
 
 def read(path: Path) -> Any:

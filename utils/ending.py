@@ -24,8 +24,8 @@ def guarded(console: Console, action: Callable[[], int]) -> int:
         console.log(traceback.format_exc())
         console.error(str(error))
         return 2
-    except KeyboardInterrupt:
-        console.error("stopped; what was saved before stays")
+    except KeyboardInterrupt as stop:
+        console.error(str(stop) or "stopped; what was saved before stays")
         return 130
     except Exception as error:  # noqa: BLE001 - the last resort: one line for the person, the traceback for the log
         _unexpected(console, error)
@@ -34,27 +34,48 @@ def guarded(console: Console, action: Callable[[], int]) -> int:
 
 def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
     """Trains, writes result.json whatever happens, and returns the exit code."""
+    try:
+        return _train(trainer, saving, result, console)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        # A full disk may refuse this file too, and a broken network cannot be counted: the first error is reported.
+        with contextlib.suppress(Exception):
+            saving.folder.write_result(result.record(trainer, status))
+        _raise_with_advice(error, saving)
+        raise
+    finally:
+        close(trainer)
+
+
+def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
     folder = saving.folder
     try:
         trainer.train()
     except Interrupted as stop:
-        close(trainer)
         saving.save(trainer)
         folder.write_result(result.record(trainer, "interrupted"))
+        close(trainer)
         console.warn(f"stopped by {stop}; go on with: {resume_command(saving)}")
         return stop.exit_code
-    except BaseException as error:
-        close(trainer)
-        # A full disk may refuse this file too; the first error is the one to report.
-        with contextlib.suppress(UsageError):
-            folder.write_result(result.record(trainer, "failed"))
-        if isinstance(error, UsageError) and saving.checkpoint.exists():
-            raise UsageError(f"{error} Go on with: {resume_command(saving)}") from error
-        raise
     record = result.record(trainer, "finished")
     folder.write_result(record)
     console.table("Result", result_rows(record), folder.path)
     return 0
+
+
+def _raise_with_advice(error: BaseException, saving: Saving) -> None:
+    """Raises the error anew with what the user can do next, if that is known."""
+    if not saving.checkpoint.exists():
+        return
+    if isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt(f"stopped at once; go on with: {resume_command(saving)}") from error
+    if isinstance(error, UsageError):
+        # Numbers that diverged would do so again: the way on is another run from the state before.
+        way_on = "Go on with: " + resume_command(saving)
+        if getattr(error, "happens_again", False):
+            name, model = shlex.quote(saving.folder.path.name), shlex.quote(saving.checkpoint.name)
+            way_on = f"To start from it: --checkpoint_name {name} --checkpoint_model {model}."
+        raise UsageError(f"{error} {way_on}") from error
 
 
 def resume_command(saving: Saving) -> str:

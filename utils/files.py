@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from pruning.errors import UsageError
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
     """Writes to a temporary name beside the file, then renames. A failure leaves the file as it was.
 
     Raises:
         UsageError: if the disk is full or the folder cannot be written to.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Always the same temporary name: what a killed run left half written is overwritten by the next one.
+    temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -23,7 +25,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # The folder itself may be gone; the first error is the one to report.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UsageError(
             f"{path} could not be written: {error.strerror or error}; what was there before stays."
         ) from error

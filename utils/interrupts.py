@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
+
+STOPPING_POINTS = ("event_end", "train_start", "batch_end", "epoch_end")
 
 
 class Interrupted(Exception):
@@ -18,26 +22,48 @@ class Interrupted(Exception):
 class StopRequests:
     """Callback that turns SIGINT, SIGTERM and the time limit into an `Interrupted` between two batches.
 
-    A second Ctrl-C does not wait for the batch.
+    A second signal does not wait for the batch: it raises KeyboardInterrupt at once. The signals are caught from the
+    making of this object, so that pruning before training can be stopped too, until `close`.
+
+    Args:
+        max_minutes: training time of this session; a resumed run has as much again. None for no limit.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
         self.max_seconds = max_minutes * 60 if max_minutes is not None else None
+        self.seconds_before: float | None = None
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        self.process = os.getpid()
+        self.handlers: dict[int, Any] = {}
+        # Python hands signals to the main thread only; in another one they stay with whoever runs us.
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __call__(self, trainer: Any, moment: str) -> None:
-        if moment not in ("train_start", "batch_end", "epoch_end"):
+        if moment == "train_end":
+            self.close()
+        if moment not in STOPPING_POINTS:
             return
         if self.received is not None:
             raise Interrupted(signal.Signals(self.received).name, 128 + self.received)
-        used = trainer.totals["seconds_training"]
-        if self.max_seconds is not None and used >= self.max_seconds and trainer.epoch < trainer.epochs:
+        if self.max_seconds is None:
+            return
+        trained = trainer.totals["seconds_training"]
+        if self.seconds_before is None:
+            self.seconds_before = trained
+        if trained - self.seconds_before >= self.max_seconds and trainer.epoch < trainer.epochs:
             raise Interrupted(f"--max_training_minutes {self.max_seconds / 60:g} is over", 124)
 
+    def close(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # Forked loader processes inherit this handler, and a terminal's Ctrl-C reaches them too: they go on serving.
+        if os.getpid() != self.process:
+            return
         if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            raise KeyboardInterrupt
         self.received = number

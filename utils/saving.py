@@ -26,10 +26,9 @@ class Saving:
     def __init__(
         self, *, folder: RunFolder, network: PrunableNetwork, pruning: Any, model: str, save_freq: int
     ) -> None:
-        name = model.replace("/", "-")
         self.folder = folder
-        self.checkpoint = folder.models / f"{name}_checkpoint"
-        self.finished = folder.models / f"{name}_finished"
+        self.checkpoint = checkpoint_of(folder, model)
+        self.finished = self.checkpoint.with_name(self.checkpoint.name.removesuffix("checkpoint") + "finished")
         self.network, self.pruning, self.save_freq = network, pruning, save_freq
 
     def __call__(self, trainer: Any, moment: str) -> None:
@@ -40,7 +39,12 @@ class Saving:
             checkpoints.save(self.finished, checkpoints.network_state(self.network))
 
     def save(self, trainer: Any) -> None:
-        """Writes everything that the run needs to go on exactly from here."""
+        """Writes everything that the run needs to go on exactly from here.
+
+        Raises:
+            UsageError: if it cannot be written or is not finite; the last good checkpoint stays.
+        """
+        trainer.check_finite()
         state = {
             **checkpoints.network_state(self.network),
             "trainer": trainer.state_dict(),
@@ -57,14 +61,27 @@ class Saving:
         if not isinstance(state, dict) or not {"state_dict", "masks", "trainer", "pruning", "random"} <= set(state):
             raise UsageError(f"{self.checkpoint} is no checkpoint of a run.")
         checkpoints.load_network(self.network, state, self.checkpoint)
-        trainer.load_state_dict(state["trainer"])
-        self.pruning.load_state_dict(state["pruning"])
-        checkpoints.set_random_state(state["random"])
+        try:
+            trainer.load_state_dict(state["trainer"])
+            self.pruning.load_state_dict(state["pruning"])
+            checkpoints.set_random_state(state["random"])
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{self.checkpoint} does not fit this run: {type(error).__name__} {error}.") from error
         return True
 
 
-def load_start(network: PrunableNetwork, core: Core) -> None:
-    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing."""
+def checkpoint_of(folder: RunFolder, model: str) -> Path:
+    """Returns the file that a run of this model goes on from."""
+    return folder.models / f"{model.replace('/', '-')}_checkpoint"
+
+
+def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None = None) -> None:
+    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing.
+
+    Nothing either where a stopped run has a checkpoint of its own to go on from.
+    """
+    if stopped and checkpoint_of(stopped, core.model).exists():
+        return
     if core.checkpoint_name and core.weights:
         raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
     if core.checkpoint_name or core.weights:

@@ -2,63 +2,128 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from pruning import UsageError
 
+HISTOGRAM_BINS = 64
+
 
 class TensorBoard:
-    """Writes each epoch's scalars; weights and the architecture at the start and at the end."""
+    """Writes each epoch's scalars; weights and the architecture at the start and at the end.
+
+    Args:
+        folder: where the event files go; a resumed run adds one.
+        result: knows the numbers of the run.
+    """
 
     def __init__(self, folder: Path, result: Any) -> None:
         self.folder, self.result = folder, result
-        self.writer: Any = None
+        # Taken now: by the time training starts, the network may have been pruned.
+        self.before = _describe(result.network)
+        self.file: EventFile | None = None
 
     def __call__(self, trainer: Any, moment: str) -> None:
+        if moment not in ("train_start", "epoch_end", "train_end"):
+            return
         try:
             self._write(trainer, moment)
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
     def _write(self, trainer: Any, moment: str) -> None:
-        if moment == "train_start":
-            # Imported late: it takes longer than everything else that a short run needs.
-            from torch.utils.tensorboard import SummaryWriter
-
-            # A resumed run repeats the steps after its checkpoint; what was written of them is dropped.
-            self.writer = SummaryWriter(str(self.folder), purge_step=trainer.epoch + 1 if trainer.epoch else None)
-            self._architecture(trainer, "architecture/before")
-            self._histograms(trainer)
-        elif moment == "epoch_end":
+        if self.file is None:
+            self.file = self._start(trainer)
+        if moment == "epoch_end":
             self._scalars(trainer)
         elif moment == "train_end":
-            self._architecture(trainer, "architecture/after")
-            self._histograms(trainer)
+            # One step further than any epoch: a run stopped between here and its end writes this again, and only this.
+            self._look(trainer, "architecture/after", _describe(trainer.network), trainer.epoch + 1)
+        # A run killed after its next checkpoint must not miss what came before it.
+        self.file.flush()
+        if moment == "train_end":
             self.close()
 
     def close(self) -> None:
         """Writes what is still in memory."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        if self.file is not None:
+            file, self.file = self.file, None
+            file.close()
+
+    def _start(self, trainer: Any) -> EventFile:
+        # A resumed run repeats the steps after its checkpoint; what was written of them is dropped.
+        go_on = trainer.resumed and any(self.folder.glob("*tfevents*"))
+        self.file = EventFile(self.folder, purge_step=trainer.epoch + 1 if go_on else 0)
+        if not go_on:
+            self._look(trainer, "architecture/before", self.before, 0)
+        return self.file
 
     def _scalars(self, trainer: Any) -> None:
-        for name, value in self.result.numbers(trainer).items():
-            self.writer.add_scalar(name, value, trainer.epoch)
+        from torch.utils.tensorboard.summary import scalar
+
+        values = dict(self.result.numbers(trainer))
         for name, sparsity in trainer.network.layer_sparsities().items():
-            self.writer.add_scalar(f"sparsity_per_layer/{name}", sparsity, trainer.epoch)
+            values[f"sparsity_per_layer/{name}"] = sparsity
+        for name, value in values.items():
+            self._add(scalar(name, value, new_style=True, double_precision=True), trainer.epoch)
 
-    def _histograms(self, trainer: Any) -> None:
+    def _look(self, trainer: Any, tag: str, architecture: str, step: int) -> None:
+        from torch.utils.tensorboard.summary import histogram, text
+
+        self._add(text(tag, architecture), step)
         for name, weight in trainer.network.prunable().items():
-            self.writer.add_histogram(f"weights/{name}", weight.detach().float().cpu(), trainer.epoch)
+            if weight.numel():
+                self._add(histogram(f"weights/{name}", weight.detach().float().cpu().numpy(), HISTOGRAM_BINS), step)
 
-    def _architecture(self, trainer: Any, tag: str) -> None:
-        network = trainer.network
-        text = "\n".join("    " + line for line in str(network.model).splitlines())
-        rows = ["| weight | shape | left of the start |", "|---|---|---|"]
-        for (name, weight), sparsity in zip(
-            network.prunable().items(), network.layer_sparsities().values(), strict=True
-        ):
-            rows.append(f"| {name} | {tuple(weight.shape)} | {1 - sparsity:.4f} |")
-        self.writer.add_text(tag, text + "\n\n" + "\n".join(rows), trainer.epoch)
+    def _add(self, summary: Any, step: int) -> None:
+        assert self.file is not None
+        self.file.add(step, summary=summary)
+
+
+class EventFile:
+    """One event file of TensorBoard.
+
+    Written in the thread that trains, unlike torch's SummaryWriter: there a full disk is a traceback of another thread.
+
+    Args:
+        folder: where the file is made.
+        purge_step: readers drop what older files of the folder hold from this step on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        # Imported late: it takes longer than everything else that a short run needs.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.event = Event
+        # Readers take files in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self.file = open(folder / name, "xb")  # noqa: SIM115 - stays open as long as the run
+        self.records = RecordWriter(self.file)
+        self.add(purge_step, file_version="brain.Event:2")
+        self.add(purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, step: int, **content: Any) -> None:
+        """Adds one record."""
+        self.records.write(self.event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def flush(self) -> None:
+        """Hands everything to the disk."""
+        self.file.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self.file.close()
+
+
+def _describe(network: Any) -> str:
+    """Returns the modules and, per prunable weight, its shape and what is left of it, as Markdown."""
+    text = "\n".join("    " + line for line in str(network.model).splitlines())
+    rows = ["| weight | shape | left of the start |", "|---|---|---|"]
+    for (name, weight), sparsity in zip(network.prunable().items(), network.layer_sparsities().values(), strict=True):
+        rows.append(f"| {name} | {tuple(weight.shape)} | {1 - sparsity:.4f} |")
+    return text + "\n\n" + "\n".join(rows)
