@@ -10,8 +10,14 @@ class UsageError(ValueError):
     """Something the user gave does not fit. The message is one line: what was given, what fits, the nearest name."""
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """Returns `" Did you mean X or Y?"` for the known names closest to `given`, or an empty string."""
+def nearest(given: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Returns `" Did you mean X or Y?"` for the known names closest to `given`, or an empty string.
+
+    Args:
+        given: what was typed.
+        known: what there is.
+        prefix: put before each name, such as "--".
+    """
     by_lower = {name.lower(): name for name in known}
     close = [by_lower[key] for key in difflib.get_close_matches(given.lower(), by_lower, n=3, cutoff=0.5)]
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""

@@ -22,6 +22,12 @@ class Console:
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.log_file: Path | None = None
 
+    def take(self, *, quiet: bool, warnings: Iterable[str]) -> None:
+        """Takes over what the settings say: how much to print, and what to warn of."""
+        self.quiet = quiet
+        for warning in warnings:
+            self.warn(warning)
+
     def info(self, line: str) -> None:
         """A line that --quiet leaves out."""
         self.log(line)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
 
 from pruning import Criterion, UsageError
+from pruning.errors import nearest
 
 REQUIRED = inspect.Parameter.empty
+
+
+class _Own:
+    def __str__(self) -> str:
+        return "each part's own"
+
+
+# The default of a flag that two parts name with different defaults.
+OWN = _Own()
 
 
 @dataclass(frozen=True)
@@ -41,27 +54,45 @@ class Flag:
 
     def add_to(self, parser: Any) -> None:
         """Declares the flag on an argparse parser or group; what is not typed leaves no trace in the result."""
-        text = self.help.replace("%", "%%")
+        text = self.help
         if self.default is not REQUIRED and self.default is not None and self.default != "":
             text = f"{text} (default: {format_value(self.default)})".lstrip()
-        kind = self.kind
-        common: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": text or " "}
-        if kind is bool:
+        help_text = text.replace("%", "%%") or " "
+        common: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": help_text}
+        if self.kind is bool:
             parser.add_argument(f"--{self.name}", action=argparse.BooleanOptionalAction, **common)
-        elif typing.get_origin(kind) in (list, tuple):
-            item = _converter((typing.get_args(kind) or (str,))[0])
-            parser.add_argument(f"--{self.name}", nargs="*", type=item, metavar=self._metavar(), **common)
-        elif typing.get_origin(kind) is typing.Literal:
-            options = typing.get_args(kind)
-            parser.add_argument(f"--{self.name}", type=type(options[0]), choices=options, **common)
-        else:
-            parser.add_argument(f"--{self.name}", type=_converter(kind), metavar=self._metavar(), **common)
+            return
+        several = _is_list(self.kind)
+        common |= {"type": self._convert(_item(self.kind) if several else self.kind), "metavar": self._metavar()}
+        parser.add_argument(f"--{self.name}", **common, **({"nargs": "*"} if several else {}))
+
+    def _convert(self, kind: Any) -> Callable[[str], Any]:
+        def convert(text: str) -> Any:
+            try:
+                return taken(kind, text)
+            except (TypeError, ValueError, OverflowError) as error:
+                options = [str(option) for option in typing.get_args(kind) if isinstance(option, str)]
+                close = nearest(text, options)
+                raise argparse.ArgumentTypeError(f"takes {self._wanted()}; {text!r} was given.{close}") from error
+
+        return convert
 
     def _metavar(self) -> str:
         if self.nested:
             return "CRITERION"
+        if typing.get_origin(self.kind) is typing.Literal:
+            return "{" + ",".join(str(option) for option in typing.get_args(self.kind)) + "}"
         inner = (typing.get_args(self.kind) or (self.kind,))[0]
         return getattr(inner, "__name__", "value").upper()
+
+    def _wanted(self) -> str:
+        if typing.get_origin(self.kind) is typing.Literal:
+            return "one of " + ", ".join(str(option) for option in typing.get_args(self.kind))
+        if _is_list(self.kind):
+            count = f"{_length(self.kind)} " if _length(self.kind) else ""
+            return count + {int: "whole numbers", float: "numbers"}.get(_item(self.kind), "values")
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        return words.get(self.kind, self.type_name())
 
     def type_name(self) -> str:
         """The type as a person would write it, for the README's table."""
@@ -75,14 +106,15 @@ class Flag:
         arguments = [getattr(a, "__name__", "") for a in typing.get_args(self.kind) if a is not Ellipsis]
         return f"{name} of {arguments[0]}" if arguments else name
 
-    def check(self, value: Any, source: str) -> Any:
-        """Returns a value from a file as this flag's type, or raises UsageError naming the source."""
+    def check(self, value: Any, source: str = "") -> Any:
+        """Returns a value as this flag's type, or raises UsageError naming the file that it came from, if any."""
         if value is None and (self.default is None or _is_union(self.annotation)):
             return None
         try:
-            return _from_file(self.kind, value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{source}: {self.name} takes {self.type_name()}; {value!r} was given.") from error
+            return taken(self.kind, value)
+        except (TypeError, ValueError, OverflowError) as error:
+            name = f"{source}: {self.name}" if source else f"--{self.name}"
+            raise UsageError(f"{name} takes {self._wanted()}; {value!r} was given.") from error
 
 
 def format_value(value: Any) -> str:
@@ -95,7 +127,7 @@ def format_value(value: Any) -> str:
 
 
 def flags_of(part: type | Callable[..., Any], group: str, handed_over: Iterable[str] = ()) -> list[Flag]:
-    """Returns the flags that a part's constructor declares.
+    """Returns the flags that a part's constructor declares: one per parameter whose value can be typed.
 
     Args:
         part: a class, or a function that builds a model.
@@ -108,7 +140,7 @@ def flags_of(part: type | Callable[..., Any], group: str, handed_over: Iterable[
             continue
         if dataclasses.is_dataclass(annotation):
             flags += flags_of(typing.cast(type, annotation), group, handed_over)
-        else:
+        elif typable(annotation):
             flags.append(Flag(parameter.name, annotation, parameter.default, text, group))
     return flags
 
@@ -125,11 +157,21 @@ def parameters_of(part: type | Callable[..., Any]) -> list[tuple[inspect.Paramet
         for parameter in parameters:
             named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             if named and parameter.name not in found:
-                annotation = hints.get(parameter.name, _guess(parameter.default))
+                parameter = parameter.replace(default=_default(owner, parameter))
+                annotation = hints.get(parameter.name, Any)
+                annotation = _guess(parameter.default) if annotation is Any else annotation
                 found[parameter.name] = (parameter, annotation, texts.get(parameter.name, ""))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return list(found.values())
+
+
+def _default(owner: Any, parameter: inspect.Parameter) -> Any:
+    """A parameter's default; a dataclass with a default_factory shows a placeholder in its signature."""
+    for field in dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ():
+        if field.name == parameter.name and field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return parameter.default
 
 
 def _constructors(part: type | Callable[..., Any]) -> list[tuple[Any, Callable[..., Any]]]:
@@ -143,20 +185,42 @@ def _argument_texts(owner: Any) -> dict[str, str]:
     texts: dict[str, str] = {}
     for cls in getattr(owner, "__mro__", [owner]):
         for documented in (cls, cls.__dict__.get("__init__") if inspect.isclass(cls) else None):
-            for entry in docstring_parser.parse(inspect.cleandoc(getattr(documented, "__doc__", None) or "")).params:
-                texts.setdefault(entry.arg_name, " ".join((entry.description or "").split()))
+            for name, text in _documented(getattr(documented, "__doc__", None)):
+                texts.setdefault(name, text)
     return texts
+
+
+def _documented(docstring: str | None) -> list[tuple[str, str]]:
+    try:
+        entries = docstring_parser.parse(inspect.cleandoc(docstring or "")).params
+    except docstring_parser.ParseError:
+        # A docstring in a style of its own explains no flag, but forbids none either.
+        return []
+    return [
+        (name.strip(), " ".join((entry.description or "").split()))
+        for entry in entries
+        for name in entry.arg_name.split(",")
+    ]
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError:
-        # A name imported for type checkers only; its parameter is handed over by the framework, not typed.
-        return {}
+    except (NameError, TypeError, AttributeError):
+        # A name imported for type checkers only: its parameter is handed over by the framework, the rest may be flags.
+        return dict(_hints_one_by_one(function))
+
+
+def _hints_one_by_one(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    names = getattr(function, "__globals__", {})
+    for name, annotation in inspect.get_annotations(function).items():
+        with contextlib.suppress(NameError, TypeError, AttributeError):
+            yield name, typing.get_type_hints(types.SimpleNamespace(__annotations__={name: annotation}), names)[name]
 
 
 def _guess(default: Any) -> Any:
+    if isinstance(default, (list, tuple)) and default:
+        return list[type(default[0])]  # type: ignore[misc]
     return str if default is REQUIRED or default is None else type(default)
 
 
@@ -164,35 +228,83 @@ def _is_union(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
-def _converter(kind: Any) -> Callable[[str], Any]:
-    if kind is int:
-        return _whole_number
-    return kind if kind is float else str
+def _is_list(kind: Any) -> bool:
+    return kind in (list, tuple) or typing.get_origin(kind) in (list, tuple)
 
 
-def _whole_number(text: str) -> int:
-    """Reads 80, also when written 8e1 or 80.0."""
-    number = float(text)
-    if number != int(number):
-        raise ValueError(text)
-    return int(number)
+def _length(kind: Any) -> int:
+    """How many items a tuple has, 0 for any number."""
+    arguments = typing.get_args(kind)
+    return len(arguments) if typing.get_origin(kind) is tuple and Ellipsis not in arguments else 0
 
 
-_whole_number.__name__ = "whole number"
+def _item(kind: Any) -> Any:
+    """The type of a list's items."""
+    return (typing.get_args(kind) or (str,))[0]
 
 
-def _from_file(kind: Any, value: Any) -> Any:
+def _options(union: Any) -> list[Any]:
+    """The types of a union, text last: everything can be read as text."""
+    return sorted((a for a in typing.get_args(union) if a is not type(None)), key=lambda option: option is str)
+
+
+def typable(kind: Any) -> bool:
+    """Whether a value of this type can be typed, and so be a flag."""
+    if _is_union(kind):
+        return all(typable(option) for option in _options(kind))
+    if _is_list(kind):
+        inner = _item(kind)
+        return inner is not bool and not _is_list(inner) and typable(inner)
     if typing.get_origin(kind) is typing.Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(value)
-        return value
-    if typing.get_origin(kind) in (list, tuple):
-        if not isinstance(value, (list, tuple)):
+        return True
+    readable = (str, int, float, Path, Criterion)
+    return isinstance(kind, type) and issubclass(kind, readable) and not issubclass(kind, Enum)
+
+
+def taken(kind: Any, value: Any) -> Any:
+    """Returns a value, typed or from a file, as a type; raises TypeError, ValueError or OverflowError otherwise."""
+    if typing.get_origin(kind) is typing.Literal:
+        return _taken_option(typing.get_args(kind), value)
+    if _is_union(kind):
+        return _taken_first(_options(kind), value)
+    if _is_list(kind):
+        if not isinstance(value, (list, tuple)) or _length(kind) not in (0, len(value)):
             raise TypeError(value)
-        return [_from_file((typing.get_args(kind) or (str,))[0], item) for item in value]
-    if kind is bool or isinstance(value, bool):
+        items = [taken(_item(kind), item) for item in value]
+        return tuple(items) if tuple in (kind, typing.get_origin(kind)) else items
+    if kind is bool or isinstance(value, (bool, dict, list, tuple)):
         if kind is not bool or not isinstance(value, bool):
             raise TypeError(value)
         return value
+    if kind is int:
+        return _whole_number(value)
     # YAML reads 1e-3 as text, so numbers may come as strings.
-    return _converter(kind)(value)
+    return kind(value) if kind in (float, Path) else str(value)
+
+
+def _taken_option(options: Iterable[Any], value: Any) -> Any:
+    for option in options:
+        if str(option) == str(value):
+            return option
+    raise ValueError(value)
+
+
+def _taken_first(kinds: Iterable[Any], value: Any) -> Any:
+    for kind in kinds:
+        try:
+            return taken(kind, value)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    raise ValueError(value)
+
+
+def _whole_number(value: Any) -> int:
+    """Reads 80, also when written 8e1 or 80.0."""
+    if isinstance(value, int):
+        return value
+    with contextlib.suppress(ValueError):
+        return int(value) if isinstance(value, str) else int(str(value))
+    number = float(value)
+    if number != int(number):
+        raise ValueError(value)
+    return int(number)

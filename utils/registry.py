@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
+from pruning import Criterion
 from pruning.errors import UsageError, nearest
 from utils.flags import Flag, flags_of, parameters_of
 
@@ -26,6 +29,10 @@ KINDS = {
     "testers": ("test_scheme", "tester"),
 }
 
+# What a class must be, or be able to do, to be a plug-in of its kind.
+BASES: dict[str, type] = {"models": nn.Module, "criterions": Criterion}
+METHODS = {"data_sets": ("train", "test"), "losses": ("__call__",), "trainers": ("train",), "testers": ("evaluate",)}
+
 # What the framework gives by name; every other constructor parameter is a flag.
 HANDED_OVER = frozenset(
     ("num_classes", "input_shape", "network", "criterion", "loss_function", "callbacks")
@@ -33,18 +40,22 @@ HANDED_OVER = frozenset(
 )
 
 
-def add_plugin_dir(directory: str | Path) -> None:
-    """Adds a folder of the user's own, with sub-folders like `criterions/`; its files win over ours."""
+def use_plugin_dir(directory: str) -> None:
+    """Adds a folder of the user's own, with sub-folders like `criterions/`; its files win over ours.
+
+    Args:
+        directory: the folder, in place of the one added before; empty for none.
+    """
     folder = Path(directory).expanduser().resolve()
-    if not folder.is_dir():
+    if directory and not folder.is_dir():
         raise UsageError(f"--plugin_dir {directory}: there is no such folder.")
-    rooms = [kind for kind in KINDS if (folder / kind).is_dir()]
-    if not rooms:
+    rooms = [kind for kind in KINDS if directory and (folder / kind).is_dir()]
+    if directory and not rooms:
         raise UsageError(f"--plugin_dir {directory} holds none of the folders {', '.join(KINDS)}.")
-    for kind in rooms:
+    for kind in KINDS:
         path = importlib.import_module(kind).__path__
-        if str(folder / kind) not in path:
-            path.insert(0, str(folder / kind))
+        path[:] = [str(folder / kind)] * (kind in rooms) + [str(ROOT / kind)]
+    importlib.invalidate_caches()  # files may have been put there a moment ago
 
 
 def names(kind: str) -> list[str]:
@@ -72,7 +83,20 @@ def find(kind: str, name: str) -> type | Callable[..., Any]:
     if not inspect.isclass(found):
         own = [n for n, o in vars(module).items() if inspect.isclass(o) and o.__module__ == module.__name__]
         raise UsageError(f"{module.__file__} must hold `class {name}`; it defines {', '.join(own) or 'no class'}.")
+    _check_contract(kind, found, module)
     return found
+
+
+def _check_contract(kind: str, found: type, module: ModuleType) -> None:
+    base = BASES.get(kind, object)
+    if not issubclass(found, base):
+        needed = f"it does not inherit {base.__name__}"
+        raise UsageError(f"{module.__file__}: class {found.__name__} is no {KINDS[kind][1]}: {needed}.")
+    for method in METHODS.get(kind, ()):
+        # Looked up in the classes, not by hasattr: every class has a __call__, the one that makes its objects.
+        if not any(method in vars(cls) for cls in found.__mro__):
+            needed = f"it has no method {method}()"
+            raise UsageError(f"{module.__file__}: class {found.__name__} is no {KINDS[kind][1]}: {needed}.")
 
 
 def flags(kind: str, name: str) -> list[Flag]:
@@ -114,7 +138,9 @@ def construct(part: type | Callable[..., Any], values: Mapping[str, Any], given:
             arguments[name] = construct(annotation, values, given)
         elif name in values:
             nested = Flag(name, annotation, None, "", "").nested and isinstance(values[name], str)
-            arguments[name] = build("criterions", values[name], values, given) if nested else values[name]
+            # Inside, the name stands for its default: a criterion that took itself as its inner one would never end.
+            inner = {other: value for other, value in values.items() if other != name}
+            arguments[name] = build("criterions", values[name], inner, given) if nested else values[name]
         elif parameter.default is parameter.empty:
             raise UsageError(f"{getattr(part, '__name__', part)} needs --{name}.")
     return part(**arguments)
@@ -133,13 +159,16 @@ def _files(kind: str) -> list[Path]:
 
 def _import(kind: str, name: str) -> ModuleType:
     file = next(file for file in _files(kind) if file.stem == name)
+    imported = sys.modules.get(f"{kind}.{name}")
+    if imported is not None and Path(imported.__file__ or "").resolve() != file.resolve():
+        del sys.modules[f"{kind}.{name}"]  # of another plug-in folder, used before in this process
     try:
         return importlib.import_module(f"{kind}.{name}")
     except UsageError:
         raise
     except SyntaxError as error:
-        raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
-    except Exception as error:  # noqa: BLE001 - a plug-in may fail in any way while it is imported
+        raise UsageError(f"{error.filename or file}, line {error.lineno or '?'}: {error.msg}.") from error
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way while it is imported
         line = _line_in(error, file)
         raise UsageError(f"{file}, line {line}: {type(error).__name__}: {error}") from error
 

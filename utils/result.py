@@ -102,12 +102,15 @@ def _status(record: dict[str, Any]) -> str:
     return f"{record['status']} after {record['epochs_trained']} of {record['epochs']} epochs{limited}"
 
 
-def evaluation_record(settings: Settings, network: PrunableNetwork, found: dict[str, Any]) -> dict[str, Any]:
+def evaluation_record(
+    settings: Settings, network: PrunableNetwork, found: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     """Returns the content of result.json for --eval."""
     core = settings.core
     names = {"model": core.model, "data_set": core.data_set, "test_scheme": core.test_scheme, "seed": core.seed}
     checkpoint = core.checkpoint_name or core.weights
-    return {**names, "status": "finished", "checkpoint": checkpoint, **found, **_sizes(network)}
+    sizes = {**_sizes(network), "limit_batches": core.limit_batches}
+    return {**names, "status": "finished", "checkpoint": checkpoint, **found, **sizes, **describe(device)}
 
 
 def evaluation_rows(found: dict[str, Any], network: PrunableNetwork) -> list[tuple[str, str]]:

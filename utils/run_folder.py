@@ -86,15 +86,23 @@ class RunFolder:
         write_atomic(self.output / name, json.dumps(_finite(content), indent=1) + "\n")
 
 
-def resumed_settings(name: str, results_dir: str, argv: Sequence[str]) -> tuple[RunFolder, Settings]:
-    """Returns a stopped run's folder and settings; only what cannot change its outcome may be typed beside --resume."""
-    folder = RunFolder.open(name, results_dir)
-    typed = settings.typed(argv)
-    wrong = [name for name in typed if name not in RESUMABLE]
+def resumed(argv: Sequence[str]) -> tuple[RunFolder, Settings] | None:
+    """Returns a stopped run's folder and settings if --resume was typed.
+
+    Only what cannot change the run's outcome may be typed beside it.
+    """
+    typed, others = settings.typed(argv)
+    if "resume" not in typed or {"-h", "--help"} & set(others):
+        return None
+    wrong = [f"--{name}" for name in typed if name not in RESUMABLE] + others
     if wrong:
-        allowed = ", ".join(f"--{flag}" for flag in RESUMABLE)
-        raise UsageError(f"--resume takes all settings from the run; --{wrong[0]} cannot be changed ({allowed} can).")
-    return folder, settings.load(folder.settings(), typed)
+        allowed = ", ".join(f"--{flag}" for flag in RESUMABLE[1:])
+        raise UsageError(f"--resume takes all settings from the run; {wrong[0]} cannot be given ({allowed} can).")
+    folder = RunFolder.open(typed["resume"], typed.get("results_dir", settings.Core().results_dir))
+    chosen = settings.load(folder.settings(), typed, folder.settings_file)
+    if chosen.core.eval:
+        raise UsageError(f"--resume {typed['resume']}: this was an evaluation; only training can be taken up again.")
+    return folder, chosen
 
 
 def list_runs(results_dir: str) -> list[str]:
@@ -131,7 +139,14 @@ def _copy_code(target: Path, plugin_dir: str) -> None:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    """A value as YAML's safe reader takes it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _finite(value: Any) -> Any:

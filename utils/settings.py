@@ -6,22 +6,19 @@ want, that over defaults.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from pruning.errors import UsageError, nearest
 from utils import registry
-from utils.flags import REQUIRED, Flag, flags_of
+from utils.command_line import make_parser
+from utils.flags import OWN, REQUIRED, Flag, flags_of
+from utils.presets import checked, presets, read_yaml
 from utils.registry import KINDS, ROOT
 
-AUTOCONFIG = Path(__file__).with_name("autoconfig.json")
 CORE_ALIASES = {"pruning_rate": "pruning_limit"}
 
 
@@ -112,6 +109,8 @@ class Core:
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
         at_least |= {"limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
+        if self.seed >= 2**63:
+            raise UsageError(f"--seed must be below 2**63; {self.seed} was given.")
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -144,14 +143,9 @@ class Settings:
         """Makes the chosen plug-in of one kind, handing it what its constructor names."""
         return registry.build(kind, self.part(kind), self.values, given)
 
-    def construct(self, part: type, **given: Any) -> Any:
-        """Makes an object that is no plug-in in the same way."""
+    def construct(self, part: Callable[..., Any], /, **given: Any) -> Any:
+        """Calls a class or function that is no plug-in in the same way."""
         return registry.construct(part, self.values, given)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message[0].upper()}{message[1:]}.")
 
 
 def core_flags() -> list[Flag]:
@@ -165,64 +159,63 @@ def parse(argv: Sequence[str]) -> Settings | None:
     Raises:
         UsageError: in one line, for anything that does not fit.
     """
-    typed_core = typed([arg for arg in argv if arg not in ("-h", "--help")])
-    config = _read_config(typed_core.get("config", ""))
-    for source in (config, typed_core):
-        if source.get("plugin_dir"):
-            registry.add_plugin_dir(source["plugin_dir"])
-    if "-h" in argv or "--help" in argv:
-        _parser(_chosen(_resolve([config, typed_core])), grouped=True).print_help()
+    typed_core, _ = typed(argv)
+    config = _read_config(typed_core.get("config", ""), typed_core.get("plugin_dir"))
+    flags = _chosen(_resolve([config, typed_core])[0])
+    if {"-h", "--help"} & set(argv):
+        _print_help(config | typed_core, flags)
         return None
-    flags = _chosen(_resolve([config, typed_core]))
-    namespace, extras = _parser(flags).parse_known_args(list(argv))
+    namespace, extras = make_parser(flags, _aliases(flags)).parse_known_args(list(argv))
     warnings = _check_extras(extras, flags)
-    values = _resolve([config, _without_aliases(vars(namespace), flags)])
+    values, origins = _resolve([config, _without_aliases(vars(namespace), flags)])
+    values |= _checked_wishes(values, origins, flags)
+    names = {flag.name for flag in flags}
+    warnings += [_unused(name, every_flag()[name]) for name in config if name not in names]
     return _finish(values, flags, warnings)
 
 
-def typed(argv: Sequence[str]) -> dict[str, Any]:
-    """Returns the core settings that were typed."""
-    return vars(_parser(core_flags()).parse_known_args(list(argv))[0])
+def typed(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the core settings that were typed, and the arguments that are no core settings."""
+    flags = core_flags()
+    namespace, others = make_parser(flags, _aliases(flags)).parse_known_args(list(argv))
+    return vars(namespace), others
 
 
-def load(saved: Mapping[str, Any], changed: Mapping[str, Any]) -> Settings:
+def load(saved: Mapping[str, Any], changed: Mapping[str, Any], source: Path) -> Settings:
     """Returns the settings of a stopped run (the content of its settings.yaml), with `changed` put on top."""
-    values = dict(saved) | dict(changed) | {"autoconfig": False}
-    if values.get("plugin_dir"):
-        registry.add_plugin_dir(values["plugin_dir"])
-    return _finish(values, _chosen(values), [])
+    registry.use_plugin_dir(str(saved.get("plugin_dir") or ""))
+    flags = _chosen(saved)
+    lacking = next((flag for flag in flags if flag.name not in saved and flag.default is not OWN), None)
+    if lacking:
+        raise UsageError(f"{source} lacks {lacking.name}; a run is taken up again only with all its settings.")
+    values = {flag.name: flag.check(saved[flag.name], str(source)) for flag in flags if flag.name in saved}
+    return _finish(values | dict(changed), flags, [])
 
 
 def _finish(values: dict[str, Any], flags: list[Flag], warnings: list[str]) -> Settings:
     complete = {flag.name: values.get(flag.name, flag.default) for flag in flags}
     missing = next((flag for flag in flags if complete[flag.name] is REQUIRED), None)
     if missing:
-        raise UsageError(f"--{missing.name} is needed by {missing.group}: {missing.help}")
+        raise UsageError(f"--{missing.name} is needed by {missing.group}: {missing.help or 'it has no default'}.")
+    complete = {flag.name: _value(flag, values) for flag in flags if complete[flag.name] is not OWN}
     core = Core(**{f.name: complete[f.name] for f in dataclasses.fields(Core)})
     return Settings(core, complete | dataclasses.asdict(core), warnings)
 
 
-def _parser(flags: list[Flag], *, grouped: bool = False) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="main.py",
-        usage="python main.py [--flag value ...]",
-        description="Trains a network and prunes it. Flags: the core ones, then those of the chosen parts.",
-        allow_abbrev=False,
-        add_help=grouped,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
-    )
-    groups: dict[str, Any] = {}
-    for flag in flags:
-        group = groups.setdefault(flag.group, parser.add_argument_group(flag.group) if grouped else parser)
-        flag.add_to(group)
-    for alias, name in _aliases(flags).items():
-        flag = next(flag for flag in flags if flag.name == name)
-        help_text = f"the same as --{name}"
-        dataclasses.replace(flag, name=alias, default=None, help=help_text).add_to(groups[flag.group])
-    if "core" in groups:
-        disable = {"action": "store_const", "const": False, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        groups["core"].add_argument("--disable_autoconfig", dest="autoconfig", **disable)
-    return parser
+def _value(flag: Flag, values: Mapping[str, Any]) -> Any:
+    """A given value in its flag's type; a default is its author's business."""
+    return flag.check(values[flag.name]) if flag.name in values else flag.default
+
+
+def _print_help(users: Mapping[str, Any], flags: list[Flag]) -> None:
+    """Prints the flags with the defaults that hold for the chosen parts, presets included."""
+    chosen = {setting: users[setting] for setting, _ in KINDS.values() if setting in users}
+    below, _ = _resolve([chosen | {name: users[name] for name in ("autoconfig",) if name in users}])
+    flags = [
+        dataclasses.replace(flag, default=below[flag.name]) if flag.name in below and flag.name not in users else flag
+        for flag in flags
+    ]
+    make_parser(flags, _aliases(flags), grouped=True).print_help()
 
 
 def _aliases(flags: list[Flag]) -> dict[str, str]:
@@ -240,35 +233,38 @@ def _without_aliases(typed: dict[str, Any], flags: list[Flag]) -> dict[str, Any]
     return typed
 
 
-def _resolve(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merges the user's layers over presets and wishes of the parts, which depend on the parts that are chosen."""
+def _resolve(layers: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merges the user's layers over presets and wishes of the parts, which depend on the parts that are chosen.
+
+    Returns:
+        The values, and where those stand that are not the user's.
+    """
     users: dict[str, Any] = {}
     for layer in layers:
         users |= layer
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     # A preset may choose a part that has presets of its own; two rounds settle that.
     for _ in range(3):
-        chosen = {setting: values.get(setting, users.get(setting)) for setting, _ in KINDS.values()}
-        below = _wishes(chosen)
-        if users.get("autoconfig", True):
-            below |= _presets(chosen)
-        values = below | users
-    return values
+        parts = list(_parts({setting: values.get(setting, users.get(setting)) for setting, _ in KINDS.values()}))
+        below = [*_wishes(parts), *(presets(parts) if users.get("autoconfig", True) else ())]
+        values = {name: value for name, value, _ in below} | users
+        origins = {name: source for name, _, source in below if name not in users}
+    return values, origins
 
 
-def _wishes(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    wishes: dict[str, Any] = {}
-    for kind, name in _parts(chosen):
-        wishes |= dict(getattr(registry.find(kind, name), "wants", {}))
-    return wishes
+def _wishes(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
+    for kind, name in parts:
+        for setting, value in getattr(registry.find(kind, name), "wants", {}).items():
+            yield setting, value, f"{kind} {name}, `wants`"
 
 
-def _presets(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    presets: dict[str, Any] = {}
-    table = _read_autoconfig()
-    for kind, name in _parts(chosen):
-        presets |= table.get(KINDS[kind][0], {}).get(name, {})
-    return presets
+def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags: list[Flag]) -> dict[str, Any]:
+    """Returns what presets and parts ask for in the right types; unknown names are errors, as everywhere."""
+    known = {flag.name: flag for flag in flags}
+    if not set(origins) <= set(known):
+        known |= every_flag()
+    return checked({name: values[name] for name in origins}, known, origins.__getitem__)
 
 
 def _parts(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -281,12 +277,18 @@ def _chosen(values: Mapping[str, Any]) -> list[Flag]:
     """The core flags and those of the chosen parts; a flag that two parts name is one flag."""
     by_name = {flag.name: flag for flag in core_flags()}
     for kind, name in _parts(values):
-        for flag in registry.flags(kind, name):
-            by_name.setdefault(flag.name, flag)
+        _join(by_name, registry.flags(kind, name))
     for flag in [flag for flag in by_name.values() if flag.nested and values.get(flag.name)]:
-        for inner in registry.flags("criterions", values[flag.name]):
-            by_name.setdefault(inner.name, inner)
+        _join(by_name, registry.flags("criterions", values[flag.name]))
     return list(by_name.values())
+
+
+def _join(by_name: dict[str, Flag], flags: Iterable[Flag]) -> None:
+    for flag in flags:
+        known = by_name.setdefault(flag.name, flag)
+        if known.group != "core" and known.default != flag.default:
+            # Typed, the value is for both; not typed, neither part's default may become the other's.
+            by_name[flag.name] = dataclasses.replace(known, default=OWN)
 
 
 def every_flag() -> dict[str, Flag]:
@@ -310,54 +312,31 @@ def _check_extras(extras: list[str], flags: list[Flag]) -> list[str]:
     for extra in extras:
         if not extra.startswith("--"):
             if not follows:
-                raise UsageError(f"Unexpected argument {extra!r}; settings are given as --flag value.")
+                how = "settings are given as --flag value, switches as --flag or --no-flag"
+                raise UsageError(f"Unexpected argument {extra!r}; {how}.")
             continue
         known = known or every_flag()
         name = extra.removeprefix("--").split("=")[0]
         aliases = _aliases(list(known.values()))
         owner = known.get(aliases.get(name, name.removeprefix("no-")))
         if owner is None:
-            close = nearest(name, [*known, *aliases, *(flag.name for flag in flags)])
-            raise UsageError(f"There is no flag --{name}.{close} See --help.")
+            names = [*known, *aliases, *(flag.name for flag in flags)]
+            raise UsageError(f"There is no flag --{name}.{nearest(name, names, prefix='--')} See --help.")
         follows = True
-        warnings.append(f"--{name} is not used: it belongs to {owner.group}.")
+        warnings.append(_unused(name, owner))
     return warnings
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    if not path:
-        return {}
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path} is no valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"--config {path} must hold `name: value` lines.")
-    lines = {line.split(":")[0].strip(): number for number, line in enumerate(text.splitlines(), start=1)}
-    return _checked(content, lambda name: f"{path}, line {lines.get(name, '?')}")
+def _unused(name: str, owner: Flag) -> str:
+    return f"--{name} is not used: it belongs to {owner.group}."
 
 
-def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
-    try:
-        return json.loads(AUTOCONFIG.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
-
-
-def _checked(content: Mapping[Any, Any], where: Any) -> dict[str, Any]:
-    """Returns the values of a file in their flags' types."""
+def _read_config(path: str, plugin_dir: str | None) -> dict[str, Any]:
+    """Reads --config; the folder of the user's plug-ins, typed or in the file, is added first: it may hold flags."""
+    content, where = read_yaml(path) if path else ({}, str)
+    registry.use_plugin_dir(str(plugin_dir if plugin_dir is not None else content.get("plugin_dir") or ""))
     known = {flag.name: flag for flag in core_flags()}
     if not set(content) <= set(known):
-        if content.get("plugin_dir"):
-            registry.add_plugin_dir(content["plugin_dir"])
         known = every_flag()
         known |= {alias: known[name] for alias, name in _aliases(list(known.values())).items()}
-    checked = {}
-    for name, value in content.items():
-        if name not in known:
-            raise UsageError(f"{where(name)}: there is no setting {name!r}.{nearest(str(name), known)}")
-        checked[known[name].name] = known[name].check(value, where(name))
-    return checked
+    return checked(content, known, where)

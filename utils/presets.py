@@ -1,0 +1,95 @@
+"""Settings from files: --config FILE.yaml and the presets in autoconfig.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pruning.errors import UsageError, nearest
+from utils.flags import Flag
+from utils.registry import KINDS
+
+AUTOCONFIG = Path(__file__).with_name("autoconfig.json")
+
+Lines = Callable[[str], str]
+
+
+def read_yaml(path: str) -> tuple[dict[str, Any], Lines]:
+    """Returns the content of a --config file, and a function that says where a setting of it stands.
+
+    Raises:
+        UsageError: naming the file and, where there is one, the line.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"--config {path}{line}: no valid YAML, {problem or ' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}, lambda name: path
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path} must hold `name: value` lines.")
+    nodes = [key for key, _ in tree.value]
+    lines = {key.value: key.start_mark.line + 1 for key in nodes}
+    twice = next((key for key in nodes if lines[key.value] != key.start_mark.line + 1), None)
+    if twice is not None:
+        raise UsageError(f"--config {path}, line {lines[twice.value]}: {twice.value} is given twice.")
+    return content, lambda name: f"{path}, line {lines.get(name, '?')}"
+
+
+def checked(content: Mapping[Any, Any], known: Mapping[str, Flag], where: Lines) -> dict[str, Any]:
+    """Returns the values of a file by flag name, in their flags' types.
+
+    Args:
+        content: setting -> value.
+        known: every flag there is, by name and by other spellings.
+        where: says where a setting stands.
+    """
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name not in known:
+            raise UsageError(f"{where(name)}: there is no setting {name!r}.{nearest(str(name), known)}")
+        flag = known[name]
+        value = flag.check(value, where(name))
+        if values.setdefault(flag.name, value) != value:
+            raise UsageError(f"{where(name)}: {flag.name} is given twice, as {values[flag.name]} and as {value}.")
+    return values
+
+
+def presets(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
+    """Yields (setting, value, where it stands) of what autoconfig.json holds for some parts.
+
+    Args:
+        parts: (kind, name) of each.
+    """
+    table = _read_autoconfig()
+    for kind, name in parts:
+        setting = KINDS[kind][0]
+        for preset, value in table.get(setting, {}).get(name, {}).items():
+            yield preset, value, f"{AUTOCONFIG}, {setting} {name}"
+
+
+def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
+    try:
+        table = json.loads(AUTOCONFIG.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
+    settings = {setting for setting, _ in KINDS.values()}
+    if not isinstance(table, dict) or not all(_is_table(inner) for inner in table.values()):
+        raise UsageError(f"{AUTOCONFIG} must hold {{setting: {{name: {{flag: value}}}}}}.")
+    unknown = next((name for name in table if name not in settings), None)
+    if unknown is not None:
+        raise UsageError(f"{AUTOCONFIG} holds presets of {unknown!r}; there are {', '.join(sorted(settings))}.")
+    return table
+
+
+def _is_table(inner: Any) -> bool:
+    return isinstance(inner, dict) and all(isinstance(preset, dict) for preset in inner.values())
