@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -74,4 +75,4 @@ def _ones(network: PrunableNetwork) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return torch.ones_like(moved, dtype=_wide(moved)) if moved.is_floating_point() else moved
 
     values = mapped(example, one)
-    return ((), values) if isinstance(values, dict) else (tuple(values), {})
+    return ((), values) if isinstance(values, Mapping) else (tuple(values), {})

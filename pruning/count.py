@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,8 +44,11 @@ def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Applies a function to every tensor in nested tuples, lists and dicts; everything else stays."""
     if isinstance(inputs, Tensor):
         return change(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: mapped(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, MutableMapping):
+        changed = copy.copy(inputs)  # of the same class: some give their entries as attributes too
+        for key, value in inputs.items():
+            changed[key] = mapped(value, change)
+        return changed
     if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
         return type(inputs)(*(mapped(value, change) for value in inputs))
     if isinstance(inputs, (tuple, list)):

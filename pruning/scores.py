@@ -109,8 +109,8 @@ def hessian_gradient_products(
     """
     batches = list(batches)
 
-    def tempered(outputs: Tensor, targets: Tensor) -> Tensor:
-        return network.loss(outputs / temperature, targets)
+    def tempered(outputs: Any, targets: Any) -> Tensor:
+        return network.loss(mapped(outputs, lambda output: output / temperature), targets)
 
     gradient, _ = accumulate_gradients(network, batches, loss=tempered)
     parameters = dict(network.model.named_parameters())
