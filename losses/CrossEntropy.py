@@ -1,3 +1,5 @@
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,9 +18,9 @@ class CrossEntropy:
 
     def __init__(self, *, l1_reg: float = 0.0, lp_reg: float = 0.0, lp_power: float = 0.5) -> None:
         for name, value in (("l1_reg", l1_reg), ("lp_reg", lp_reg)):
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be at least 0; {value} was given")
-        if lp_power <= 0:
+        if not 0 < lp_power < math.inf:
             raise ValueError(f"lp_power must be positive; {lp_power} was given")
         self.l1_reg, self.lp_reg, self.lp_power = l1_reg, lp_reg, lp_power
 

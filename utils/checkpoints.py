@@ -37,7 +37,8 @@ def read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UsageError(f"{path} holds more than tensors and plain values; it was refused unread.") from error
+        what = "is damaged, or holds more than tensors and plain values"
+        raise UsageError(f"{path} {what}: it was refused, and nothing in it was executed.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged or no torch file: {_first_line(error)}.") from error
 
@@ -65,6 +66,7 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     if not isinstance(content, dict):
         raise UsageError(f"{source} holds no state dict.")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    state = _without_wrappers(state)
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
     network.masks.keep.clear()
@@ -74,12 +76,22 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     network.enforce()
 
 
+def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict without what DataParallel, DDP and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(str(key).startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
 def _check_fits(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:
     own = model.state_dict()
     name = type(model).__name__
     for key, tensor in own.items():
         if key not in state:
             raise UsageError(f"{source} is of another network than {name}: it lacks {key!r}.")
+        if isinstance(tensor, Tensor) and not isinstance(state[key], Tensor):
+            raise UsageError(f"{source} is damaged: {key!r} is no tensor.")
         if isinstance(tensor, Tensor) and tuple(state[key].shape) != tuple(tensor.shape):
             there, here = tuple(state[key].shape), tuple(tensor.shape)
             raise UsageError(f"{source} is of another shape than {name}: {key!r} is {there} there and {here} here.")

@@ -86,11 +86,21 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
         raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
     if core.checkpoint_name or core.weights:
         path = checkpoint_path(core) if core.checkpoint_name else Path(core.weights).expanduser()
-        checkpoints.load_network(network, checkpoints.read(path), path)
+        try:
+            checkpoints.load_network(network, checkpoints.read(path), path)
+        except UsageError as error:
+            raise UsageError(f"{error}{_made_with(core)}") from error
     elif core.eval:
         runs = list_runs(core.results_dir)
         known = f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {core.results_dir} yet."
         raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known}")
+
+
+def _made_with(core: Core) -> str:
+    """A hint where the run that a checkpoint is of had another model."""
+    saved = RunFolder.open(core.checkpoint_name, core.results_dir).settings() if core.checkpoint_name else {}
+    model = saved.get("model", core.model)
+    return "" if model == core.model else f" That run was made with --model {model}."
 
 
 def checkpoint_path(core: Core) -> Path:
