@@ -70,7 +70,9 @@ def _zeros_stay(module: nn.Module, source: nn.Parameter) -> bool:
     if not is_parametrized(module, "weight") or source.is_meta:
         return True  # the older hooks of weight_norm, spectral_norm and torch's own pruning only scale
     before = source.clone()
-    gone = (torch.arange(source.numel(), device=source.device) % 2 == 1).view_as(source)
+    # Like a chess board, so that no slice loses all its weights, which weight norm cannot bear.
+    coordinates = torch.unravel_index(torch.arange(source.numel(), device=source.device), source.shape)
+    gone = (torch.stack(coordinates).sum(0) % 2 == 1).view_as(source)
     try:
         with quiet_eval(module):
             source.masked_fill_(gone, 0)
