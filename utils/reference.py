@@ -1,0 +1,154 @@
+"""The README's tables, generated from the plug-ins themselves; `python -m utils.reference` writes them anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pruning import Criterion
+from pruning.errors import UsageError
+from utils import registry, settings
+from utils.flags import REQUIRED, Flag, format_value
+from utils.listing import first_line, paper
+
+README = registry.ROOT / "README.md"
+
+# One network of a library stands for all of them: they share their flags.
+FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18"}}
+
+Names = Callable[[str], Iterable[str]]
+
+
+def plug_ins(kind: str) -> list[str]:
+    """Returns the names of the plug-ins in the project's own rooms, without those of a --plugin_dir."""
+    files = (registry.ROOT / kind).glob("*.py")
+    return sorted((file.stem for file in files if not file.stem.startswith("_")), key=str.lower)
+
+
+def rewrite(text: str, names: Names = plug_ins) -> str:
+    """Returns a README's text with every generated table made anew.
+
+    Args:
+        text: of the README; `<!-- generated: NAME -->` and `<!-- end: NAME -->` stand around each table.
+        names: kind -> the plug-ins that the tables speak of.
+
+    Raises:
+        UsageError: where a marker is missing.
+    """
+    for name, make in TABLES.items():
+        block = re.compile(rf"(<!-- generated: {name} -->\n).*?(\n<!-- end: {name} -->)", re.DOTALL)
+        lines = "\n".join(make(names))
+        text, count = block.subn(lambda found, lines=lines: f"{found[1]}\n{lines}\n{found[2]}", text)  # type: ignore[misc]
+        if count != 1:
+            raise UsageError(f"README.md must hold `<!-- generated: {name} -->` ... `<!-- end: {name} -->` once.")
+    return text
+
+
+def criteria_table(names: Names) -> list[str]:
+    """Returns one row per criterion: what it is, its paper, its unit and its moment."""
+    rows = []
+    for name in names("criterions"):
+        part = registry.find("criterions", name)
+        if isinstance(part, type) and issubclass(part, Criterion):
+            what = first_line(part).replace(f" ({paper(part)})", "").rstrip(".")
+            rows.append([f"`{name}`", _escaped(what), _linked(paper(part)), part.unit, part.moment])
+    return _table(["criterion", "what it removes by", "paper", "unit", "moment"], rows)
+
+
+def models_table(names: Names) -> list[str]:
+    """Returns one row per model."""
+    rows = [[f"`{name}`", _escaped(first_line(registry.find("models", name)))] for name in names("models")]
+    return _table(["model", "what it is"], rows)
+
+
+def data_sets_table(names: Names) -> list[str]:
+    """Returns one row per data set."""
+    rows = [[f"`{name}`", _escaped(first_line(registry.find("data_sets", name)))] for name in names("data_sets")]
+    return _table(["data set", "what it is"], rows)
+
+
+def core_flags_table(_names: Names) -> list[str]:
+    """Returns one row per core setting."""
+    rows = [_row(flag) for flag in settings.core_flags()]
+    return _table(["flag", "type", "meaning", "default"], rows)
+
+
+def part_flags_table(names: Names) -> list[str]:
+    """Returns one row per flag of a plug-in's constructor, with the parts that share it."""
+    core = {flag.name for flag in settings.core_flags()}
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for kind in registry.KINDS:
+        sources = {name: name for name in names(kind)} | FROM_LIBRARIES.get(kind, {})
+        for title, name in sources.items():
+            for flag in registry.flags(kind, name):
+                if flag.name not in core:
+                    owners.setdefault(tuple(_row(flag)), []).append(title)
+    rows = [[*row, ", ".join(parts)] for row, parts in owners.items()]
+    return _table(["flag", "type", "meaning", "default", "of"], rows)
+
+
+TABLES: dict[str, Callable[[Names], list[str]]] = {
+    "criteria": criteria_table,
+    "models": models_table,
+    "data sets": data_sets_table,
+    "core flags": core_flags_table,
+    "flags of the parts": part_flags_table,
+}
+
+
+def _row(flag: Flag) -> list[str]:
+    spellings = [flag.name, *(alias for alias, name in _aliases().items() if name == flag.name)]
+    if flag.kind is bool:
+        spellings.append(f"no-{flag.name}")
+    flags = ", ".join(f"`--{spelling}`" for spelling in spellings)
+    return [flags, _type(flag), _escaped(flag.help), _default(flag.default)]
+
+
+def _aliases() -> dict[str, str]:
+    return settings.CORE_ALIASES | registry.loaded_aliases()
+
+
+def _type(flag: Flag) -> str:
+    if typing.get_origin(flag.kind) is typing.Literal:
+        return ", ".join(f"`{option}`" for option in typing.get_args(flag.kind))
+    return flag.type_name()
+
+
+def _default(value: Any) -> str:
+    if value is REQUIRED:
+        return "required"
+    return "" if value is None or value == "" else f"`{format_value(value)}`"
+
+
+def _linked(citation: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", citation)
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown shows it literally inside a table; code spans are left alone but for bars."""
+    parts = re.split(r"(`[^`]*`)", text)
+    plain = [re.sub(r"([*<>])", r"\\\1", part) if place % 2 == 0 else part for place, part in enumerate(parts)]
+    return "".join(plain).replace("|", "\\|")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def main(readme: Path = README) -> int:
+    """Writes the tables of a README anew, if they are not current."""
+    text = readme.read_text(encoding="utf-8")
+    new = rewrite(text)
+    if new != text:
+        readme.write_text(new, encoding="utf-8")
+    print(f"{readme.name} {'was current' if new == text else 'has new tables'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
