@@ -1,21 +1,35 @@
 """Espalier's engine: scores, masks, structure and shrinkage. Usable alone, on any network."""
 
 from pruning import schedule, select
-from pruning.criterion import Criterion, WeightCriterion
+from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
 from pruning.errors import UsageError
+from pruning.graph import DependencyGraph, keep, tie
 from pruning.masks import WeightMasks
 from pruning.network import PrunableNetwork, PruneReport, Step
-from pruning.select import Budget
+from pruning.plan import PruningPlan
+from pruning.rules import register_rule
+from pruning.select import Budget, NodeRules
+from pruning.shrink import load_pruned, resize_like
 
 __all__ = [
     "Budget",
     "Criterion",
+    "DependencyGraph",
+    "JointCriterion",
+    "NodeCriterion",
+    "NodeRules",
     "PrunableNetwork",
     "PruneReport",
+    "PruningPlan",
     "Step",
     "UsageError",
     "WeightCriterion",
     "WeightMasks",
+    "keep",
+    "load_pruned",
+    "register_rule",
+    "resize_like",
     "schedule",
     "select",
+    "tie",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -177,3 +179,18 @@ def batch_size_of(inputs: Any) -> int:
 def parameter_bytes(model: nn.Module) -> int:
     """Returns the bytes of all parameters as stored, masked weights included."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def latency(model: nn.Module, inputs: Any, repeats: int = 15) -> float:
+    """Returns the median seconds of a forward pass in eval mode on the inputs as they are, after a warm-up."""
+    device = device_of(model)
+    times = []
+    with quiet_eval(model), torch.no_grad():
+        for turn in range(repeats + 3):
+            start = time.perf_counter()
+            call(model, inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn >= 3:
+                times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -54,3 +54,26 @@ class WeightCriterion(Criterion):
     def select(self, scores: Mapping[str, Tensor], budget: select.Budget) -> dict[str, Tensor]:
         """Returns keep-masks per weight. By default the best `budget.keep` over all layers."""
         return select.keep_top_global(scores, budget)
+
+
+class NodeCriterion(Criterion):
+    """A criterion that scores nodes: output channels or neurons with everything coupled to them.
+
+    Class attributes:
+        ranking: "global" ranks all nodes together, "local" takes the same share of every layer.
+    """
+
+    unit = "nodes"
+    ranking: ClassVar[select.Ranking] = "global"
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        """Returns one value per node of `network.graph`, shape (nodes,); higher is kept."""
+        raise TypeError(f"{type(self).__name__} must define node_scores(network, batches)")
+
+
+class JointCriterion(Criterion):
+    """A criterion that scores weights and nodes on one scale; its limit counts weights."""
+
+    def joint_scores(self, network: PrunableNetwork, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns scores per ranked weight (as `WeightCriterion.weight_scores`) and per node, from one pass."""
+        raise TypeError(f"{type(self).__name__} must define joint_scores(network, batches)")

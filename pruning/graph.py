@@ -290,12 +290,15 @@ class DependencyGraph:
             raise UsageError(f"{name} has {len(nodes)} indices along dimension {dim}; {index} is none of them.")
         return int(nodes[index]) if nodes[index] >= 0 else None
 
-    def nodes_along(self, name: str, dim: int) -> np.ndarray:
-        """Returns the node of every index of a parameter's dimension, -1 where it has to stay."""
+    def nodes_along(self, name: str, dim: int, role: str = "all") -> np.ndarray:
+        """Returns the node of every index of a parameter's dimension, -1 where it has to stay or plays another role."""
         if name not in self.tensors or not 0 <= dim < self.tensors[name].dim():
             raise UsageError(f"There is no parameter {name} with a dimension {dim}.")
         labels = self.seen.labels(name, dim)
-        return self.structure.node_of_label[labels] if len(labels) else np.full(self.tensors[name].shape[dim], -1)
+        if not len(labels):
+            return np.full(self.tensors[name].shape[dim], -1)
+        nodes = self.structure.node_of_label[labels]
+        return nodes if role == "all" else np.where(self.structure.roles[labels] & _ROLES[role] > 0, nodes, -1)
 
     def one_per_group(self, nodes: np.ndarray) -> np.ndarray:
         """Returns one node of each group that a choice touches."""

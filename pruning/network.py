@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from pruning import controls, count
-from pruning.criterion import Batches, Criterion, WeightCriterion
+from pruning.criterion import Batches, Criterion, JointCriterion
 from pruning.errors import UsageError
+from pruning.events import Event, carry_out
+from pruning.graph import DependencyGraph
 from pruning.masks import WeightMasks
 from pruning.prunable import normalised_dimension, prunable_weights
 from pruning.schedule import check_limit
-from pruning.select import Budget, check_scores, guarded
+from pruning.select import NodeRules
 
 
 @dataclass
@@ -64,7 +67,8 @@ class PrunableNetwork:
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of keywords; any batch
             size. Needed for FLOPs, for the order of layers and for the structure.
         loss: loss(outputs, targets) -> scalar that scores are derivatives of; cross-entropy by default.
-        outer_layers: whether the first and the last layer are ranked; False leaves them out.
+        outer_layers: whether the first and the last layer are ranked for weights; False leaves them out.
+        node_rules: what the shapes should look like that criteria of nodes leave.
     """
 
     def __init__(
@@ -74,11 +78,13 @@ class PrunableNetwork:
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         outer_layers: bool = True,
+        node_rules: NodeRules | None = None,
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
         self.loss = loss
         self.outer_layers = outer_layers
+        self.node_rules = node_rules or NodeRules()
         self.masks = WeightMasks()
         self.last_scores: dict[str, Tensor] = {}
         self._prunable = prunable_weights(model, example_inputs)
@@ -88,6 +94,9 @@ class PrunableNetwork:
         if not self.start_sizes:
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
         self._start_flops: float | None = None
+        self._start_latency: float | None = None
+        self._start_nodes: int | None = None
+        self._graph: DependencyGraph | None = None
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -137,11 +146,49 @@ class PrunableNetwork:
         masked = sum(self.masks.removed(name) for name in self._prunable)
         return sum(parameter.numel() for parameter in self.model.parameters()) - masked
 
-    def reached(self, unit: str = "weights") -> float:
-        """Returns the sparsity in a criterion's unit, over what is ranked."""
+    def reached(self, counted: str = "weights") -> float:
+        """Returns the sparsity in what a limit counts; of weights, those that are ranked."""
+        if counted == "nodes":
+            return self.node_sparsity()
+        if counted in ("flops", "latency"):
+            return self.reached_target()
         names = self.ranked_names()
         total = sum(self.start_sizes[name] for name in names)
         return 1 - self.weights_left(names) / total if total else 0.0
+
+    # -- structure -------------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """The dependency graph, built when it is first needed; it follows every cut made through it."""
+        if self._graph is None:
+            if self.example_inputs is None:
+                raise UsageError("The structure needs example inputs: PrunableNetwork(model, example_inputs).")
+            self._graph = DependencyGraph(self.model, self.example_inputs)
+        return self._graph
+
+    def reshaped(self) -> None:
+        """Tells the handle that the model's shapes were changed by something else (a loaded checkpoint)."""
+        self._graph = None
+        self.masks.refresh()
+
+    def nodes_total(self) -> int:
+        """Returns how many nodes could be removed at the start."""
+        if self._start_nodes is None:
+            self._start_nodes = len(self.graph.nodes)
+        return self._start_nodes
+
+    def node_sparsity(self) -> float:
+        """Returns the fraction of the nodes that is gone; nodes are only what could be removed at all."""
+        total = self.nodes_total()
+        return 1 - len(self.graph.nodes) / total if total else 0.0
+
+    def note_start(self, *, structure: bool = True) -> None:
+        """Takes down what later counts are compared with, while everything is still there."""
+        if self.example_inputs is not None:
+            self.start_flops()
+        if structure:
+            self.nodes_total()
 
     # -- FLOPs -----------------------------------------------------------------------------------------------------
 
@@ -150,6 +197,12 @@ class PrunableNetwork:
         if self._start_flops is None:
             self._start_flops = self.flops(masked=True)
         return self._start_flops
+
+    def start_latency(self) -> float:
+        """Returns the dense latency of a forward pass in seconds."""
+        if self._start_latency is None:
+            self._start_latency = count.latency(self.model, self.example_inputs)
+        return self._start_latency
 
     def flops(self, *, masked: bool = False) -> float:
         """Returns forward FLOPs per sample, 2 per multiply-add of convolutions and matrix products.
@@ -191,55 +244,52 @@ class PrunableNetwork:
             raise UsageError("prune() takes either sparsity= or keep_ratio=.")
         limit = check_limit(sparsity if sparsity is not None else round(1 - float(keep_ratio or 0.0), 12))
         batches = batches if hasattr(batches, "__len__") else list(batches)
-        report = PruneReport(type(criterion).__name__, criterion.unit)
+        report = PruneReport(type(criterion).__name__, self.counted(criterion))
         for target in criterion.targets(limit):
             report.steps.append(self.prune_to(criterion, target, batches))
         return report
 
-    def prune_to(self, criterion: Criterion, target: float, batches: Batches, *, invert: bool = False) -> Step:
+    def prune_to(self, criterion: Criterion, target: float, batches: Batches = (), **how: Any) -> Step:
         """One pruning event: removes units until `target` is reached, and says what came of it.
 
         Args:
             criterion: scores the units.
             target: fraction removed of what was there at the start.
             batches: (inputs, targets) pairs to score on.
-            invert: keep the worst instead of the best (a control experiment).
+            how: the other fields of `pruning.events.Event`: invert, optimizers, companions.
         """
-        if self.example_inputs is not None:
-            self.start_flops()  # while everything is still there
+        self.note_start(structure=criterion.unit == "nodes" or isinstance(criterion, JointCriterion))
         before = self.weights_left()
-        if not isinstance(criterion, WeightCriterion):
-            raise UsageError(f"{type(criterion).__name__} is no WeightCriterion.")
-        reason = self._prune_weights(criterion, target, batches, invert)
+        reason = carry_out(criterion, self, Event(target, batches, **how))
         values = criterion.new_values(self, batches) or {}
         with torch.no_grad():
             for name, value in values.items():
                 self.model.get_parameter(name).copy_(value)
         self.enforce()
         left = self.weights_left()
-        return Step(target, self.reached(criterion.unit), before - left, left, reason)
+        return Step(target, self.reached(self.counted(criterion)), before - left, left, reason)
 
-    def _prune_weights(self, criterion: WeightCriterion, target: float, batches: Batches, invert: bool) -> str:
-        alive = self.alive()
-        if not alive:
-            layers = f"{type(self.model).__name__} has {len(self._prunable)} layers with weights"
-            raise UsageError(f"{layers}; with the outer ones left out there is nothing to prune.")
-        total = sum(self.start_sizes[name] for name in alive)
-        n_alive = int(sum(int(mask.sum()) for mask in alive.values()))
-        budget = Budget(keep=total - round(target * total), alive=alive, slices=self.slices)
-        if budget.keep >= n_alive:
-            return "" if budget.keep == n_alive else "the network is already sparser than that"
-        scores = {name: score.detach() for name, score in criterion.weight_scores(self, batches).items()}
-        check_scores(scores, alive)
-        self.last_scores = scores
-        ranking = {name: -s.double() for name, s in scores.items()} if invert else scores
-        # What is gone stays gone and no layer is emptied, whatever a selection of the criterion's own may say.
-        self.masks.set(guarded(criterion.select(ranking, budget), ranking, budget))
-        kept = int(sum(int(self.masks.keep[name].sum()) for name in alive))
-        if kept == budget.keep:
-            return ""
-        why = "no layer is emptied" if kept > budget.keep else "the criterion's own selection"
-        return f"{kept:,} weights stay instead of {budget.keep:,}: {why}"
+    def counted(self, criterion: Criterion) -> str:
+        """Returns what a criterion's limit counts: what the user wants counted, else its own unit."""
+        if criterion.unit != "nodes" and self.node_rules.target not in (None, criterion.unit):
+            name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target
+            raise UsageError(f"{name} removes {unit}, so its limit counts {unit}; --target {target} is for nodes.")
+        return self.node_rules.target or criterion.unit
+
+    def sparsity_after(self, nodes: np.ndarray) -> float:
+        """Returns the sparsity, in what the user wants counted, that removing these nodes would give."""
+        return self.reached_target(self.graph.plan(nodes).preview())
+
+    def reached_target(self, model: nn.Module | None = None) -> float:
+        """Returns the sparsity in what the user wants counted, of the network or of a copy of another shape."""
+        target, model = self.node_rules.target, model or self.model
+        if target == "weights":
+            left = sum(model.get_parameter(name).numel() for name in self._prunable)
+            return 1 - left / self.weights_total()
+        if target == "flops":
+            samples = count.batch_size_of(self.example_inputs)
+            return 1 - count.flops_by_module(model, self.example_inputs)[""] / samples / self.start_flops()
+        return 1 - count.latency(model, self.example_inputs) / self.start_latency()
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""

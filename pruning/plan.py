@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
-from pruning.fitting import blamed, first_message, fit
+from pruning.fitting import first_message, fit
 from pruning.sandbox import Attribute
 from pruning.shrink import Cuts, Keep, module_integers, pack_recurrent, set_integers
 from pruning.structure import Dimension, Mask
@@ -152,6 +153,15 @@ class PruningPlan:
         lines += [f"{len(nodes)} nodes stay: {why}" for nodes, why in self.refused]
         return "\n".join([*lines, "-" * 32])
 
+    def preview(self) -> nn.Module:
+        """Returns a copy of the network as it would be afterwards; the network itself stays as it is."""
+        model, cuts = copy.deepcopy(self.graph.model), Cuts()
+        integers = self._companion_module(cuts, model)
+        cuts.apply()
+        set_integers(integers)
+        pack_recurrent(model)
+        return model
+
     # -- what it does ----------------------------------------------------------------------------------------------
 
     def exec(self, optimizers: Iterable[torch.optim.Optimizer] = (), companions: Iterable[Companion] = ()) -> None:
@@ -221,10 +231,9 @@ def make_plan(graph: DependencyGraph, nodes: np.ndarray, asked: tuple[Dimension,
         result = fit(graph.seen, removed)
         if result.passed:
             break
-        operation, where, message = first_message(result)
+        operation, where, message = first_message(result.report)
         why = f"{operation} in {where or 'the network'}: {message}"
-        stay = np.intersect1d(nodes, blamed(graph.seen, result.report.failures))
-        stay = stay if len(stay) else culprits(graph.seen, nodes)
+        stay = culprits(graph.seen, nodes, result.report)
         if len(stay) == len(nodes):
             raise UsageError(f"These nodes cannot be removed; {why}.")
         refused.append((stay, why))

@@ -166,3 +166,38 @@ def _check_signal(gradients: list[Tensor], loss: float) -> None:
         raise UsageError(f"The loss on the scoring batches is {loss}; scores from it would mean nothing.")
     if gradients and not any(bool(gradient.any()) for gradient in gradients):
         raise UsageError("No gradient reaches any prunable weight: every score is zero, the network is cut in two.")
+
+
+def node_gate_gradients(network: PrunableNetwork, batches: Batches) -> Tensor:
+    """Returns dL/dc per node for a gate c = 1 on everything that produces it: the sum of w dL/dw, rows and biases.
+
+    A gate multiplies every producing slice, so its derivative is their sum; residual producers share one gate.
+    """
+    parameters = {name: p for name, p in network.model.named_parameters() if p.is_floating_point()}
+    gradients, _ = accumulate_gradients(network, batches, names=list(parameters))
+    products = {name: parameters[name].detach() * gradient for name, gradient in gradients.items()}
+    return network.graph.reduce_to_nodes(products, role="producer")
+
+
+def weights_only(network: PrunableNetwork) -> Iterator[tuple[str, Parameter]]:
+    """Yields (name, parameter) of everything that multiplies: all parameters but biases and shifts."""
+    for name, parameter in network.model.named_parameters():
+        if "bias" not in name.rpartition(".")[2]:
+            yield name, parameter
+
+
+def norm_scales(network: PrunableNetwork) -> Iterator[tuple[str, Parameter]]:
+    """Yields (name, scale) of every normalisation layer that has one."""
+    for path, module in network.model.named_modules():
+        scale = getattr(module, "weight", None)
+        if isinstance(scale, Parameter) and scale.dim() == 1 and "Norm" in type(module).__name__:
+            yield f"{path}.weight" if path else "weight", scale
+
+
+def mean_of_group(network: PrunableNetwork, values: Tensor) -> Tensor:
+    """Returns for each node the mean of its group's values."""
+    groups = torch.from_numpy(network.graph.structure.group_of_node).to(values.device)
+    count = int(groups.max()) + 1 if len(groups) else 0
+    sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
+    sizes = torch.bincount(groups, minlength=count).to(values.dtype)
+    return (sums / sizes)[groups]

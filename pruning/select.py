@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pruning.errors import UsageError
 
+Ranking = Literal["global", "local"]
+Target = Literal["nodes", "weights", "flops", "latency"]
 
 @dataclass
 class Budget:
@@ -169,3 +173,81 @@ def exact_quotas(sizes: Mapping[str, int], densities: Mapping[str, float], total
             break
         missing = total - sum(quotas.values())
     return quotas
+
+
+@dataclass
+class Layout:
+    """How nodes may be chosen.
+
+    Args:
+        groups: (nodes,) the group of each node; a group is a layer with what is coupled to it.
+        min_keep: nodes that every group keeps at least, where it has as many.
+        round_to: the number kept of each group is a multiple of this, where it has as many.
+        local: the same share of every group, instead of one ranking over all.
+    """
+
+    groups: np.ndarray
+    min_keep: int = 1
+    round_to: int = 1
+    local: bool = False
+
+    def keep(self, scores: Tensor, n_keep: int) -> Tensor:
+        """Returns a bool tensor over nodes that keeps `n_keep` of them, or as near as the guards allow."""
+        sizes = torch.bincount(torch.from_numpy(self.groups))
+        if self.local:
+            shares = {str(group): int(size) for group, size in enumerate(sizes)}
+            quotas = exact_quotas(shares, dict.fromkeys(shares, n_keep / len(scores)), n_keep)
+            kept = self._best_of_groups(scores, torch.tensor(list(quotas.values())).clamp(min=self.min_keep))
+        else:
+            protected = scores.masked_fill(self._best_of_groups(scores, self.min_keep), torch.inf)
+            kept = keep_top(protected, max(n_keep, int(torch.isposinf(protected).sum())))
+        if self.round_to == 1:
+            return kept
+        counts = torch.bincount(torch.from_numpy(self.groups)[kept], minlength=len(sizes))
+        rounded = ((counts / self.round_to).round() * self.round_to).clamp(min=self.round_to).long()
+        return self._best_of_groups(scores, torch.minimum(rounded, sizes))
+
+    def keep_above(self, scores: Tensor, threshold: float) -> Tensor:
+        """Returns a bool tensor over nodes that keeps those at or above a threshold, and the guards' minimum."""
+        return (scores >= threshold) | self._best_of_groups(scores, self.min_keep)
+
+    def describe(self) -> str:
+        """Says which guard keeps a number of nodes from being reached."""
+        if self.round_to > 1:
+            return f"widths are multiples of {self.round_to}"
+        return f"every layer keeps {self.min_keep}" if self.min_keep > 1 else "no layer is emptied"
+
+    def _best_of_groups(self, scores: Tensor, quota: Tensor | int) -> Tensor:
+        """Marks the `quota` best nodes of each group; ties stay in order of position."""
+        order = torch.sort(-scores, stable=True).indices
+        groups = torch.from_numpy(self.groups)[order]
+        by_group = torch.sort(groups, stable=True).indices
+        sizes = torch.bincount(groups)
+        place = torch.arange(len(scores)) - (sizes.cumsum(0) - sizes)[groups[by_group]]
+        allowed = quota[groups[by_group]] if isinstance(quota, Tensor) else quota
+        best = torch.zeros(len(scores), dtype=torch.bool)
+        best[order[by_group]] = place < allowed
+        return best
+
+
+@dataclass
+class NodeRules:
+    """What the user wants of the shapes that node criteria leave.
+
+    Args:
+        ranking: "global" ranks all nodes together, "local" takes the same share of every layer (default: the
+            criterion's own).
+        round_to: widths become multiples of this, which suits hardware.
+        min_keep: nodes that every layer keeps at least.
+        target: what --pruning_limit counts: nodes, weights, flops or latency (default: the criterion's own).
+    """
+
+    ranking: Ranking | None = None
+    round_to: int = 1
+    min_keep: int = 1
+    target: Target | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("round_to", "min_keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1; {getattr(self, name)} was given.")

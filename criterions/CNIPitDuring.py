@@ -1,0 +1,7 @@
+from criterions.CNIPit import CNIPit
+
+
+class CNIPitDuring(CNIPit):
+    """CNIP-it with its events spread over training (Verdenius et al. 2020, arXiv:2006.00896)."""
+
+    moment = "during"

@@ -1,0 +1,19 @@
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import weights_only
+
+
+class EfficientConvNets(NodeCriterion):
+    """L1 norm of each filter, the same share of every layer, during training (Li et al. 2017, arXiv:1608.08710).
+
+    Sum of |w| over the rows of all layers that produce the node; needs no data.
+    """
+
+    moment = "during"
+    ranking = "local"
+    needs_data = False
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        return network.graph.reduce_to_nodes({n: w.detach().abs() for n, w in weights_only(network)}, role="producer")

@@ -1,0 +1,27 @@
+import torch
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import weights_only
+
+
+class FPGM(NodeCriterion):
+    """Distance to the other filters of the layer: the most replaceable go first (He et al. 2019, arXiv:1811.00250).
+
+    Sum over the layer's filters of the Euclidean distance to them; where several layers produce a node, their
+    distances add up. The same share of every layer. No data; give it a trained network.
+    """
+
+    ranking = "local"
+    needs_data = False
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        total = torch.zeros(len(network.graph.nodes), dtype=torch.float64)
+        for name, weight in weights_only(network):
+            for dim in range(weight.dim()):
+                nodes = torch.from_numpy(network.graph.nodes_along(name, dim, role="producer"))
+                if (nodes >= 0).any():
+                    filters = weight.detach().movedim(dim, 0).flatten(1).double().cpu()
+                    total.index_add_(0, nodes[nodes >= 0], torch.cdist(filters, filters).sum(1)[nodes >= 0])
+        return total

@@ -1,0 +1,20 @@
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import mean_of_group, weights_only
+
+
+class GroupMagnitude(NodeCriterion):
+    """DepGraph's group norm: squares of everything that goes with a node (Fang et al. 2023, arXiv:2301.12900).
+
+    Sum of w^2 over rows, columns and norm scales of the node, by the mean of its group, so that layers compare. No
+    data; give it a trained network.
+    """
+
+    needs_data = False
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        squares = {name: weight.detach().square() for name, weight in weights_only(network)}
+        norms = network.graph.reduce_to_nodes(squares, role="all")
+        return norms / mean_of_group(network, norms).clamp_min(1e-12)

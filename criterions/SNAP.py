@@ -1,0 +1,17 @@
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import node_gate_gradients
+
+
+class SNAP(NodeCriterion):
+    """SNIP for nodes: |dL/dc| of a gate c on each node, in one shot (Verdenius et al. 2020, arXiv:2006.00896).
+
+    At c = 1 that is |sum of w dL/dw| over the rows and biases of all layers that produce the node; one backward pass
+    scores them all, and no gate is put in. Large means that the node's output matters to the loss. Needs labelled
+    batches.
+    """
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        return node_gate_gradients(network, batches).abs()

@@ -1,0 +1,24 @@
+import torch
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork, UsageError
+from pruning.criterion import Batches
+from pruning.scores import norm_scales
+
+
+class Slimming(NodeCriterion):
+    """Absolute scale of the norm behind each node, |gamma| (Liu et al. 2017, arXiv:1708.06519).
+
+    Where several norms follow a node, the largest counts. A node without a norm takes the median of those that have
+    one. No data; give it a trained network.
+    """
+
+    needs_data = False
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        scales = {name: scale.detach().abs() for name, scale in norm_scales(network)}
+        scores = network.graph.reduce_to_nodes(scales, role="norm", reduce="max")
+        there = network.graph.reduce_to_nodes({n: torch.ones_like(s) for n, s in scales.items()}, role="norm") > 0
+        if not scales or not there.any():
+            raise UsageError(f"Slimming ranks norm scales, and {type(network.model).__name__} has none on its nodes.")
+        return torch.where(there, scores, scores[there].median())

@@ -1,0 +1,17 @@
+import torch
+from torch import Tensor
+
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import node_gate_gradients
+
+
+class Taylor(NodeCriterion):
+    """Squared first-order change of the loss, averaged over batches (Molchanov et al. 2019, arXiv:1906.10771).
+
+    (sum of w dL/dw over the node's rows and biases)^2 per batch, then the mean: at a minimum gradients average to
+    zero, their squares do not. Needs labelled batches, and a trained network.
+    """
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        return torch.stack([node_gate_gradients(network, [batch]).square() for batch in batches]).mean(0)
