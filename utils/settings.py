@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pruning.errors import UsageError, nearest
+from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
 from utils.flags import OWN, REQUIRED, Flag, flags_of
@@ -35,6 +36,7 @@ class Core:
         test_scheme: what --eval runs.
         pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1.
         outer_layer_pruning: rank the first and last layer too (default: on for criteria of weights, off for nodes).
+        recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
         mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
             ranking (keep the worst).
         epochs: passes over the training data.
@@ -63,6 +65,8 @@ class Core:
         config: YAML file with settings; what is typed wins over it.
         resume: run folder of a stopped run to go on with; all other settings come from there.
         autoconfig: use the presets in utils/autoconfig.json (--disable_autoconfig is --no-autoconfig).
+        measure_latency: measure the forward pass of one sample on this device, dense and pruned.
+        export: also write the pruned network in this format, and check that it computes the same.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
         quiet: print warnings and the result only.
         list: print every plug-in with one line each.
@@ -76,6 +80,7 @@ class Core:
     test_scheme: str = "Accuracy"
     pruning_limit: float = 0.9
     outer_layer_pruning: bool | None = None
+    recalibrate: int = 0
     mask_control: Literal["none", "shuffle", "reinit", "invert"] = "none"
     epochs: int = 80
     prune_delay: int = 0
@@ -102,13 +107,15 @@ class Core:
     config: str = ""
     resume: str = ""
     autoconfig: bool = True
+    measure_latency: bool = False
+    export: Literal["none", "onnx", "torch_export"] = "none"
     tensorboard: bool = True
     quiet: bool = False
     list: bool = False
 
     def __post_init__(self) -> None:
         at_least = {"epochs": 1, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
-        at_least |= {"limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
+        at_least |= {"recalibrate": 0, "limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be below 2**63; {self.seed} was given.")
         for name, least in at_least.items():
@@ -150,7 +157,7 @@ class Settings:
 
 def core_flags() -> list[Flag]:
     """Returns the flags of the core settings."""
-    return flags_of(Core, "core")
+    return flags_of(Core, "core") + flags_of(NodeRules, "nodes")
 
 
 def parse(argv: Sequence[str]) -> Settings | None:
@@ -161,7 +168,10 @@ def parse(argv: Sequence[str]) -> Settings | None:
     """
     typed_core, _ = typed(argv)
     config = _read_config(typed_core.get("config", ""), typed_core.get("plugin_dir"))
-    flags = _chosen(_resolve([config, typed_core])[0])
+    values, _ = _resolve([config, typed_core])
+    outer = _chosen(values)
+    # Only with the flags of the parts is it known whether one of them was given a criterion, which has flags too.
+    flags = _chosen(values | vars(make_parser(outer, _aliases(outer)).parse_known_args(list(argv))[0]))
     if {"-h", "--help"} & set(argv):
         _print_help(config | typed_core, flags)
         return None
