@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruning import PrunableNetwork
-from pruning.criterion import WeightCriterion
+from pruning.criterion import NodeCriterion, WeightCriterion
 from tests.pruning.small_networks import SHAPES, Residual, build, conv_net, data, mlp
 from utils import registry
 from utils.flags import parameters_of
@@ -106,8 +106,18 @@ def same(before, after):
     return before == after
 
 
+def scores_of(criterion, network, batches):
+    """Scores by parameter name, of whatever kind the criterion gives; values per node come as "nodes"."""
+    if isinstance(criterion, WeightCriterion):
+        return criterion.weight_scores(network, batches) if criterion.targets(0.9) else {}
+    if isinstance(criterion, NodeCriterion):
+        return {"nodes": criterion.node_scores(network, batches)}
+    weights, nodes = criterion.joint_scores(network, batches)
+    return weights | {"nodes": nodes}
+
+
 @pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("name", WEIGHT_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_scoring_leaves_no_trace(name, maker):
     network, batches = network_of(maker)
     model = network.model.train()
@@ -116,11 +126,12 @@ def test_scoring_leaves_no_trace(name, maker):
     list(model.parameters())[1].requires_grad_(False)
     list(model.parameters())[2].grad = None
     before = everything_of(model)
-    scores = make(name).weight_scores(network, batches) if make(name).targets(0.9) else {}
+    scores = scores_of(registry.find("criterions", name)(), network, batches)
     assert same(before, everything_of(model))
     assert len(network.masks) == 0
     for key, score in scores.items():
-        assert score.shape == model.get_parameter(key).shape and torch.isfinite(score).all()
+        shape = (len(network.graph.nodes),) if key == "nodes" else model.get_parameter(key).shape
+        assert score.shape == shape and torch.isfinite(score).all()
 
 
 @pytest.mark.parametrize("name", PRUNING_NAMES)

@@ -95,7 +95,9 @@ def masked_optimizer(state, masks, model):
 
 def test_rewinding_brings_everything_back_but_the_epoch():
     """After an event: theta_k under the new mask; biases, norms, optimizer and learning rate of epoch k's end."""
-    trainer, pruning, ends = run(IMP(enable_rewinding=True, rewind_to=1, snip_steps=1), epochs=9, prune_delay=1, prune_freq=2)
+    trainer, pruning, ends = run(
+        IMP(enable_rewinding=True, rewind_to=1, snip_steps=1), epochs=9, prune_delay=1, prune_freq=2
+    )
     assert [record["epoch"] for record in pruning.records] == [3, 5, 7]
     early = ends[1]
     for record, target in zip(pruning.records, pruning.targets, strict=True):
