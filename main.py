@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from data_sets._batches import make_batches
-from pruning import PrunableNetwork
+from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
 from utils import settings
 from utils.checkpoints import seed_everything
@@ -96,8 +96,9 @@ def prepare(chosen: Settings) -> dict[str, Any]:
     example = next(iter(test_batches))[0][:1]
     model, loss_function, criterion = fresh_model(), chosen.build("losses"), chosen.build("criterions")
     outer = criterion.unit == "weights" if core.outer_layer_pruning is None else core.outer_layer_pruning
-    network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer)
-    network.start_flops()  # dense, before anything is loaded into it
+    rules = chosen.construct(NodeRules)
+    network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer, node_rules=rules)
+    network.note_start()  # dense, before anything is loaded into it
     parts = {"network": network, "loss_function": loss_function, "criterion": criterion, "device": device}
     return parts | {"data_set": data_set, "batches": batches, "test_batches": test_batches, "fresh_model": fresh_model}
 
@@ -106,8 +107,8 @@ def make_pruning(chosen: Settings, parts: dict[str, Any], console: Console) -> P
     """Builds the callback that prunes."""
     score = parts["batches"]("score")
 
-    def draw_batches(event: int) -> list[Any]:
-        return list(islice(score.epoch(event), chosen.core.score_batches))
+    def draw_batches(event: int, count: int = chosen.core.score_batches) -> list[Any]:
+        return list(islice(score.epoch(event), count))
 
     return chosen.construct(Pruning, **parts, draw_batches=draw_batches, report=console.info)
 

@@ -201,3 +201,22 @@ def mean_of_group(network: PrunableNetwork, values: Tensor) -> Tensor:
     sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
     sizes = torch.bincount(groups, minlength=count).to(values.dtype)
     return (sums / sizes)[groups]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Batches) -> None:
+    """Measures the running statistics of batch norms anew, as plain averages over the batches.
+
+    A removed channel shifts what follows, and statistics of before the cut no longer describe it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    with quiet_eval(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # a cumulative average
+        for inputs, _ in on_device(batches, model):
+            call(model, inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruning import Criterion, PrunableNetwork, Step, UsageError
 from pruning.criterion import Batches
+from pruning.scores import recalibrate
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Pruning:
     Args:
         network: what is pruned.
         criterion: what is worth keeping, and when to act.
-        draw_batches: event number -> batches to score on.
+        draw_batches: event number (and how many) -> batches to score on.
         fresh_model: makes the network anew with other initial values, for the control "reinit".
         report: told of each event.
         pruning_limit: sparsity to reach, in the criterion's unit.
@@ -49,7 +50,7 @@ class Pruning:
         *,
         network: PrunableNetwork,
         criterion: Criterion,
-        draw_batches: Callable[[int], Batches],
+        draw_batches: Callable[..., Batches],
         fresh_model: Callable[[], nn.Module],
         report: Callable[[str], None],
         pruning_limit: float,
@@ -57,13 +58,15 @@ class Pruning:
         prune_delay: int = 0,
         prune_freq: int = 1,
         mask_control: str = "none",
+        recalibrate: int = 0,
         seed: int = 0,
     ) -> None:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
         self.targets = criterion.targets(pruning_limit)
+        self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
-        self.control, self.seed = mask_control, seed
+        self.control, self.recalibrate, self.seed = mask_control, recalibrate, seed
         self.steps: list[Step] = []
         self.history: list[dict[str, Any]] = []
         self.rewind_copy: dict[str, Any] | None = None
@@ -96,9 +99,18 @@ class Pruning:
     def event(self, trainer: Any) -> None:
         """One pruning event, with what it means for the optimizer and, where the method rewinds, for the weights."""
         number = len(self.steps)
-        invert = self.control == "invert"
         batches = self.draw_batches(number) if self.criterion.needs_data else ()
-        step = self.network.prune_to(self.criterion, self.targets[number], batches, invert=invert)
+        copies = [copy for copy in (self.initial, (self.rewind_copy or {}).get("model")) if copy is not None]
+        step = self.network.prune_to(
+            self.criterion,
+            self.targets[number],
+            batches,
+            invert=self.control == "invert",
+            optimizers=[trainer.optimizer],
+            companions=copies,
+        )
+        if self.recalibrate and self.criterion.unit == "nodes":
+            recalibrate(self.network.model, self.draw_batches(number, self.recalibrate))
         self.steps.append(step)
         self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
         if step.removed and self.rewind_copy is not None:
@@ -106,7 +118,7 @@ class Pruning:
         if self.complete:
             self._apply_control()
         trainer.forget_removed()
-        self.report(step.describe(self.criterion.unit))
+        self.report(step.describe(self.counted))
 
     def state_dict(self) -> dict[str, Any]:
         steps = [asdict(step) for step in self.steps]

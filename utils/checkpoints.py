@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import PrunableNetwork, UsageError
+from pruning import PrunableNetwork, UsageError, resize_like
+from pruning.shrink import integers_of
 from utils.files import write_atomic
 
 
@@ -24,8 +28,12 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
-def read(path: Path) -> Any:
+def read(path: Path, *, written_here: bool = False) -> Any:
     """Reads a file of tensors and plain values without unpickling anything else.
+
+    Args:
+        path: a torch or safetensors file.
+        written_here: whether `save` wrote it, so that its checksums hold; torch.load itself does not look at them.
 
     Raises:
         UsageError: if the file is missing, damaged, or holds code.
@@ -34,13 +42,29 @@ def read(path: Path) -> Any:
         raise UsageError(f"There is no file {path}.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if written_here:
+        _check_sums(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which get a line of their own below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = "is damaged, or holds more than tensors and plain values"
         raise UsageError(f"{path} {what}: it was refused, and nothing in it was executed.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged or no torch file: {_first_line(error)}.") from error
+
+
+def _check_sums(path: Path) -> None:
+    if not zipfile.is_zipfile(path):  # torch.load says what it thinks of it
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path} is damaged: {_first_line(error)}.") from error
+    if damaged:
+        raise UsageError(f"{path} is damaged: the checksum of {damaged} does not hold.")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -53,8 +77,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def network_state(network: PrunableNetwork) -> dict[str, Any]:
-    """Returns what rebuilds the network: its state dict and its masks."""
-    return {"state_dict": network.model.state_dict(), "masks": dict(network.masks.keep)}
+    """Returns what rebuilds the network: values, masks, the widths its modules keep, and what it was pruned from."""
+    return {
+        "state_dict": network.model.state_dict(),
+        "masks": dict(network.masks.keep),
+        "integers": integers_of(network.model),
+        "start_sizes": dict(network.start_sizes),
+    }
 
 
 def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
@@ -67,6 +96,10 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
         raise UsageError(f"{source} holds no state dict.")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     state = _without_wrappers(state)
+    if content.get("start_sizes") == network.start_sizes:
+        # Pruned from this very network: it takes the file's smaller shapes.
+        resize_like(network.model, state, content.get("integers"))
+        network.reshaped()
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
     network.masks.keep.clear()
