@@ -19,6 +19,7 @@ class WeightMasks:
     def __init__(self) -> None:
         self.keep: dict[str, Tensor] = {}
         self._multipliers: dict[str, Tensor] = {}
+        self._removed: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.keep)
@@ -27,16 +28,19 @@ class WeightMasks:
         """Takes over keep-masks (name -> bool tensor); those not named stay as they were."""
         for name, mask in keep.items():
             self.keep[name] = mask.bool()
-        self._multipliers.clear()
+        self.refresh()
 
     def refresh(self) -> None:
-        """Forgets cached multipliers, after masks were cut or moved in place."""
+        """Forgets what was worked out from the masks, after they were cut or changed from outside."""
         self._multipliers.clear()
+        self._removed.clear()
 
     def removed(self, name: str) -> int:
         """Returns how many weights of this parameter are masked out."""
-        mask = self.keep.get(name)
-        return 0 if mask is None else int(mask.numel() - mask.sum())
+        if name not in self._removed:
+            mask = self.keep.get(name)
+            self._removed[name] = 0 if mask is None else int(mask.numel() - mask.sum())
+        return self._removed[name]
 
     def of(self, name: str, weight: Tensor) -> Tensor:
         """Returns the keep-mask of a weight, all True where nothing was removed."""

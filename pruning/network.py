@@ -93,6 +93,8 @@ class PrunableNetwork:
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
         if not self.start_sizes:
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
+        self._counted: tuple[int, dict[str, int]] = (0, {})
+        self._counted_shapes: tuple[torch.Size, ...] = ()
         self._start_flops: float | None = None
         self._start_latency: float | None = None
         self._start_nodes: int | None = None
@@ -213,7 +215,12 @@ class PrunableNetwork:
         if self.example_inputs is None:
             raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
         weights = self.prunable()
-        total, by_weight = count.flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+        shapes = tuple(parameter.shape for parameter in self.model.parameters())
+        if shapes != self._counted_shapes:
+            # One forward pass under a counter; the numbers hold until a shape changes.
+            self._counted = count.flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+            self._counted_shapes = shapes
+        total, by_weight = self._counted
         absent = 0.0
         if not masked:
             absent = sum(self.masks.removed(n) / weights[n].numel() * by_weight[n] for n in self.masks.keep)
