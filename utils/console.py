@@ -18,7 +18,9 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.out = RichConsole(highlight=False, soft_wrap=True)
+        # A file or a pipe has no width of its own; rich would take 80 columns and break the longer lines of the table.
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+        self.out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.log_file: Path | None = None
 

@@ -32,7 +32,7 @@ class Core:
         data_set: data to train and test on.
         prune_criterion: what scores the weights, and when it prunes.
         loss: what training minimises.
-        train_scheme: trainer.
+        train_scheme: trainer, which runs the training loop.
         test_scheme: what --eval runs.
         pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1.
         outer_layer_pruning: rank the first and last layer too (default: on for criteria of weights, off for nodes).
