@@ -127,7 +127,8 @@ def _quick(argv: list[str]) -> list[str]:
     epochs = Timing(core.epochs, core.prune_delay, core.prune_freq).epochs_for(events) if events else 1
     assert epochs <= core.epochs, "the README's epochs are too few"
     slim = ["--width_multiplier", "0.1"] if "width_multiplier" in chosen.values else []
-    few = ["--epochs", str(epochs), "--limit_batches", "1", "--save_freq", "1000", "--no-tensorboard"]
+    few = ["--epochs", str(epochs), "--limit_batches", "1"]
+    few += ["--save_freq", "1000", "--eval_freq", "1000", "--no-tensorboard"]
     return [*argv, *few, *slim]
 
 
