@@ -46,8 +46,8 @@ class UnstructuredRandom(WeightCriterion):
         if isinstance(self.quotas_of, WeightCriterion):
             self._model_scores = {n: s.detach() for n, s in self.quotas_of.weight_scores(network, batches).items()}
             select.check_scores(self._model_scores, network.alive())
-        # Drawn from the seed and what is left, so that a run that was stopped in between draws the same.
-        generator = torch.Generator().manual_seed(self.seed + network.weights_left())
+        # One order for all events, drawn anew from the seed: a run that was stopped in between goes on with the same.
+        generator = torch.Generator().manual_seed(self.seed)
         return {
             name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
             for name, weight in network.weights()
