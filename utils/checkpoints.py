@@ -105,7 +105,11 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     network.masks.keep.clear()
     parameters = network.prunable()
     masks = content.get("masks", {}) if state is not content else {}
-    network.masks.set({name: mask.to(parameters[name].device) for name, mask in masks.items() if name in parameters})
+    masks = {name: mask.to(parameters[name].device) for name, mask in masks.items() if name in parameters}
+    wrong = next((name for name, mask in masks.items() if mask.shape != parameters[name].shape), None)
+    if wrong is not None:
+        raise UsageError(f"{source} is damaged: the mask of {wrong!r} is of another shape than the weight.")
+    network.masks.set(masks)
     network.enforce()
 
 

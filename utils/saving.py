@@ -57,7 +57,7 @@ class Saving:
         """Goes back to the checkpoint, if there is one; says whether there was."""
         if not self.checkpoint.exists():
             return False
-        state = checkpoints.read(self.checkpoint)
+        state = checkpoints.read(self.checkpoint, written_here=True)
         if not isinstance(state, dict) or not {"state_dict", "masks", "trainer", "pruning", "random"} <= set(state):
             raise UsageError(f"{self.checkpoint} is no checkpoint of a run.")
         checkpoints.load_network(self.network, state, self.checkpoint)

@@ -69,7 +69,7 @@ class TensorBoard:
         for name, sparsity in trainer.network.layer_sparsities().items():
             values[f"sparsity_per_layer/{name}"] = sparsity
         for name, value in values.items():
-            self._add(scalar(name, value, new_style=True, double_precision=True), trainer.epoch)
+            self._add(scalar(name, value), trainer.epoch)
 
     def _look(self, trainer: Any, tag: str, architecture: str, step: int) -> None:
         from torch.utils.tensorboard.summary import histogram, text
