@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import main
 
@@ -42,7 +43,9 @@ class Commands:
     def __call__(self, *argv: object) -> Done:
         """Runs `main.py --results_dir ... argv`."""
         self.capsys.readouterr()
-        code = main.main(["--results_dir", str(self.results), *map(str, argv)])
+        # Drawing the picture takes longer than the smallest run; tests in a process of their own draw it.
+        with mock.patch("utils.recorder.draw_overview"):
+            code = main.main(["--results_dir", str(self.results), *map(str, argv)])
         printed = self.capsys.readouterr()
         return Done(code, printed.out, printed.err, self.runs())
 

@@ -195,6 +195,7 @@ def test_a_terminal_shows_a_bar_with_time_left(tmp_path):
     os.close(main_end)
     text = shown.decode()
     assert process.wait(60) == 0
+    assert next(tmp_path.glob("*/output/overview.png")).read_bytes().startswith(b"\x89PNG")
     process.stderr.close()
     assert re.search(r"epoch \d/3", text) and re.search(r"train_loss \d.*test_accuracy \d.*weight_sparsity 0\.9", text)
     assert re.search(r"\d:\d\d:\d\d", text), "time left"

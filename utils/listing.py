@@ -28,7 +28,7 @@ def describe(kind: str, name: str) -> tuple[str, str]:
     try:
         part = registry.find(kind, name)
     except UsageError as error:
-        return name, f"cannot be used: {error}"
+        return name, f"cannot be used: {' '.join(str(error).split())}"
     text = first_line(part)
     if isinstance(part, type) and issubclass(part, Criterion):
         text = f"{part.unit:<7}  {part.moment:<6}  {text}"

@@ -92,8 +92,8 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _share(value: float) -> str:
-    return f"{value:.4f}" if value == value else "not measured"
+def _share(value: float | None) -> str:
+    return "not measured" if value is None or value != value else f"{value:.4f}"
 
 
 def _reached(record: dict[str, Any]) -> str:
