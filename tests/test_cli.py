@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from models.MLP5 import MLP5
 from tests.running import QUICK, Commands
 from utils.registry import KINDS, ROOT, names
 from utils.settings import Core
@@ -247,7 +248,8 @@ def test_result_has_every_key_and_says_what_it_ran_on(command):
     assert result["flops_per_sample_dense"] == result["flops_per_sample"] == 2 * weights
     assert result["flops_per_sample_nonzero"] == pytest.approx(2 * result["weights_left"])
     assert result["training_flops_dense"] == 3 * 2 * weights * 2 * 64
-    assert result["parameter_bytes"] == 4 * (weights + 4 * 16 + 10)
+    model = MLP5(10, (1, 8, 8), hidden=16)
+    assert result["parameter_bytes"] == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert result["threads"] == torch.get_num_threads()
     assert result["versions"]["torch"] == torch.__version__ or torch.__version__.startswith(result["versions"]["torch"])
     assert {"device", "cpu", "cpu_count", "gpu"} <= set(result["hardware"])
