@@ -1,12 +1,13 @@
 """Makes a network's Python code go along with new shapes: rehearses, finds the integers in the way, sets them.
 
 Widths that a module keeps (`self.hidden`, a list of split sizes) are found by their value: an operation failed, a
-dimension around it goes from 64 to 60, and the module that ran it, or one around it, keeps a 64. Each guess is rehearsed; only
-what makes failures vanish is kept.
+dimension around it goes from 64 to 60, and the module that ran it, or one around it, keeps a 64. Each guess is
+rehearsed; only what makes failures vanish is kept.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pruning.structure import Mask
 if TYPE_CHECKING:
     from pruning.observer import Observer
 
-_MOST_REHEARSALS = 60
+_NOT_WIDTHS = frozenset(("training", "_version", "_is_full_backward_hook"))
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Fit:
 
     Args:
         attributes: (module, name, value) to set.
-        report: of the last rehearsal; without failures and error the network goes along.
+        report: of the last rehearsal; if it passed, the network goes along.
     """
 
     attributes: list[Attribute] = field(default_factory=list)
@@ -39,55 +40,82 @@ class Fit:
 
     @property
     def passed(self) -> bool:
-        return not self.report.failures and self.report.error is None
+        return self.report.passed
 
 
-def fit(seen: Observer, removed: Mask) -> Fit:
+def fit(seen: Observer, removed: Mask, most_rehearsals: int = 40) -> Fit:
     """Rehearses the removal of labels and adapts integers until it passes or nothing helps."""
-    known = module_integers(seen.model, seen.shapes_by_id(removed))
-    best = Fit(known, seen.rehearse(removed, known))
-    left, level = _MOST_REHEARSALS, 0
-    while not best.passed and left > 0 and level < 12:
+    best = plain(seen, removed)
+    level = 0
+    deepest = max(path.count(".") + 1 for path, _ in seen.model.named_modules())
+    while not best.passed and level <= deepest and most_rehearsals > 0:
         better = None
         for guess in _guesses(seen, removed, best, level):
-            left -= 1
-            changed = {(id(module), name) for module, name, _ in guess}
-            attributes = [item for item in best.attributes if (id(item[0]), item[1]) not in changed] + guess
+            most_rehearsals -= 1
+            attributes = _merged(best.attributes, guess)
             tried = Fit(attributes, seen.rehearse(removed, attributes))
-            if _badness(tried.report) < _badness(best.report):
-                better = tried
+            better = _improved(best, tried, guess)
+            if better is not None and better is not tried:  # some of the guesses were idle: leave them out
+                better.report = seen.rehearse(removed, better.attributes)
+                most_rehearsals -= 1
+            if better is not None or most_rehearsals <= 0:
                 break
-            if left <= 0:
-                break
-        if better is None:
-            level += 1
-        else:
-            best, level = better, 0
+        level = 0 if better is not None else level + 1
+        best = better or best
     return best
 
 
-def _badness(report: Report) -> tuple[int, int]:
+def plain(seen: Observer, removed: Mask) -> Fit:
+    """Rehearses with nothing adapted but what torch's own modules keep."""
+    known = module_integers(seen.model, seen.shapes_by_id(removed))
+    return Fit(known, seen.rehearse(removed, known))
+
+
+def _merged(attributes: list[Attribute], guess: list[Attribute]) -> list[Attribute]:
+    changed = {(id(module), name) for module, name, _ in guess}
+    return [item for item in attributes if (id(item[0]), item[1]) not in changed] + guess
+
+
+def badness(report: Report) -> tuple[int, int]:
     """Failures count; a run that broke off counts more, the less, the further it came."""
     return (0 if report.error is None else 1_000_000_000 - report.reached, len(report.failures))
 
 
+def _improved(best: Fit, tried: Fit, guess: list[Attribute]) -> Fit | None:
+    """Returns the fit with those guesses that helped: failures vanished in or below their module. None if none did."""
+    if tried.passed or badness(tried.report)[0] < badness(best.report)[0]:
+        return tried
+    if badness(tried.report)[0] > badness(best.report)[0]:
+        return None
+    gone = {failure.index for failure in best.report.failures} - {failure.index for failure in tried.report.failures}
+    new = {failure.index for failure in tried.report.failures} - {failure.index for failure in best.report.failures}
+    if len(gone) <= len(new):
+        return None
+    return tried
+
+
 def _guesses(seen: Observer, removed: Mask, now: Fit, level: int) -> Iterator[list[Attribute]]:
-    """Yields sets of attributes to try: one name in all modules of a kind at once, then all names together."""
-    by_name: dict[tuple[type, str], list[Attribute]] = {}
+    """Yields sets of attributes to try.
+
+    Kinds of modules are tried side by side, for failures in one do not depend on another: in the first round the first
+    name of each kind, in the second the second, and at last all names together.
+    """
+    by_kind: dict[type, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
     known = {(id(module), name): value for module, name, value in now.attributes}
     for module, widths in _suspects(seen, removed, now.report, level):
-        for name, value in list(vars(module).items()):
-            if name in ("training", "_version") or name.startswith("_forward"):
-                continue
-            value = known.get((id(module), name), value)
-            changed = _replaced(value, widths)
-            if changed is not None:
-                rows = by_name.setdefault((type(module), name), [])
-                if all(row[0] is not module for row in rows):
-                    rows.append((module, name, changed))
-    yield from by_name.values()
-    if len(by_name) > 1:
-        yield [attribute for rows in by_name.values() for attribute in rows]
+        for name, value in vars(module).items():
+            changed = _replaced(known.get((id(module), name), value), widths) if name not in _NOT_WIDTHS else None
+            rows = by_kind[type(module)][name] if changed is not None else []
+            if changed is not None and all(row[0] is not module for row in rows):
+                rows.append((module, name, changed))
+    names = [list(kinds.values()) for kinds in by_kind.values() if kinds]
+    most = max(map(len, names), default=0)
+    for turn in range(most):
+        yield [attribute for rows in names if turn < len(rows) for attribute in rows[turn]]
+    if most > 1:
+        yield [attribute for rows in names for row in rows for attribute in row]
+    if len(names) > 1:
+        yield from (row for rows in names for row in rows)
 
 
 def _replaced(value: Any, widths: dict[int, int]) -> Any:
@@ -100,17 +128,24 @@ def _replaced(value: Any, widths: dict[int, int]) -> Any:
     return None
 
 
-def _suspects(seen: Observer, removed: Mask, report: Report, level: int) -> Iterator[tuple[nn.Module, dict[int, int]]]:
+def _suspects(
+    seen: Observer, removed: Mask, report: Report, level: int
+) -> Iterator[tuple[nn.Module, dict[int, int]]]:
     """Yields (module `level` steps above a failure, old width -> new width around it)."""
-    paths = {module: path for path, module in seen.model.named_modules()}
     for failure in report.failures:
         yield from _upwards(seen, failure.entry.where, level, dict(sorted(failure.widths)))
     if report.error is not None:
+        paths = {module: path for path, module in seen.model.named_modules()}
         where = paths.get(report.culprit, report.where)
-        yield from _upwards(seen, where, level, _widths_of(seen, removed, where) | dict(sorted(report.widths)))
+        widths = _widths_of(seen, removed, where)
+        for failure in report.near:
+            widths |= dict(failure.widths)
+        yield from _upwards(seen, where, level, widths)
 
 
-def _upwards(seen: Observer, path: str, level: int, widths: dict[int, int]) -> Iterator[tuple[nn.Module, dict[int, int]]]:
+def _upwards(
+    seen: Observer, path: str, level: int, widths: dict[int, int]
+) -> Iterator[tuple[nn.Module, dict[int, int]]]:
     parts = path.split(".") if path else []
     if level <= len(parts) and widths:
         yield seen.model.get_submodule(".".join(parts[: len(parts) - level])), widths
@@ -119,9 +154,8 @@ def _upwards(seen: Observer, path: str, level: int, widths: dict[int, int]) -> I
 def _widths_of(seen: Observer, removed: Mask, path: str) -> dict[int, int]:
     """Returns old -> new width of the dimensions of a module's tensors, for errors that no operation explains."""
     found = {}
-    structure = seen.structure
-    for dimension in structure.dimensions:
-        labels = structure.labels_of(dimension)
+    for dimension in seen.structure.dimensions:
+        labels = seen.structure.labels_of(dimension)
         gone = int(removed[labels].sum())
         if gone and dimension.name.startswith(path):
             found[len(labels)] = len(labels) - gone
@@ -137,10 +171,10 @@ def blamed(seen: Observer, failures: list[Failure]) -> np.ndarray:
     return np.flatnonzero(np.isin(structure.group_of_node, groups))
 
 
-def first_message(fit_result: Fit) -> tuple[str, str, str]:
+def first_message(report: Report) -> tuple[str, str, str]:
     """Returns (operation, module path, what went wrong) of what failed first."""
-    report = fit_result.report
     if report.failures:
         failure = report.failures[0]
         return failure.entry.name, failure.entry.where, failure.message
-    return "python", report.where, f"{type(report.error).__name__}: {str(report.error).splitlines()[:1]}"
+    message = (str(report.error).splitlines() or [""])[0]
+    return "the code", report.where, f"{type(report.error).__name__}: {message}"

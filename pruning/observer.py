@@ -49,7 +49,7 @@ class Observer:
         self.notes: list[str] = []
         self.real = False
         self._inputs = split_inputs(example_inputs)
-        self._runs: dict[bool, list[Entry]] = {}
+        self.runs: dict[bool, list[Entry]] = {}
         dimensions = self._dimensions()
         if not dimensions:
             raise UsageError(f"{type(model).__name__} has no parameters to prune.")
@@ -60,9 +60,9 @@ class Observer:
         self.structure = Structure(dimensions, max(trace.next_label for trace in traces.values()))
         for training, trace in traces.items():
             self._collect(trace)
-            self._runs[training] = trace.entries
-        if len(self._runs) == 2 and _alike(self._runs[False], self._runs[True]):
-            del self._runs[True]
+            self.runs[training] = trace.entries
+        if len(self.runs) == 2 and _alike(self.runs[False], self.runs[True]):
+            del self.runs[True]
 
     def _dimensions(self) -> list[Dimension]:
         """Lists the dimensions that could shrink: those of more than one index that are no kernel's sides."""
@@ -83,6 +83,7 @@ class Observer:
         """Runs the network in both modes, without data if it can."""
         traces, errors = self._attempt(labels)
         if not traces:
+            self.notes.append(f"needs data to run: {first_line(errors[False])}")
             self.real = True
             traces, errors = self._attempt(labels)
         if not traces:
@@ -140,7 +141,7 @@ class Observer:
         """Runs the network with labels removed and attributes set, in every mode that differs, and compares."""
         report = Report()
         alive = self.structure.alive
-        for training, entries in self._runs.items():
+        for training, entries in self.runs.items():
             replay = Replay(RULES, entries, self.structure, removed, real=self.real)
             try:
                 self._run(replay, alive, alive & ~removed, training, attributes)

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from pruning.structure import Mask, Structure
-from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace, op_name
+from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace, compute, op_name
+
+
+_COPY = "aten.clone"
+_VIEWS = frozenset(("aten.view", "aten._unsafe_view", "aten._reshape_alias"))
 
 
 class Diverged(RuntimeError):
@@ -50,8 +54,12 @@ class Report:
     error: BaseException | None = None
     culprit: Any = None
     where: str = ""
-    widths: set[tuple[int, int]] = field(default_factory=set)
+    near: list[Failure] = field(default_factory=list)  # the operations around the error
     reached: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures and self.error is None
 
     def join(self, other: Report) -> None:
         """Adds what another mode's rehearsal found."""
@@ -59,7 +67,7 @@ class Report:
         self.numbers += other.numbers
         self.reached += other.reached
         if self.error is None:
-            self.error, self.culprit, self.where, self.widths = other.error, other.culprit, other.where, other.widths
+            self.error, self.culprit, self.where, self.near = other.error, other.culprit, other.where, other.near
 
 
 class Replay(Trace):
@@ -82,6 +90,8 @@ class Replay(Trace):
         self._stand_in: Any = None
         self._fresh = 0
         self._choices = 0
+        self._at = 0
+        self._extra = False
 
     # -- what rules decide stays decided ---------------------------------------------------------------------------
 
@@ -96,20 +106,30 @@ class Replay(Trace):
 
     @property
     def _now(self) -> Entry:
-        return self.expected[len(self.entries)]
+        return self.expected[self._at]
 
     # -- one operation ---------------------------------------------------------------------------------------------
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if len(self.entries) >= len(self.expected) or self._now.func is not func:
-            there = op_name(self._now.func) if len(self.entries) < len(self.expected) else "the end"
-            raise Diverged(f"{op_name(func)} runs where {there} was expected")
+        self._align(op_name(func))
+        self._stand_in = None
         self._fresh = self._choices = 0
         try:
-            return func(*args, **kwargs)
+            return compute(func, args, kwargs)
         except RUN_ERRORS as error:
+            if self._extra:
+                raise
             self._fail(str(error).splitlines()[0] if str(error) else type(error).__name__)
             return self._expected_result(args, func)
+
+    def _align(self, name: str) -> None:
+        """Finds the operation of the first run; copies come and go with memory layouts and mean nothing."""
+        while name != _COPY and self._at < len(self.expected) and self._now.name == _COPY:
+            self._at += 1
+        there = self._now.name if self._at < len(self.expected) else "the end"
+        self._extra = name == _COPY != there
+        if not self._extra and there != name and not {there, name} <= _VIEWS:
+            raise Diverged(f"{name} runs where {there} was expected")
 
     def _expected_result(self, args: Any, func: Any) -> Any:
         entry = self._now
@@ -126,8 +146,12 @@ class Replay(Trace):
         return axis.labels[self.survive[axis.labels]]
 
     def _close(self, call: Call, inputs: list[Tensor]) -> None:
+        if self._extra:
+            self._kept_alive.extend(call.outs)
+            self.infos[id(call.outs[0])] = Info(self.axes(inputs[0]), weight=True)
+            return
         ties, pins = len(self.ties), len(self.pins)
-        failed = bool(self.report.failures) and self.report.failures[-1].index == len(self.entries)
+        failed = bool(self.report.failures) and self.report.failures[-1].index == self._at
         if not failed:
             try:
                 problem = self._difference(call.outs, self._apply(call, inputs)) or self._contradiction(ties, pins)
@@ -137,13 +161,12 @@ class Replay(Trace):
                 self._fail(problem)
         if self.entry.numbers != self._now.numbers:
             self.report.numbers.append(self._failure(f"{self._now.numbers} becomes {self.entry.numbers}"))
-        self._go_on(call, bool(problem) if not failed else False)
+        self._go_on(call, not failed and bool(problem))
 
     def _go_on(self, call: Call, replace: bool) -> None:
         """Gives the outputs the labels that they must have."""
         entry = self._now
         outs = call.outs
-        self._stand_in = None
         if replace and not call.func._schema.is_mutable:
             outs = [self._blank(*out) for out in entry.outs]
             self._stand_in = outs[0] if entry.form not in (list, tuple) else entry.form(outs)
@@ -152,6 +175,7 @@ class Replay(Trace):
             left = tuple(axis and Axis(self._survivors(axis), axis.zero) for axis in axes)
             self.infos[id(out)] = Info(left, weight=True)
         self.entries.append(self.entry)
+        self._at += 1
 
     def _settled(self, out: Any) -> Any:
         return out if self._stand_in is None else self._stand_in
@@ -189,11 +213,11 @@ class Replay(Trace):
 
     def broke_off(self, error: BaseException) -> None:
         """Notes an error in the network's own code."""
-        last = min(len(self.entries), len(self.expected)) - 1
         self.report.error, self.report.culprit = error, self.failing_module(error)
-        if last >= 0:
-            self.report.where = self.expected[last].where
-            self.report.widths = self._failure("", self.expected[last]).widths
+        near = self.expected[max(self._at - 1, 0) : self._at + 2]
+        for entry in near:
+            self.report.where = entry.where
+            self.report.near.append(self._failure("", entry))
 
     def _fail(self, message: str) -> None:
         self.report.failures.append(self._failure(message))
@@ -208,4 +232,4 @@ class Replay(Trace):
             if len(gone):
                 widths.add((int(self.before[labels].sum()), int(self.survive[labels].sum())))
                 removed.append(gone)
-        return Failure(len(self.entries), entry, widths, np.concatenate(removed), message)
+        return Failure(self._at, entry, widths, np.concatenate(removed), message)

@@ -103,7 +103,7 @@ def _aligned(call: Call, tensor: Tensor, dim: int, rank: int) -> tuple[int, Axis
     return (0, None) if own < 0 else (tensor.shape[own], call.trace.axes(tensor)[own])
 
 
-@rule("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift", "masked_fill", "where", "copy", "fill", "zero",
+@rule(*_KEEPS_ZERO, "hardsigmoid", "log_sigmoid", "softplus", "threshold", "rrelu", "glu_jvp", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift", "masked_fill", "where", "copy", "fill", "zero",
       "bernoulli", "_prelu_kernel", "native_dropout", "_fused_dropout", "nan_to_num", "lerp", "rrelu_with_noise",
       "log_sigmoid_forward", "gelu", "normal", "uniform")
 def pointwise(call: Call) -> Axes | list[Axes]:
@@ -130,7 +130,8 @@ def _joined(call: Call, operands: list[tuple[int, Axis | None]], dim: int) -> Ax
     for axis in full:
         if axis is not first:
             call.trace.tie(first, axis)
-    return Axis(first.labels, _stays_zero(call, full, len(full) == len(operands)))
+    fixed = any(axis is None for axis in full)
+    return None if fixed else Axis(first.labels, _stays_zero(call, full, len(full) == len(operands)))
 
 
 # -- values that stem from nothing -------------------------------------------------------------------------------------

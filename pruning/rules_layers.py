@@ -38,7 +38,7 @@ def product(call: Call, left: Tensor, right: Tensor) -> Axes:
 def _shared(call: Call, one: Axis | None, other: Axis | None) -> Axis | None:
     if one is not None or other is not None:
         call.trace.tie(one, other)
-    return one and kept(one, one.zero or (other is not None and other.zero))
+    return None if one is None or other is None else kept(one, one.zero or other.zero)
 
 
 def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:

@@ -71,7 +71,8 @@ def _reshape_block(trace: Trace, ins: list[tuple[Axis | None, int]], outs: list[
     labelled = [(place, axis) for place, (axis, _) in enumerate(ins) if axis is not None]
     if not labelled or (len(ins) == 1 and len(outs) == 1):
         return [ins[0][0]] if labelled else [None] * len(outs)
-    keep_place, keep = max(labelled, key=lambda item: len(item[1].labels))
+    keep_place = trace.choose(lambda: max(labelled, key=lambda item: _weight(trace, item[1]))[0])
+    keep = dict(labelled)[keep_place]
     sizes = [size for _, size in ins]
     too_large = math.prod(sizes) > _LARGEST_TABLE
     for place, axis in labelled:
@@ -83,6 +84,11 @@ def _reshape_block(trace: Trace, ins: list[tuple[Axis | None, int]], outs: list[
     column[keep_place] = -1
     flat = np.broadcast_to(keep.labels.reshape(column), sizes).reshape(-1)
     return [Axis(flat, keep.zero)] if len(outs) == 1 else split(trace, flat.reshape(outs), keep.zero)
+
+
+def _weight(trace: Trace, axis: Axis) -> tuple[bool, int]:
+    """Orders axes by how much can be gained: those of parameters before those of constants, long before short."""
+    return bool((axis.labels < trace.first_label).any()), len(axis.labels)
 
 
 def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
@@ -105,6 +111,19 @@ def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
     if not (front == front[0]).all():
         trace.couple(front)
     return [Axis(front[0], zero) if place == chosen else None for place in range(len(fronts))]
+
+
+@rule("as_strided", "as_strided_copy")
+def as_strided(call: Call) -> Axes:
+    """A change of memory layout that leaves every index where it was passes; anything else is free reading of memory."""
+    axes, out = call.axes("self"), call.outs[0]
+    wide = [dim for dim, size in enumerate(out.shape) if size > 1]
+    same = len(axes) == out.dim() and list(call["size"]) == list(out.shape)
+    if same and not call["storage_offset"] and all(call.trace.strides[dim] == call["stride"][dim] for dim in wide):
+        return axes
+    for axis in axes:
+        call.trace.pin(axis, "is read with strides of its own")
+    return (None,) * out.dim()
 
 
 @rule("permute", "permute_copy")
@@ -149,21 +168,22 @@ def expand(call: Call) -> Axes:
     """Dimensions of size 1 and new ones in front grow; they hold the same value at every index."""
     out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
     lead = out.dim() - len(axes)
-    for dim, axis in enumerate(axes):
-        if shape[dim] != out.shape[lead + dim]:
-            call.trace.pin(axis, "is expanded")
-    same = tuple(axis if size == out.shape[lead + dim] else None for dim, (axis, size) in enumerate(zip(axes, shape, strict=True)))
-    return (None,) * lead + same
+    grows = call.trace.choose(lambda: [dim < lead or shape[dim - lead] != size for dim, size in enumerate(out.shape)])
+    return tuple(
+        call.trace.fresh(size) if grows[dim] else axes[dim - lead] for dim, size in enumerate(out.shape)
+    )
 
 
 @rule("repeat")
 def repeat(call: Call) -> Axes:
-    """Copies follow each other, so labels do."""
+    """Copies follow each other, so labels do; copies of a single value are alike."""
     axes, out = call.axes("self"), call.outs[0]
     times = call["repeats" if call.has("repeats") else "dims"]
     lead, padded = out.dim() - len(axes), [1] * (out.dim() - len(times)) + list(times)
-    tiled = (axis and axis.take(np.tile(np.arange(len(axis.labels)), padded[lead + dim])) for dim, axis in enumerate(axes))
-    return (None,) * lead + tuple(tiled)
+    alike = call.trace.choose(lambda: [dim < lead or call["self"].shape[dim - lead] == 1 for dim in range(out.dim())])
+    result = [call.trace.fresh(size) if alike[dim] else axes[dim - lead] for dim, size in enumerate(out.shape)]
+    return tuple(axis if alike[dim] or axis is None else axis.take(np.tile(np.arange(len(axis.labels)), padded[dim]))
+                 for dim, axis in enumerate(result))  # fmt: skip
 
 
 @rule("repeat_interleave")
@@ -275,7 +295,7 @@ def _same(call: Call, axes: list[Axis | None]) -> Axis | None:
         return None
     for axis in axes:
         call.trace.tie(first, axis)
-    return Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
+    return None if any(axis is None for axis in axes) else Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
 
 
 def _fixed(trace: Trace, size: int, why: str) -> Axis:

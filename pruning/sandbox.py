@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode
 from torch.nn.parameter import UninitializedTensorMixin
 
 from pruning.errors import UsageError
@@ -134,6 +135,16 @@ def _watched(model: nn.Module, trace: Trace) -> Iterator[None]:
         after.remove()
 
 
+class _OneReshape(TorchFunctionMode):
+    """Lets `reshape` arrive as operations, so that a size that does not fit fails there and not on the way to them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
+            shape = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
+            return args[0].clone(memory_format=torch.contiguous_format).view(shape)
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The same random choices in every run, none of them left behind; fused paths that hide operations are off."""
@@ -186,7 +197,7 @@ def run(
     args, kwargs = map_tensors(inputs, change)
     with _quiet(model), _swapped(model, stand_ins, attributes, training), _watched(model, trace):
         before = {id(tensor) for tensor in _held(model)}
-        with trace:
+        with trace, _OneReshape():
             outputs = list(tensors_within(model(*args, **kwargs)))
         return outputs, [tensor for tensor in _held(model) if id(tensor) not in before]
 

@@ -134,7 +134,8 @@ class Structure:
     def _find_groups(self) -> None:
         """Nodes that consist of slices of the same dimensions form a group, such as the channels of one layer."""
         own, owner = self.node_of_label[self.members], self._owner[self.members]
-        pairs = np.unique(own * len(self.dimensions) + owner)
+        pairs = own * len(self.dimensions) + owner  # in order already, for members are sorted
+        pairs = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])[: len(pairs)]]
         marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.int64)
         signature = np.zeros(self.count, dtype=np.int64)
         np.add.at(signature, pairs // max(len(self.dimensions), 1), marks[pairs % max(len(self.dimensions), 1)])

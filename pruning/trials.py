@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.fitting import blamed, first_message, fit
+from pruning.fitting import badness, blamed, first_message, fit, plain
 from pruning.observer import Observer
-from pruning.rehearsal import Failure
+from pruning.rehearsal import Failure, Report
 from pruning.structure import Dimension, Structure
 
 _MOST_TRIALS = 20
 
 
 def try_out(seen: Observer) -> None:
-    """Rehearses the removal of half of every group and pins what cannot go."""
+    """Rehearses the removal of some nodes of every group and pins what cannot go."""
     structure = seen.structure
     for _ in range(_MOST_TRIALS):
-        nodes = half(structure)
+        nodes = some(structure)
         if not len(nodes):
             return
-        result = fit(seen, structure.removed_labels(nodes))
+        removed = structure.removed_labels(nodes)
+        result = plain(seen, removed)
+        if not result.passed:
+            if _tie_square(seen, result.report):
+                continue
+            result = fit(seen, removed)
         if result.passed:
             _note_numbers(seen, result.report.numbers)
             return
-        if _tie_square(seen, result.report.failures):
-            continue
-        stay = blamed(seen, result.report.failures)
-        stay = stay if len(stay) else culprits(seen, nodes)
-        _pin(structure, stay, *first_message(result))
+        _pin(structure, culprits(seen, nodes, result.report), *first_message(result.report))
     _pin(structure, np.arange(structure.count), "", "", "no trial removal went through")
 
 
@@ -38,18 +39,47 @@ def _pin(structure: Structure, nodes: np.ndarray, operation: str, module: str, m
     structure.assemble()
 
 
-def half(structure: Structure) -> np.ndarray:
-    """Returns half of each group's nodes, at random, so that no regular pattern hides a mistake."""
-    order = np.random.default_rng(0).permutation(structure.count)
+def some(structure: Structure) -> np.ndarray:
+    """Returns nodes of every group, at random, and of each group of a size another number.
+
+    No regular pattern then hides a mistake, and no two widths stay equal by luck where code confuses them.
+    """
+    random = np.random.default_rng(0)
+    order = random.permutation(structure.count)
     order = order[np.argsort(structure.group_of_node[order], kind="stable")]
     ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
-    parts = [order[start : start + (end - start) // 2] for start, end in zip(ends[:-1], ends[1:], strict=True)]
-    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+    taken: dict[int, int] = {}
+    parts = [np.empty(0, np.int64)]
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        size = int(end - start)
+        turn = taken[size] = taken.get(size, -1) + 1
+        count = (size // 2 + (turn + 1) // 2 * (1 if turn % 2 else -1)) % size or min(1, size - 1)
+        parts.append(order[start : start + count])
+    return np.sort(np.concatenate(parts))
 
 
-def culprits(seen: Observer, nodes: np.ndarray) -> np.ndarray:
-    """Returns the nodes of a choice without which it passes, found by halving its groups."""
-    structure, good, bad = seen.structure, [], []
+def culprits(seen: Observer, nodes: np.ndarray, report: Report) -> np.ndarray:
+    """Returns those nodes of a choice that are in the way: around what failed, or else found by halving."""
+    for failures in (report.failures, report.near[1:2], report.near):
+        stay = np.intersect1d(nodes, blamed(seen, failures))
+        if len(stay):
+            return stay
+    within = seen.structure.nodes_in(_labels_within(seen, {failure.entry.where for failure in report.failures}))
+    stay = np.intersect1d(nodes, within)
+    return stay if len(stay) else _bisect(seen, nodes)
+
+
+def _labels_within(seen: Observer, modules: set[str]) -> np.ndarray:
+    """Returns the labels of everything that operations in these modules read."""
+    rows = [labels for entries in seen.runs.values() for entry in entries if entry.where in modules
+            for labels in entry.inputs]  # fmt: skip
+    return np.unique(np.concatenate([np.empty(0, np.int64), *rows]))
+
+
+def _bisect(seen: Observer, nodes: np.ndarray) -> np.ndarray:
+    structure = seen.structure
+    good: list[int] = []
+    bad: list[int] = []
     group = structure.group_of_node[nodes]
 
     def search(groups: list[int]) -> None:
@@ -65,26 +95,23 @@ def culprits(seen: Observer, nodes: np.ndarray) -> np.ndarray:
     return nodes[np.isin(group, bad)]
 
 
-def _tie_square(seen: Observer, failures: list[Failure]) -> bool:
+def _tie_square(seen: Observer, report: Report) -> bool:
     """Couples the rows of projections to their own input where code takes an inner width from the embedding.
 
     `qkv.view(b, n, 3, heads, x.shape[-1] // heads)` shrinks with x alone: rows and columns must go together.
     Returns whether that makes fewer operations fail.
     """
-    structure, removed = seen.structure, np.zeros(seen.structure.total, dtype=bool)
-    for failure in failures:
-        removed[failure.labels] = True
+    structure, modules = seen.structure, {failure.entry.where for failure in report.failures + report.near}
     before = len(structure.facts.ties)
-    for rows, columns in _square_weights(seen, {failure.entry.where for failure in failures}):
-        apart = not np.array_equal(structure.component[rows[: len(columns)]], structure.component[columns])
-        if removed[rows].any() and apart:
+    for rows, columns in _square_weights(seen, modules):
+        free = (structure.pinned_by[structure.component[np.concatenate([rows, columns])]] < 0).all()
+        if free and not np.array_equal(structure.component[rows[: len(columns)]], structure.component[columns]):
             place = structure.facts.place("code that takes one width from another", "")
             structure.facts.ties += [(part, columns, place) for part in rows.reshape(-1, len(columns))]
     if len(structure.facts.ties) == before:
         return False
     structure.assemble()
-    report = fit(seen, structure.removed_labels(half(structure))).report
-    if report.error is None and len(report.failures) < len(failures):
+    if badness(plain(seen, structure.removed_labels(some(structure))).report) < badness(report):
         return True
     del structure.facts.ties[before:]
     structure.assemble()
@@ -92,14 +119,14 @@ def _tie_square(seen: Observer, failures: list[Failure]) -> bool:
 
 
 def _square_weights(seen: Observer, modules: set[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (row labels, column labels) of matrices in these modules with one, two, three ... rows per column."""
+    """Returns (row labels, column labels) of matrices in these modules with one to four rows per column."""
     sides: dict[str, dict[int, Dimension]] = {}
     for dimension in seen.structure.dimensions:
         if any(dimension.name.startswith(f"{module}.") or not module for module in modules):
             sides.setdefault(dimension.name, {})[dimension.dim] = dimension
     pairs = [(dims[0], dims[1]) for name, dims in sides.items() if set(dims) == {0, 1} and seen.tensors[name].dim() == 2]
     return [(seen.structure.labels_of(rows), seen.structure.labels_of(columns))
-            for rows, columns in pairs if rows.size % columns.size == 0]  # fmt: skip
+            for rows, columns in pairs if rows.size in [times * columns.size for times in (1, 2, 3, 4)]]  # fmt: skip
 
 
 def _note_numbers(seen: Observer, changed: list[Failure]) -> None:
