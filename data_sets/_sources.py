@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -149,6 +150,7 @@ class Streamed:
 
 
 def _start_worker(_number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends its workers by itself
     gc.freeze()  # a forked worker must not collect the parent's discarded loaders: that would end the parent's workers
 
 

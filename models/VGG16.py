@@ -5,7 +5,7 @@ from models._layers import check_settings
 
 
 class VGG16(ConvNet):
-    """VGG-16 with batch normalisation after its 13 convolutions (Simonyan & Zisserman, arXiv:1409.1556).
+    """VGG-16 with batch normalisation in all 15 hidden layers (Simonyan & Zisserman, arXiv:1409.1556).
 
     50,665,152 weights on CIFAR-10. Differs from the paper: the last convolution is 1024 wide, average pooling to 2x2
     before the linear layers, LeakyReLU 0.05, orthogonal start.

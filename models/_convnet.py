@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
         plan: the convolutions and poolings, first to last.
         hidden: widths of the hidden linear layers.
         grid: side of the grid that the feature maps are averaged to; None leaves them as they are.
-        norm: batch normalisation after each convolution, which then has no bias.
+        norm: batch normalisation after each convolution, which then has no bias, and in the head.
         pool_kernel: side of the poolings' window; they always halve.
         dropout: share dropped before each linear layer in training.
         width_multiplier: factor on every width but the number of classes.
@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
         self.pool = nn.Identity() if grid is None else nn.AdaptiveAvgPool2d(grid)
         cells = height * width if grid is None else grid * grid
         inner = [scaled(size, width_multiplier) for size in hidden]
-        self.head = nn.Sequential(*dense_stack([channels * cells, *inner, num_classes], dropout=dropout))
+        self.head = nn.Sequential(*dense_stack([channels * cells, *inner, num_classes], dropout=dropout, norm=norm))
         init_orthogonal(self)
 
     def forward(self, x: Tensor) -> Tensor:

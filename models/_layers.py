@@ -31,13 +31,18 @@ def scaled(width: int, multiplier: float) -> int:
     return max(1, round(width * multiplier))
 
 
-def dense_stack(sizes: Sequence[int], *, dropout: float) -> list[nn.Module]:
-    """Returns dropout and a linear layer for each step of `sizes`, with an activation after each but the last."""
+def dense_stack(sizes: Sequence[int], *, dropout: float, norm: bool = False) -> list[nn.Module]:
+    """Returns dropout and a linear layer for each step of `sizes`; after each but the last an activation, and a norm."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
         # Dropout stands there at rate 0 too (it costs nothing then): the names in a checkpoint don't hang on the rate.
-        layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), activation()]
-    return layers[:-1]
+        layers += [nn.Dropout(dropout), nn.Linear(inputs, outputs), *after_linear(outputs, norm=norm)]
+    return layers[: -2 if norm else -1]
+
+
+def after_linear(width: int, *, norm: bool) -> list[nn.Module]:
+    """Returns what follows a hidden linear layer: an activation, with batch normalisation before it if wanted."""
+    return [nn.BatchNorm1d(width), activation()] if norm else [activation()]
 
 
 def check_settings(

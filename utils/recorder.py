@@ -75,6 +75,9 @@ def _read_rows(path: Path, before: int) -> list[dict[str, float]]:
     """Returns the rows that a stopped run wrote up to its checkpoint; those after it come again."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["epoch"] <= before]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [row for row in rows if row["epoch"] <= before]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return []  # a damaged log is begun anew; the run itself does not hang on it

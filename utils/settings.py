@@ -53,7 +53,7 @@ class Core:
         workers: processes that load data sets too large for memory.
         eval_freq: epochs between evaluations.
         save_freq: epochs between checkpoints.
-        max_training_minutes: stop after this many minutes of training; the run can be resumed.
+        max_training_minutes: stop after this many minutes of training in one session; the run can be resumed.
         eval: evaluate a checkpoint instead of training.
         checkpoint_name: run folder (or its name under the results) to load a network from.
         checkpoint_model: file in its models/ folder (default: the finished model).
