@@ -67,7 +67,7 @@ def fit(seen: Observer, removed: Mask, most_rehearsals: int = 40) -> Fit:
 
 def plain(seen: Observer, removed: Mask) -> Fit:
     """Rehearses with nothing adapted but what torch's own modules keep."""
-    known = module_integers(seen.model, seen.shapes_by_id(removed))
+    known = module_integers(seen.model, seen.shapes_by_id(removed), seen.grouped)
     return Fit(known, seen.rehearse(removed, known))
 
 

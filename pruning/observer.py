@@ -61,6 +61,9 @@ class Observer:
         for training, trace in traces.items():
             self._collect(trace)
             self.runs[training] = trace.entries
+        modules = dict(model.named_modules())
+        self.grouped = {modules[entry.where] for entries in self.runs.values() for entry in entries
+                        if entry.name == "aten.convolution" and entry.choices == [False]}  # fmt: skip
         if len(self.runs) == 2 and _alike(self.runs[False], self.runs[True]):
             del self.runs[True]
 
@@ -129,6 +132,7 @@ class Observer:
             trace.start(made, tuple(axes))
         outputs, held = run(self.model, self._inputs, trace, stand_ins=stand_ins, training=training, attributes=attributes)
         self._pin_results(trace, outputs, "is the network's output")
+        held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time
         self._pin_results(trace, held, "is kept in a module's attribute")
 
     def _pin_results(self, trace: Trace, tensors: list[Tensor], why: str) -> None:

@@ -93,7 +93,9 @@ class PruningPlan:
         self.inexact, self.asked = inexact, asked
         self._removed, self._generation = removed, graph.generation
         self.executed = False
-        self._keeps = self._kept_indices()
+        self.keeps = self._kept_indices()
+        self._before = {name: tuple(graph.tensors[name].shape) for name in self.keeps}
+        self._lines: list[Line] | None = None
 
     def _kept_indices(self) -> dict[str, Keep]:
         structure, found = self.graph.structure, {}
@@ -110,8 +112,8 @@ class PruningPlan:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter or buffer name -> shape afterwards, for those that change."""
         found = {}
-        for name, keep in self._keeps.items():
-            shape = list(self.graph.tensors[name].shape)
+        for name, keep in self.keeps.items():
+            shape = list(self._before[name])
             for dim, indices in keep.items():
                 shape[dim] = len(indices)
             found[name] = tuple(shape)
@@ -124,9 +126,14 @@ class PruningPlan:
 
     def lines(self) -> list[Line]:
         """Returns one line per layer and dimension, in the order in which modules are registered."""
+        if self._lines is None:
+            self._lines = self._describe()
+        return self._lines
+
+    def _describe(self) -> list[Line]:
         found: dict[tuple[str, str, int], Line] = {}
-        shapes = {name: list(self.graph.tensors[name].shape) for name in self._keeps}
-        for name, keep in self._keeps.items():
+        shapes = {name: list(shape) for name, shape in self._before.items()}
+        for name, keep in self.keeps.items():
             path, _, own = name.rpartition(".")
             module = self.graph.owner(path)
             for dim, kept in sorted(keep.items()):
@@ -157,6 +164,7 @@ class PruningPlan:
         """Returns a copy of the network as it would be afterwards; the network itself stays as it is."""
         model, cuts = copy.deepcopy(self.graph.model), Cuts()
         integers = self._companion_module(cuts, model)
+        self.lines()  # while the graph still knows what couples them
         cuts.apply()
         set_integers(integers)
         pack_recurrent(model)
@@ -182,6 +190,7 @@ class PruningPlan:
             raise UsageError("The network was pruned after this plan was made; ask the graph for a new one.")
         self.graph.seen.refresh()
         cuts, integers = self._cuts(optimizers, companions)
+        self.lines()  # while the graph still knows what couples them
         cuts.apply()
         set_integers(integers)
         pack_recurrent(self.graph.model)
@@ -190,8 +199,8 @@ class PruningPlan:
 
     def _cuts(self, optimizers: Any, companions: Any) -> tuple[Cuts, list[Attribute]]:
         cuts, integers = Cuts(), list(self.attributes)
-        keeps = {id(self.graph.tensors[name]): keep for name, keep in self._keeps.items()}
-        for name, keep in self._keeps.items():
+        keeps = {id(self.graph.tensors[name]): keep for name, keep in self.keeps.items()}
+        for name, keep in self.keeps.items():
             cuts.add_tensor(self.graph.tensors[name], keep)
         for optimizer in [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers:
             cuts.add_optimizer(optimizer, keeps)
@@ -205,7 +214,7 @@ class PruningPlan:
 
     def _companion_module(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
         own = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
-        for name, keep in self._keeps.items():
+        for name, keep in self.keeps.items():
             if name not in own or own[name].shape != self.graph.tensors[name].shape:
                 raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
             cuts.add_tensor(own[name], keep)

@@ -217,7 +217,7 @@ def slice_(call: Call) -> Axes:
     part = axis.labels[start:stop:step]
     if call.trace.choose(lambda: step == 1 and 0 < len(part) < size and size % len(part) == 0 == start % len(part)):
         call.trace.couple(axis.labels.reshape(-1, len(part)))
-    axes[dim] = Axis(part, axis.zero) if len(part) > 1 else _lone(call, axis)
+    axes[dim] = Axis(part, axis.zero) if call.trace.choose(lambda: len(part) > 1) else _lone(call, axis)
     return tuple(axes)
 
 
@@ -367,8 +367,12 @@ def pixel_shuffle(call: Call) -> Axes:
     if channels is not None:
         table = channels.labels.reshape(-1, factor)
         call.trace.couple(table.T)
-        channels = Axis(table[:, 0], channels.zero) if len(table) > 1 else _lone(call, channels)
+        channels = _first_of(call, channels, table)
     return (*axes[:-3], channels, None, None)
+
+
+def _first_of(call: Call, axis: Axis, table: Labels) -> Axis | None:
+    return Axis(table[:, 0], axis.zero) if call.trace.choose(lambda: len(table) > 1) else _lone(call, axis)
 
 
 @rule("pixel_unshuffle")
@@ -411,7 +415,7 @@ def col2im(call: Call) -> Axes:
     if channels is not None:
         table = channels.labels.reshape(-1, window)
         call.trace.couple(table.T)
-        channels = Axis(table[:, 0], channels.zero) if len(table) > 1 else _lone(call, channels)
+        channels = _first_of(call, channels, table)
     return (*axes[:-2], channels, None, None)
 
 

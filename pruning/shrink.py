@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ Shape = tuple[int, ...]
 class _Shapes:
     """Shapes that tensors are about to have, asked for by module and name; parametrised weights by their original."""
 
-    def __init__(self, shapes: dict[int, Shape]) -> None:
-        self.by_id = shapes
+    def __init__(self, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()) -> None:
+        self.by_id, self.grouped = shapes, grouped
 
     def of(self, module: nn.Module, *names: str) -> Shape | None:
         for name in names:
@@ -45,10 +45,10 @@ def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
         return {}
     groups = module.groups
     if module.transposed:
-        if module.in_channels == groups:
+        if module.in_channels == groups and module not in shapes.grouped:
             groups = shape[0]
         return {"groups": groups, "in_channels": shape[0], "out_channels": shape[1] * groups}
-    if module.in_channels == groups > 1:  # depthwise: a channel gone is a group gone
+    if module.in_channels == groups > 1 and module not in shapes.grouped:  # depthwise: a channel gone is a group gone
         groups = shape[0] * groups // module.out_channels
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
@@ -129,14 +129,17 @@ _BY_TYPE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
 )
 
 
-def module_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
+def module_integers(
+    model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()
+) -> list[Attribute]:
     """Returns (module, attribute, value) of what torch's own modules must say once tensors have new shapes.
 
     Args:
         model: the network as it is.
         shapes: id of a parameter or buffer -> the shape it will have; those missing keep theirs.
+        grouped: convolutions that keep their number of groups even where each has a single input channel left.
     """
-    table, found = _Shapes(shapes), []
+    table, found = _Shapes(shapes, grouped), []
     for module in model.modules():
         for kind, describe in _BY_TYPE:
             if isinstance(module, kind):

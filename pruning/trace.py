@@ -374,7 +374,7 @@ class Trace(TorchDispatchMode):
         rule = self.rules.get(call.name)
         if rule is None and _schema(call.func)[2]:
             rule = self.rules["pointwise"]
-        if inputs and not self.entry.inputs:
+        if inputs and not self.entry.inputs and call.name not in _MAKERS:
             rule = None  # no labels in, none out
         self.entry.described = len(call.outs)
         if rule is None:
@@ -395,6 +395,12 @@ class Trace(TorchDispatchMode):
             if isinstance(owner, nn.Module):
                 return owner
         return None
+
+
+# Operations whose results may carry labels although nothing that goes in does.
+_MAKERS = frozenset(
+    f"aten.{name}" for name in ("expand", "repeat", "new_zeros", "new_empty", "new_ones", "new_full", "new_empty_strided")
+)
 
 
 def _normalised(*args: Any, **_: Any) -> tuple[Tensor, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.fitting import badness, blamed, first_message, fit, plain
+from pruning.fitting import Fit, badness, blamed, first_message, fit, plain
 from pruning.observer import Observer
 from pruning.rehearsal import Failure, Report
 from pruning.structure import Dimension, Structure
 
 _MOST_TRIALS = 20
+_TAKES_SIZES = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "expand", "repeat", "new_zeros", "zeros"))
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def try_out(seen: Observer) -> None:
@@ -25,6 +27,8 @@ def try_out(seen: Observer) -> None:
             if _tie_square(seen, result.report):
                 continue
             result = fit(seen, removed)
+            if not result.passed and _tie_shared(seen, result):
+                continue
         if result.passed:
             _note_numbers(seen, result.report.numbers)
             return
@@ -48,12 +52,14 @@ def some(structure: Structure) -> np.ndarray:
     order = random.permutation(structure.count)
     order = order[np.argsort(structure.group_of_node[order], kind="stable")]
     ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
-    taken: dict[int, int] = {}
-    parts = [np.empty(0, np.int64)]
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    parts, taken = [np.empty(0, np.int64)], set()
+    for turn, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         size = int(end - start)
-        turn = taken[size] = taken.get(size, -1) + 1
-        count = (size // 2 + (turn + 1) // 2 * (1 if turn % 2 else -1)) % size or min(1, size - 1)
+        share = 0.25 + 0.5 * (turn * _GOLDEN % 1)  # never the same share twice
+        wanted = [round(share * size) + step for step in (0, 1, -1, 2, -2, 3, -3)]
+        counts = [count for count in wanted if 0 < count < size]
+        count = next((count for count in counts if (size, count) not in taken), counts[0] if counts else 0)
+        taken.add((size, count))
         parts.append(order[start : start + count])
     return np.sort(np.concatenate(parts))
 
@@ -116,6 +122,35 @@ def _tie_square(seen: Observer, report: Report) -> bool:
     del structure.facts.ties[before:]
     structure.assemble()
     return False
+
+
+def _tie_shared(seen: Observer, result: Fit) -> bool:
+    """Couples dimensions that take their width from the same integer, such as queries and values from `head_dim`.
+
+    Returns whether anything was coupled that was not before.
+    """
+    structure = seen.structure
+    before = len(structure.facts.ties)
+    failing = {failure.entry.where for failure in result.report.failures}
+    for where in failing:
+        integers = {value for value in vars(seen.model.get_submodule(where)).values() if type(value) is int}
+        first: dict[int, np.ndarray] = {}
+        for entry in (entry for entries in seen.runs.values() for entry in entries):
+            if entry.where != where or entry.name not in _TAKES_SIZES:
+                continue
+            for labels in (axis.labels for _, _, axes in entry.outs for axis in axes if axis is not None):
+                width = int(structure.alive[labels].sum())
+                free = (structure.pinned_by[structure.component[labels]] < 0).all()
+                if width not in integers or not free or width != len(labels):
+                    continue
+                one = first.setdefault(width, labels)
+                if not np.array_equal(structure.component[one], structure.component[labels]):
+                    place = structure.facts.place("an integer that the module keeps", where)
+                    structure.facts.ties.append((one, labels, place))
+    if len(structure.facts.ties) == before:
+        return False
+    structure.assemble()
+    return True
 
 
 def _square_weights(seen: Observer, modules: set[str]) -> list[tuple[np.ndarray, np.ndarray]]:
