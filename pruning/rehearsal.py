@@ -225,11 +225,12 @@ class Replay(Trace):
     def _failure(self, message: str, entry: Entry | None = None) -> Failure:
         entry = entry or self._now
         rows = entry.inputs + [axis.labels for _, _, axes in entry.outs for axis in axes if axis is not None]
-        rows += entry.summed + entry.scales
         widths, removed = set(), [np.empty(0, np.int64)]
-        for labels in rows:
+        for place, labels in enumerate([*rows, *entry.summed, *entry.scales]):
             gone = labels[self.removed[labels]]
-            if len(gone):
+            if len(gone) and place >= len(rows):
+                removed.append(gone)
+            elif len(gone):
                 widths.add((int(self.before[labels].sum()), int(self.survive[labels].sum())))
                 removed.append(gone)
         return Failure(self._at, entry, widths, np.concatenate(removed), message)
