@@ -203,6 +203,9 @@ def test_forward_keeps_no_sizes(name):
     half = first.out_features // 2
     first.weight, first.bias = nn.Parameter(first.weight[:half].detach()), nn.Parameter(first.bias[:half].detach())
     second.weight = nn.Parameter(second.weight[:, :half].detach())
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)][-1:]:
+        norm.weight, norm.bias = nn.Parameter(norm.weight[:half].detach()), nn.Parameter(norm.bias[:half].detach())
+        norm.running_mean, norm.running_var = norm.running_mean[:half], norm.running_var[:half]
     assert model(torch.zeros(2, *CIFAR)).shape == (2, 3)
 
 
