@@ -95,7 +95,7 @@ def prepare(chosen: Settings) -> dict[str, Any]:
     test_batches = batches("test")
     example = next(iter(test_batches))[0][:1]
     model, loss_function, criterion = fresh_model(), chosen.build("losses"), chosen.build("criterions")
-    outer = criterion.unit == "weights" if core.outer_layer_pruning is None else core.outer_layer_pruning
+    outer = criterion.unit == "nodes" or core.outer_layer_pruning is not False
     rules = chosen.construct(NodeRules)
     network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer, node_rules=rules)
     network.note_start()  # dense, before anything is loaded into it
@@ -106,6 +106,8 @@ def prepare(chosen: Settings) -> dict[str, Any]:
 def make_pruning(chosen: Settings, parts: dict[str, Any], console: Console) -> Pruning:
     """Builds the callback that prunes."""
     score = parts["batches"]("score")
+    if chosen.core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":
+        console.warn("--outer_layer_pruning changes nothing: of nodes, the network's inputs and outputs always stay.")
 
     def draw_batches(event: int, count: int = chosen.core.score_batches) -> list[Any]:
         return list(islice(score.epoch(event), count))

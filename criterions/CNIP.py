@@ -2,7 +2,8 @@ from torch import Tensor
 
 from pruning import JointCriterion, PrunableNetwork
 from pruning.criterion import Batches
-from pruning.scores import accumulate_gradients
+from pruning.gates import gate_gradients
+from pruning.scores import require_signal
 
 
 class CNIP(JointCriterion):
@@ -13,11 +14,8 @@ class CNIP(JointCriterion):
     """
 
     def joint_scores(self, network: PrunableNetwork, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
-        parameters = dict(network.model.named_parameters())
-        names = [name for name, parameter in parameters.items() if parameter.is_floating_point()]
-        gradients, loss = accumulate_gradients(network, batches, names=names)
+        nodes, gradients, loss = gate_gradients(network, batches)
         # One divisor for both kinds: it makes them elasticities and changes no rank within a pass.
         scale = max(abs(loss), 1e-8)
-        products = {name: parameters[name].detach() * gradients[name] / scale for name in names}
-        weights = {name: products[name].abs() for name, _ in network.weights()}
-        return weights, network.graph.reduce_to_nodes(products, role="producer").abs()
+        weights = {name: (weight.detach() * gradients[name] / scale).abs() for name, weight in network.weights()}
+        return require_signal(weights), nodes.abs() / scale

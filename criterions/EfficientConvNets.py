@@ -16,4 +16,4 @@ class EfficientConvNets(NodeCriterion):
     needs_data = False
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
-        return network.graph.reduce_to_nodes({n: w.detach().abs() for n, w in weights_only(network)}, role="producer")
+        return network.graph.reduce_to_nodes({n: w.abs() for n, w in weights_only(network)}, role="producer")

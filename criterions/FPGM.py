@@ -22,6 +22,6 @@ class FPGM(NodeCriterion):
             for dim in range(weight.dim()):
                 nodes = torch.from_numpy(network.graph.nodes_along(name, dim, role="producer"))
                 if (nodes >= 0).any():
-                    filters = weight.detach().movedim(dim, 0).flatten(1).double().cpu()
+                    filters = weight.movedim(dim, 0).flatten(1).double().cpu()
                     total.index_add_(0, nodes[nodes >= 0], torch.cdist(filters, filters).sum(1)[nodes >= 0])
         return total

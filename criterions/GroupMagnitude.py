@@ -15,6 +15,6 @@ class GroupMagnitude(NodeCriterion):
     needs_data = False
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
-        squares = {name: weight.detach().square() for name, weight in weights_only(network)}
+        squares = {name: weight.square() for name, weight in weights_only(network)}
         norms = network.graph.reduce_to_nodes(squares, role="all")
         return norms / mean_of_group(network, norms).clamp_min(1e-12)

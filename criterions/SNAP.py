@@ -2,7 +2,8 @@ from torch import Tensor
 
 from pruning import NodeCriterion, PrunableNetwork
 from pruning.criterion import Batches
-from pruning.scores import node_gate_gradients
+from pruning.gates import node_gate_gradients
+from pruning.scores import require_node_signal
 
 
 class SNAP(NodeCriterion):
@@ -14,4 +15,4 @@ class SNAP(NodeCriterion):
     """
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
-        return node_gate_gradients(network, batches).abs()
+        return require_node_signal(node_gate_gradients(network, batches).abs())

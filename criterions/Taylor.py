@@ -1,9 +1,10 @@
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
+from pruning import NodeCriterion, PrunableNetwork, UsageError
 from pruning.criterion import Batches
-from pruning.scores import node_gate_gradients
+from pruning.gates import node_gate_gradients
+from pruning.scores import require_node_signal
 
 
 class Taylor(NodeCriterion):
@@ -14,4 +15,7 @@ class Taylor(NodeCriterion):
     """
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
-        return torch.stack([node_gate_gradients(network, [batch]).square() for batch in batches]).mean(0)
+        squares = [node_gate_gradients(network, [batch]).square() for batch in batches]
+        if not squares:
+            raise UsageError("Taylor scores on data, and it was given no batches.")
+        return require_node_signal(torch.stack(squares).mean(0))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pruning.history import cut_state
+
 if TYPE_CHECKING:
     from pruning.network import PrunableNetwork
 
@@ -32,8 +34,8 @@ def shuffle(network: PrunableNetwork, generator: torch.Generator, initial: dict[
 
 @torch.no_grad()
 def reinitialise(network: PrunableNetwork, fresh: nn.Module) -> None:
-    """Takes all values from a freshly drawn network of the same shape; the mask stays."""
-    network.model.load_state_dict(fresh.state_dict())
+    """Takes all values from a freshly drawn dense network; the mask stays, and what was cut out stays out."""
+    network.model.load_state_dict(cut_state(fresh.state_dict(), network.survivors()))
     network.enforce()
 
 

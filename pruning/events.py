@@ -7,7 +7,7 @@ happen here and in `pruning.select`; criteria only score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning import select
+from pruning import limits, select
 from pruning.criterion import Batches, Criterion, JointCriterion, NodeCriterion, WeightCriterion
 from pruning.errors import UsageError
-from pruning.select import Budget, check_scores, guarded
+from pruning.select import Budget, Layout, check_scores, guarded
 
 if TYPE_CHECKING:
     from pruning.network import PrunableNetwork
+    from pruning.plan import PruningPlan
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Event:
         target: fraction removed of what was there at the start.
         batches: (inputs, targets) pairs to score on.
         invert: keep the worst instead of the best (a control experiment).
+        shuffle: keep as many nodes of each layer, but which ones is drawn from this generator (another control).
         optimizers: whose state is cut along with the parameters.
         companions: dicts of tensors by parameter name that are cut along.
     """
@@ -40,6 +42,7 @@ class Event:
     target: float
     batches: Batches = ()
     invert: bool = False
+    shuffle: torch.Generator | None = None
     optimizers: Iterable[torch.optim.Optimizer] = ()
     companions: Iterable[Any] = ()
 
@@ -85,27 +88,22 @@ def mask_weights(network: PrunableNetwork, keep: dict[str, Tensor], budget: Budg
 
 @carry_out.register(NodeCriterion)
 def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Event) -> str:
-    rules = network.node_rules
-    n_alive, wanted = len(network.graph.nodes), nodes_to_keep(network.nodes_total(), event.target)
-    if rules.target in (None, "nodes") and wanted >= n_alive:
-        return "" if wanted == n_alive else "the network is already sparser than that"
+    counted = network.counted(criterion)
+    if not network.nodes_total():
+        raise UsageError(f"{type(network.model).__name__} has no node that could go: inputs and outputs always stay.")
+    ahead = _ahead(network, counted, event.target)
+    if ahead is not None:
+        return ahead
     scores = checked_node_scores(network, criterion.node_scores(network, event.batches))
     ranking = -scores if event.invert else scores
-    local = (rules.ranking or criterion.ranking) == "local"
-    layout = select.Layout(network.graph.structure.group_of_node, rules.min_keep, rules.round_to, local)
-    if rules.target not in (None, "nodes"):
-        wanted = _bisect_nodes(network, layout, ranking, event.target)
-    keep = layout.keep(ranking, wanted)
-    refused = remove_nodes(network, ~keep, event)
-    left = len(network.graph.nodes)
-    if refused or left == wanted:
-        return refused
-    return f"{left:,} nodes stay instead of {wanted:,}: {layout.describe()}"
+    layout = layout_of(network, local=(network.node_rules.ranking or criterion.ranking) == "local")
 
+    def choose() -> Tensor:
+        return layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
 
-def nodes_to_keep(total: int, target: float) -> int:
-    """Returns floor((1 - target) * total), not misled by 1 - 0.9 being a little less than 0.1."""
-    return math.floor((1 - target) * total + 1e-6)
+    refusals = remove_nodes(network, layout, choose, event)
+    network.last_scores = {"nodes": scores}
+    return _shortfall(network, counted, event.target, "; ".join(refusals) or layout.describe())
 
 
 def checked_node_scores(network: PrunableNetwork, scores: Tensor) -> Tensor:
@@ -113,80 +111,137 @@ def checked_node_scores(network: PrunableNetwork, scores: Tensor) -> Tensor:
     count = len(network.graph.nodes)
     if tuple(scores.shape) != (count,):
         raise UsageError(f"The criterion gave node scores of shape {tuple(scores.shape)}; there are {count} nodes.")
+    if scores.is_complex():
+        raise UsageError("The node scores are complex numbers, which have no order; scores must be real.")
     if not torch.isfinite(scores).all():
         node = network.graph.nodes[int((~torch.isfinite(scores)).nonzero()[0])]
         raise UsageError(f"The score of a node of {next(iter(node.slices))[0]!r} is not finite; nothing was pruned.")
     return scores.detach().cpu().double()
 
 
-def remove_nodes(network: PrunableNetwork, gone: Tensor, event: Event, *companions: Any) -> str:
-    """Cuts nodes out of the network and all that runs along with it; returns what was refused, and why."""
-    nodes = np.flatnonzero(gone.numpy())
-    if not len(nodes):
-        return ""
-    plan = network.graph.plan(nodes)
+def layout_of(network: PrunableNetwork, *, local: bool = False) -> Layout:
+    """Returns how the network's nodes may be chosen, by the user's rules."""
+    rules, graph = network.node_rules, network.graph
+    multiples = None
+    if rules.round_to > 1:
+        # One node of a grouped convolution is a channel of each group: its width grows by as many at a time.
+        widths = [graph.nodes[int(group.nodes[0])].producers.values() for group in graph.groups]
+        each = [math.gcd(0, *map(len, producers)) or 1 for producers in widths]
+        multiples = np.array([rules.round_to // math.gcd(rules.round_to, width) for width in each], dtype=np.int64)
+    return Layout(graph.structure.group_of_node, rules.min_keep, multiples, local)
+
+
+def remove_nodes(
+    network: PrunableNetwork, layout: Layout, choose: Callable[[], Tensor], event: Event, *companions: Any
+) -> list[str]:
+    """Cuts nodes out of the network and of all that runs along with it.
+
+    Args:
+        network: what is pruned.
+        layout: what must stay; nodes that the network's code does not let go are added to it.
+        choose: returns a bool tensor over nodes, those that stay; asked again when the layout has grown.
+        event: whose optimizers and companions are cut along.
+        companions: more of them.
+
+    Returns:
+        For all that was refused, how many nodes of a group and why.
+    """
+    refusals: list[str] = []
+    network.graph.seen.refresh()
+    while True:
+        keep = choose()
+        if event.shuffle is not None:
+            keep = layout.best(torch.rand(len(keep), generator=event.shuffle), layout.counts(keep))
+        gone = np.flatnonzero(~keep.numpy())
+        if not len(gone):
+            return refusals
+        plan, refused = _planned(network, gone)
+        if plan is not None and not refused:
+            break
+        for nodes, why in refused:
+            layout.fix_groups_of(nodes)
+            refusals.append(f"{len(nodes):,} nodes stay: {why}")
     plan.exec(event.optimizers, [network.masks.keep, *event.companions, *companions])
     network.masks.refresh()
-    return "; ".join(f"{len(stay):,} nodes stay: {why}" for stay, why in plan.refused)
+    return refusals
 
 
-def _bisect_nodes(network: PrunableNetwork, layout: select.Layout, ranking: Tensor, target: float) -> int:
-    """Returns the largest number of nodes to keep with which weights, FLOPs or latency come down to the target."""
-    low, high = 0, len(ranking)
-    while high - low > 1:
-        middle = (low + high) // 2
-        gone = np.flatnonzero(~layout.keep(ranking, middle).numpy())
-        reached = network.sparsity_after(gone) if len(gone) else network.reached_target()
-        low, high = (middle, high) if reached >= target else (low, middle)
-    return low
+def _planned(network: PrunableNetwork, gone: np.ndarray) -> tuple[PruningPlan | None, list[tuple[np.ndarray, str]]]:
+    try:
+        plan = network.graph.plan(gone)
+    except UsageError as error:
+        return None, [(gone, str(error))]
+    return plan, plan.refused
+
+
+def _ahead(network: PrunableNetwork, counted: str, target: float) -> str | None:
+    """Returns what there is to say if nothing has to go for a target, None if something has to."""
+    if counted == "nodes":
+        left, wanted = len(network.graph.nodes), limits.nodes_to_keep(network.nodes_total(), target)
+        if left == wanted:
+            return ""
+        return "the network is already sparser than that" if left < wanted else None
+    return "the network is already sparser than that" if limits.reached(network, counted) >= target else None
+
+
+def _shortfall(network: PrunableNetwork, counted: str, target: float, why: str) -> str:
+    """Returns why a target was not reached exactly, "" if it was."""
+    if counted == "nodes":
+        left, wanted = len(network.graph.nodes), limits.nodes_to_keep(network.nodes_total(), target)
+        return "" if left == wanted else f"{left:,} nodes stay instead of {wanted:,}: {why}"
+    now = limits.reached(network, counted)
+    # No two measurements of time are alike.
+    slack = 0.02 if counted == "latency" else 1e-6
+    return "" if now >= target - slack else f"{now:.4f} of the {counted} went instead of {target:.4f}: {why}"
 
 
 @carry_out.register(JointCriterion)
 def _prune_both(criterion: JointCriterion, network: PrunableNetwork, event: Event) -> str:
     alive = network.alive()
     budget = weight_budget(network, alive, event.target)
-    if budget.keep >= sum(int(mask.sum()) for mask in alive.values()):
-        return "the network is already sparser than that"
+    n_alive = sum(int(mask.sum()) for mask in alive.values())
+    if budget.keep >= n_alive:
+        return "" if budget.keep == n_alive else "the network is already sparser than that"
     weights, nodes = criterion.joint_scores(network, event.batches)
-    check_scores(weights, alive)
+    scores = {name: score.detach() for name, score in weights.items()}
+    check_scores(scores, alive)
     nodes = checked_node_scores(network, nodes)
     if event.invert:
-        weights, nodes = {name: -score for name, score in weights.items()}, -nodes
-    layout = select.Layout(network.graph.structure.group_of_node, network.node_rules.min_keep)
-    keep = layout.keep_above(nodes, _joint_threshold(network, weights, nodes, budget, layout))
-    scores = {name: score.detach().clone() for name, score in weights.items()}
-    refused = remove_nodes(network, ~keep, event, scores)
+        scores, nodes = {name: -score for name, score in scores.items()}, -nodes
+    layout = layout_of(network)
+
+    def choose() -> Tensor:
+        return layout.keep_above(nodes, joint_threshold(network, scores, layout.effective(nodes), budget))
+
+    remove_nodes(network, layout, choose, event, scores)
     network.last_scores = scores
     # The nodes are gone; the same ranking of the weights that are left brings the count to the budget exactly.
     budget = weight_budget(network, network.alive(), event.target)
-    return refused or mask_weights(network, select.keep_top_global(scores, budget), budget)
+    return mask_weights(network, select.keep_top_global(scores, budget), budget)
 
 
-def _joint_threshold(
-    network: PrunableNetwork, weights: dict[str, Tensor], nodes: Tensor, budget: Budget, layout: select.Layout
-) -> float:
-    """Bisects on the one threshold under which weights and nodes go together, until the weights left fit the budget."""
-    flat = torch.cat([weights[name][mask].double().cpu() for name, mask in budget.alive.items()] + [nodes])
-    order = flat.sort().values
-    low, high = 0, len(order) - 1
-    while low < high:
-        middle = (low + high) // 2
-        threshold = float(order[middle])
-        left = _weights_left(network, weights, layout.keep_above(nodes, threshold), threshold, budget)
-        low, high = (middle + 1, high) if left > budget.keep else (low, middle)
-    # One step short of the budget: the rest is weights alone, so that no node goes for a rounding.
-    return float(order[max(0, low - 1)])
+def joint_threshold(network: PrunableNetwork, weights: dict[str, Tensor], nodes: Tensor, budget: Budget) -> float:
+    """Returns the one threshold under which weights and nodes go together so that the budget of weights stays.
 
+    A weight goes as soon as its own score or that of a node it belongs to lies under the threshold, so the smallest of
+    these says when; of all weights, the `budget.keep`-th largest of these numbers is the threshold.
 
-def _weights_left(
-    network: PrunableNetwork, weights: dict[str, Tensor], keep: Tensor, threshold: float, budget: Budget
-) -> int:
-    left = 0
+    Args:
+        network: what is pruned.
+        weights: score per ranked weight.
+        nodes: (nodes,) score per node, infinite for those that must stay.
+        budget: how many weights may stay.
+    """
+    parts = []
     for name, alive in budget.alive.items():
-        kept = alive & (weights[name] >= threshold)
-        for dim in range(2):
-            along = torch.from_numpy(network.graph.nodes_along(name, dim))
-            stays = (along < 0) | keep[along.clamp(min=0)]
-            kept = kept.movedim(dim, 0)[stays.to(kept.device)].movedim(0, dim)
-        left += int(kept.sum())
-    return left
+        score = weights[name]
+        ends = score.double() if score.dtype == torch.float64 else score.float()
+        limit = torch.cat([nodes, torch.tensor([torch.inf])]).to(ends)
+        for dim in range(ends.dim()):
+            # Index -1, of what belongs to no node, is the infinity at the end.
+            along = limit[torch.from_numpy(network.graph.nodes_along(name, dim)).to(ends.device)]
+            ends = torch.minimum(ends, along.view([-1 if axis == dim else 1 for axis in range(ends.dim())]))
+        parts.append(ends[alive])
+    flat = torch.cat([part.to(parts[0].device) for part in parts])
+    place = len(flat) - min(max(budget.keep, 1), len(flat))
+    return float(select.nth_smallest(flat, place))

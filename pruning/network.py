@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from pruning import controls, count
+from pruning import controls, count, history, limits
 from pruning.criterion import Batches, Criterion, JointCriterion
 from pruning.errors import UsageError
 from pruning.events import Event, carry_out
@@ -32,11 +31,16 @@ class Step:
     removed: int
     left: int
     reason: str = ""
+    nodes_left: int | None = None
 
     def describe(self, unit: str) -> str:
         """One line for a person."""
         why = f" ({self.reason})" if self.reason else ""
-        return f"pruned {unit}: asked {self.asked:.4f}, reached {self.reached:.4f}, {self.left:,} weights left{why}"
+        left = f"{self.left:,} weights left" if self.nodes_left is None else self._both_left()
+        return f"pruned {unit}: asked {self.asked:.4f}, reached {self.reached:.4f}, {left}{why}"
+
+    def _both_left(self) -> str:
+        return f"{self.nodes_left:,} nodes and {self.left:,} weights left"
 
 
 @dataclass
@@ -106,6 +110,10 @@ class PrunableNetwork:
         """Returns every prunable weight by name, in the order in which the layers run."""
         return {name: self.model.get_parameter(name) for name in self._prunable}
 
+    def owners(self) -> dict[str, str]:
+        """Returns prunable weight -> path of the layer that it belongs to."""
+        return dict(self._prunable)
+
     def weights(self) -> Iterator[tuple[str, Parameter]]:
         """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""
         parameters = self.prunable()
@@ -150,13 +158,7 @@ class PrunableNetwork:
 
     def reached(self, counted: str = "weights") -> float:
         """Returns the sparsity in what a limit counts; of weights, those that are ranked."""
-        if counted == "nodes":
-            return self.node_sparsity()
-        if counted in ("flops", "latency"):
-            return self.reached_target()
-        names = self.ranked_names()
-        total = sum(self.start_sizes[name] for name in names)
-        return 1 - self.weights_left(names) / total if total else 0.0
+        return limits.reached(self, counted)
 
     # -- structure -------------------------------------------------------------------------------------------------
 
@@ -169,9 +171,19 @@ class PrunableNetwork:
             self._graph = DependencyGraph(self.model, self.example_inputs)
         return self._graph
 
-    def reshaped(self) -> None:
-        """Tells the handle that the model's shapes were changed by something else (a loaded checkpoint)."""
-        self._graph = None
+    def survivors(self) -> dict[str, dict[int, Tensor]]:
+        """Returns which indices of each tensor are left of those at the start, see `pruning.history`."""
+        return history.survivors_of(self._graph) if self._graph is not None else {}
+
+    def reshaped(self, survivors: history.Survivors | None = None) -> None:
+        """Tells the handle that the model's shapes were changed by something else (a loaded checkpoint).
+
+        Args:
+            survivors: what the network that was saved said of itself; without it the structure is found anew.
+        """
+        known = self._graph is not None and survivors is not None and history.cut_like(self._graph, survivors)
+        if not known:
+            self._graph = None
         self.masks.refresh()
 
     def nodes_total(self) -> int:
@@ -189,6 +201,8 @@ class PrunableNetwork:
         """Takes down what later counts are compared with, while everything is still there."""
         if self.example_inputs is not None:
             self.start_flops()
+        if self.node_rules.target == "latency":
+            self.start_latency()
         if structure:
             self.nodes_total()
 
@@ -212,19 +226,28 @@ class PrunableNetwork:
         Args:
             masked: count masked weights as if they were there (what dense kernels compute today).
         """
-        if self.example_inputs is None:
-            raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
-        weights = self.prunable()
-        shapes = tuple(parameter.shape for parameter in self.model.parameters())
-        if shapes != self._counted_shapes:
-            # One forward pass under a counter; the numbers hold until a shape changes.
-            self._counted = count.flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
-            self._counted_shapes = shapes
-        total, by_weight = self._counted
-        absent = 0.0
+        total, by_weight = self._count_flops()
+        weights, absent = self.prunable(), 0.0
         if not masked:
             absent = sum(self.masks.removed(n) / weights[n].numel() * by_weight[n] for n in self.masks.keep)
         return (total - absent) / count.batch_size_of(self.example_inputs)
+
+    def flops_by_weight(self) -> dict[str, float]:
+        """Returns forward FLOPs per sample that multiply by each prunable weight, masked or not."""
+        samples = count.batch_size_of(self.example_inputs)
+        return {name: flops / samples for name, flops in self._count_flops()[1].items()}
+
+    def _count_flops(self) -> tuple[int, dict[str, int]]:
+        """Counts FLOPs of the whole example: in all, and per prunable weight."""
+        if self.example_inputs is None:
+            raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
+        shapes = tuple(parameter.shape for parameter in self.model.parameters())
+        if shapes != self._counted_shapes:
+            # One forward pass under a counter; the numbers hold until a shape changes.
+            weights = self.prunable()
+            self._counted = count.flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+            self._counted_shapes = shapes
+        return self._counted
 
     # -- pruning ---------------------------------------------------------------------------------------------------
 
@@ -265,7 +288,8 @@ class PrunableNetwork:
             batches: (inputs, targets) pairs to score on.
             how: the other fields of `pruning.events.Event`: invert, optimizers, companions.
         """
-        self.note_start(structure=criterion.unit == "nodes" or isinstance(criterion, JointCriterion))
+        cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
+        self.note_start(structure=cuts_nodes)
         before = self.weights_left()
         reason = carry_out(criterion, self, Event(target, batches, **how))
         values = criterion.new_values(self, batches) or {}
@@ -274,7 +298,8 @@ class PrunableNetwork:
                 self.model.get_parameter(name).copy_(value)
         self.enforce()
         left = self.weights_left()
-        return Step(target, self.reached(self.counted(criterion)), before - left, left, reason)
+        nodes_left = len(self.graph.nodes) if cuts_nodes else None
+        return Step(target, self.reached(self.counted(criterion)), before - left, left, reason, nodes_left)
 
     def counted(self, criterion: Criterion) -> str:
         """Returns what a criterion's limit counts: what the user wants counted, else its own unit."""
@@ -282,21 +307,6 @@ class PrunableNetwork:
             name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target
             raise UsageError(f"{name} removes {unit}, so its limit counts {unit}; --target {target} is for nodes.")
         return self.node_rules.target or criterion.unit
-
-    def sparsity_after(self, nodes: np.ndarray) -> float:
-        """Returns the sparsity, in what the user wants counted, that removing these nodes would give."""
-        return self.reached_target(self.graph.plan(nodes).preview())
-
-    def reached_target(self, model: nn.Module | None = None) -> float:
-        """Returns the sparsity in what the user wants counted, of the network or of a copy of another shape."""
-        target, model = self.node_rules.target, model or self.model
-        if target == "weights":
-            left = sum(model.get_parameter(name).numel() for name in self._prunable)
-            return 1 - left / self.weights_total()
-        if target == "flops":
-            samples = count.batch_size_of(self.example_inputs)
-            return 1 - count.flops_by_module(model, self.example_inputs)[""] / samples / self.start_flops()
-        return 1 - count.latency(model, self.example_inputs) / self.start_latency()
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""

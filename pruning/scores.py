@@ -5,7 +5,7 @@ None of them leaves a trace: modes, `.grad`, `requires_grad` and running statist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def accumulate_gradients(
     batches: Batches,
     *,
     names: list[str] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
     batch_statistics: bool = False,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], float]:
@@ -77,6 +78,7 @@ def accumulate_gradients(
         network: the network to differentiate.
         batches: pairs (inputs, targets), inputs as `count.call` takes them; each batch counts the same.
         names: parameters to differentiate; by default the ranked weights.
+        extra: other leaves to differentiate as well, by a name of their own.
         batch_statistics: see `scoring`.
         loss: replaces the network's own loss.
 
@@ -84,8 +86,9 @@ def accumulate_gradients(
         UsageError: if no gradient reaches any of them (the network is cut) or the loss is not finite.
     """
     parameters = dict(network.model.named_parameters())
-    chosen = names if names is not None else [name for name, _ in network.weights()]
-    weights = [parameters[name] for name in chosen]
+    chosen = list(names) if names is not None else [name for name, _ in network.weights()]
+    weights: list[Tensor] = [parameters[name] for name in chosen] + list((extra or {}).values())
+    chosen += list(extra or {})
     totals = [_wide_zeros(weight) for weight in weights]
     loss_total, count = 0.0, 0
     with scoring(network.model, batch_statistics=batch_statistics):
@@ -134,6 +137,12 @@ def require_signal(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     return scores
 
 
+def require_node_signal(scores: Tensor) -> Tensor:
+    """Returns scores per node, or raises UsageError if all are zero."""
+    require_signal({"nodes": scores} if len(scores) else {})
+    return scores
+
+
 def _loss(network: PrunableNetwork, inputs: Any, targets: Any, loss: Callable[..., Tensor]) -> Tensor:
     with same_random_state(device_of(network.model)):
         value = loss(call(network.model, inputs), targets)
@@ -142,7 +151,7 @@ def _loss(network: PrunableNetwork, inputs: Any, targets: Any, loss: Callable[..
     return value
 
 
-def _gradients(value: Tensor, weights: list[Parameter], *, create_graph: bool = False) -> Sequence[Tensor | None]:
+def _gradients(value: Tensor, weights: Sequence[Tensor], *, create_graph: bool = False) -> Sequence[Tensor | None]:
     # What depends on no weight at all has no graph, and its derivative is zero.
     if not value.requires_grad or not weights:
         return [None] * len(weights)
@@ -151,8 +160,11 @@ def _gradients(value: Tensor, weights: list[Parameter], *, create_graph: bool = 
 
 def _wide_zeros(weight: Tensor) -> Tensor:
     """Zeros to add up in: half precision would lose small gradients among large sums."""
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    return torch.zeros_like(weight, dtype=torch.float32 if half else weight.dtype, requires_grad=False)
+    return torch.zeros_like(weight, dtype=_wide(weight.dtype), requires_grad=False)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _add(totals: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -168,29 +180,41 @@ def _check_signal(gradients: list[Tensor], loss: float) -> None:
         raise UsageError("No gradient reaches any prunable weight: every score is zero, the network is cut in two.")
 
 
-def node_gate_gradients(network: PrunableNetwork, batches: Batches) -> Tensor:
-    """Returns dL/dc per node for a gate c = 1 on everything that produces it: the sum of w dL/dw, rows and biases.
+def weights_only(network: PrunableNetwork) -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, values) of everything that multiplies: all parameters but biases and shifts.
 
-    A gate multiplies every producing slice, so its derivative is their sum; residual producers share one gate.
+    A layer whose weight is computed (weight norm) gives the weight that acts, under the name of what it is computed
+    from, and nothing else. Half precision is widened: sums over thousands of weights would come out alike.
     """
-    parameters = {name: p for name, p in network.model.named_parameters() if p.is_floating_point()}
-    gradients, _ = accumulate_gradients(network, batches, names=list(parameters))
-    products = {name: parameters[name].detach() * gradient for name, gradient in gradients.items()}
-    return network.graph.reduce_to_nodes(products, role="producer")
-
-
-def weights_only(network: PrunableNetwork) -> Iterator[tuple[str, Parameter]]:
-    """Yields (name, parameter) of everything that multiplies: all parameters but biases and shifts."""
+    computed, hidden = _computed_weights(network)
     for name, parameter in network.model.named_parameters():
-        if "bias" not in name.rpartition(".")[2]:
-            yield name, parameter
+        if name in computed or (name not in hidden and "bias" not in name.rpartition(".")[2]):
+            values = computed.get(name, parameter).detach()
+            if values.is_floating_point():
+                yield name, values.to(_wide(values.dtype))
+
+
+@torch.no_grad()
+def _computed_weights(network: PrunableNetwork) -> tuple[dict[str, Tensor], set[str]]:
+    """Returns source -> weight as the layer applies it, and all parameters of such layers."""
+    computed, hidden = {}, set()
+    for name, path in network.owners().items():
+        module = network.model.get_submodule(path)
+        if module._parameters.get("weight") is None:
+            with quiet_eval(module):
+                for hook in module._forward_pre_hooks.values():  # the older norms compute it before each call
+                    hook(module, ())
+                computed[name] = torch.as_tensor(module.weight)
+            hidden |= {f"{path}.{own}" if path else own for own, _ in module.named_parameters()}
+    return computed, hidden
 
 
 def norm_scales(network: PrunableNetwork) -> Iterator[tuple[str, Parameter]]:
     """Yields (name, scale) of every normalisation layer that has one."""
     for path, module in network.model.named_modules():
         scale = getattr(module, "weight", None)
-        if isinstance(scale, Parameter) and scale.dim() == 1 and "Norm" in type(module).__name__:
+        # Norms of torch, and those that networks bring along: an RMSNorm or LayerNorm2d of their own.
+        if isinstance(scale, Parameter) and scale.dim() == 1 and "norm" in type(module).__name__.lower():
             yield f"{path}.weight" if path else "weight", scale
 
 

@@ -18,6 +18,7 @@ from pruning.errors import UsageError
 Ranking = Literal["global", "local"]
 Target = Literal["nodes", "weights", "flops", "latency"]
 
+
 @dataclass
 class Budget:
     """What a selection may keep.
@@ -56,14 +57,18 @@ def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     n_keep = max(0, min(n_keep, scores.numel()))
     if n_keep in (0, scores.numel()):
         return torch.full_like(scores, n_keep > 0, dtype=torch.bool)
-    n_remove = scores.numel() - n_keep
-    # A GPU refuses kthvalue where deterministic algorithms are asked for, and sorts fast.
-    on_cpu = scores.device.type == "cpu"
-    threshold = torch.kthvalue(scores, n_remove + 1).values if on_cpu else scores.sort().values[n_remove]
+    threshold = nth_smallest(scores, scores.numel() - n_keep)
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
     keep[ties[: n_keep - int(keep.sum())]] = True
     return keep
+
+
+def nth_smallest(values: Tensor, place: int) -> Tensor:
+    """Returns the value at a place of a flat vector once sorted, 0 being the smallest's."""
+    # A GPU refuses kthvalue where deterministic algorithms are asked for, and sorts fast.
+    on_cpu = values.device.type == "cpu"
+    return torch.kthvalue(values, place + 1).values if on_cpu else values.sort().values[place]
 
 
 def keep_top_global(scores: Mapping[str, Tensor], budget: Budget, min_keep: int = 1) -> dict[str, Tensor]:
@@ -180,54 +185,116 @@ class Layout:
     """How nodes may be chosen.
 
     Args:
-        groups: (nodes,) the group of each node; a group is a layer with what is coupled to it.
+        groups: (nodes,) the group of each node, 0, 1, ...; a group is a layer with what is coupled to it.
         min_keep: nodes that every group keeps at least, where it has as many.
-        round_to: the number kept of each group is a multiple of this, where it has as many.
+        multiples: (groups,) the number kept of each group is a multiple of this, or all of it.
         local: the same share of every group, instead of one ranking over all.
+        fixed: (nodes,) bool, nodes that cannot go.
     """
 
     groups: np.ndarray
     min_keep: int = 1
-    round_to: int = 1
+    multiples: np.ndarray | None = None
     local: bool = False
+    fixed: Tensor | None = None
 
     def keep(self, scores: Tensor, n_keep: int) -> Tensor:
-        """Returns a bool tensor over nodes that keeps `n_keep` of them, or as near as the guards allow."""
-        sizes = torch.bincount(torch.from_numpy(self.groups))
+        """Returns a bool tensor over nodes that keeps the best `n_keep`, or as near as the guards allow."""
+        lowest = self.counts(self._stay(scores))
         if self.local:
-            shares = {str(group): int(size) for group, size in enumerate(sizes)}
-            quotas = exact_quotas(shares, dict.fromkeys(shares, n_keep / len(scores)), n_keep)
-            kept = self._best_of_groups(scores, torch.tensor(list(quotas.values())).clamp(min=self.min_keep))
+            counts = _same_share(self.sizes, lowest, n_keep)
         else:
-            protected = scores.masked_fill(self._best_of_groups(scores, self.min_keep), torch.inf)
-            kept = keep_top(protected, max(n_keep, int(torch.isposinf(protected).sum())))
-        if self.round_to == 1:
-            return kept
-        counts = torch.bincount(torch.from_numpy(self.groups)[kept], minlength=len(sizes))
-        rounded = ((counts / self.round_to).round() * self.round_to).clamp(min=self.round_to).long()
-        return self._best_of_groups(scores, torch.minimum(rounded, sizes))
+            protected = scores.masked_fill(self._stay(scores), torch.inf)
+            counts = self.counts(keep_top(protected, max(n_keep, int(lowest.sum()))))
+        if self.multiples is not None:
+            counts = _in_multiples(counts, lowest, self.sizes, self.multiples, n_keep)
+        return self.best(scores, counts)
 
     def keep_above(self, scores: Tensor, threshold: float) -> Tensor:
-        """Returns a bool tensor over nodes that keeps those at or above a threshold, and the guards' minimum."""
-        return (scores >= threshold) | self._best_of_groups(scores, self.min_keep)
+        """Returns a bool tensor over nodes that keeps those at or above a threshold, and what must stay."""
+        keep = (scores >= threshold) | self._stay(scores)
+        if self.multiples is None:
+            return keep
+        counts = -(-self.counts(keep) // self.multiples) * self.multiples
+        return self.best(scores, np.minimum(counts, self.sizes))
+
+    def fix_groups_of(self, nodes: np.ndarray) -> None:
+        """Keeps all nodes of some groups from now on: what fails for one channel fails for its neighbours."""
+        whole = torch.from_numpy(np.isin(self.groups, self.groups[nodes]))
+        self.fixed = whole if self.fixed is None else self.fixed | whole
+
+    def effective(self, scores: Tensor) -> Tensor:
+        """Returns the threshold above which each node is gone: its score, infinity for what must stay."""
+        return scores.masked_fill(self._stay(scores), torch.inf)
+
+    def counts(self, kept: Tensor) -> np.ndarray:
+        """Returns how many nodes a choice keeps of each group."""
+        return np.bincount(self.groups[kept.numpy()], minlength=len(self.sizes))
+
+    def best(self, scores: Tensor, counts: np.ndarray | int) -> Tensor:
+        """Marks the best nodes of each group, fixed ones first; ties stay in order of position.
+
+        Args:
+            scores: (nodes,) on the CPU.
+            counts: how many of each group, one number or one per group.
+        """
+        first = scores if self.fixed is None else scores.masked_fill(self.fixed, torch.inf)
+        order = torch.sort(-first, stable=True).indices.numpy()
+        by_group = order[np.argsort(self.groups[order], kind="stable")]
+        groups = self.groups[by_group]
+        place = np.arange(len(groups)) - (self.sizes.cumsum() - self.sizes)[groups]
+        best = np.zeros(len(groups), dtype=bool)
+        best[by_group] = place < (counts[groups] if isinstance(counts, np.ndarray) else counts)
+        return torch.from_numpy(best)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many nodes each group has."""
+        return np.bincount(self.groups)
 
     def describe(self) -> str:
         """Says which guard keeps a number of nodes from being reached."""
-        if self.round_to > 1:
-            return f"widths are multiples of {self.round_to}"
+        if self.multiples is not None and int(self.multiples.max(initial=1)) > 1:
+            return f"widths are multiples of {int(self.multiples.max())}"
         return f"every layer keeps {self.min_keep}" if self.min_keep > 1 else "no layer is emptied"
 
-    def _best_of_groups(self, scores: Tensor, quota: Tensor | int) -> Tensor:
-        """Marks the `quota` best nodes of each group; ties stay in order of position."""
-        order = torch.sort(-scores, stable=True).indices
-        groups = torch.from_numpy(self.groups)[order]
-        by_group = torch.sort(groups, stable=True).indices
-        sizes = torch.bincount(groups)
-        place = torch.arange(len(scores)) - (sizes.cumsum(0) - sizes)[groups[by_group]]
-        allowed = quota[groups[by_group]] if isinstance(quota, Tensor) else quota
-        best = torch.zeros(len(scores), dtype=torch.bool)
-        best[order[by_group]] = place < allowed
-        return best
+    def _stay(self, scores: Tensor) -> Tensor:
+        """Marks what no choice may take: each group's best, and what is fixed."""
+        best = self.best(scores, self.min_keep)
+        return best if self.fixed is None else best | self.fixed
+
+
+def _same_share(sizes: np.ndarray, lowest: np.ndarray, total: int) -> np.ndarray:
+    """Returns whole numbers per group that add up to `total`, in proportion to the sizes where `lowest` allows it.
+
+    Largest remainders are rounded up first, of equal ones the earlier group.
+    """
+    if total <= lowest.sum():
+        return lowest
+    low, high = 0.0, 1.0
+    # The sum rises with the share; sixty halvings leave nothing of a double.
+    for _ in range(60):
+        share = (low + high) / 2
+        low, high = (share, high) if np.clip(share * sizes, lowest, sizes).sum() < total else (low, share)
+    wanted = np.clip(high * sizes, lowest, sizes)
+    counts = np.floor(wanted + 1e-9).astype(np.int64)
+    missing = min(total, int(sizes.sum())) - int(counts.sum())
+    counts[np.argsort(counts - wanted, kind="stable")[:missing]] += 1
+    return counts
+
+
+def _in_multiples(
+    counts: np.ndarray, lowest: np.ndarray, sizes: np.ndarray, multiples: np.ndarray, total: int
+) -> np.ndarray:
+    """Returns multiples (or whole groups) that add up to at most `total`, as far as `lowest` allows it."""
+    least = np.minimum(-(-np.maximum(lowest, 1) // multiples) * multiples, sizes)
+    down = np.maximum(np.where(counts == sizes, sizes, counts // multiples * multiples), least)
+    up = np.minimum(down + multiples, sizes)
+    # Those that lose most by rounding down get the next multiple, as long as the total allows it.
+    for group in np.argsort(down - counts, kind="stable"):
+        if down.sum() + up[group] - down[group] <= total and down[group] < counts[group]:
+            down[group] = up[group]
+    return down
 
 
 @dataclass

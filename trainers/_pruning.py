@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning import Criterion, PrunableNetwork, Step, UsageError
+from pruning import Criterion, JointCriterion, PrunableNetwork, Step, UsageError
 from pruning.criterion import Batches
 from pruning.scores import recalibrate
 
@@ -100,6 +100,7 @@ class Pruning:
         """One pruning event, with what it means for the optimizer and, where the method rewinds, for the weights."""
         number = len(self.steps)
         batches = self.draw_batches(number) if self.criterion.needs_data else ()
+        memory = _memory_by_name(self.rewind_copy, trainer)
         copies = [copy for copy in (self.initial, (self.rewind_copy or {}).get("model")) if copy is not None]
         step = self.network.prune_to(
             self.criterion,
@@ -107,13 +108,15 @@ class Pruning:
             batches,
             invert=self.control == "invert",
             optimizers=[trainer.optimizer],
-            companions=copies,
+            companions=[*copies, *memory.values()],
+            shuffle=torch.Generator().manual_seed(self.seed + number) if self.control == "shuffle" else None,
         )
-        if self.recalibrate and self.criterion.unit == "nodes":
+        if self.recalibrate and (self.criterion.unit == "nodes" or isinstance(self.criterion, JointCriterion)):
             recalibrate(self.network.model, self.draw_batches(number, self.recalibrate))
         self.steps.append(step)
         self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
         if step.removed and self.rewind_copy is not None:
+            _put_memory_back(memory, self.rewind_copy, trainer)
             trainer.rewind(self.rewind_copy)
         if self.complete:
             self._apply_control()
@@ -164,3 +167,33 @@ class Pruning:
             raise UsageError(
                 f"--rewind_to {rewind} must come before the first pruning event, which falls in epoch {events[0]}."
             )
+
+
+def _memory_by_name(rewind_copy: dict[str, Any] | None, trainer: Any) -> dict[str, dict[str, Tensor]]:
+    """Returns what a saved optimizer remembers of each parameter, as {"exp_avg": {parameter name: tensor}, ...}.
+
+    So it can be cut along with the network: a rewound optimizer must fit the shapes of today.
+    """
+    memory: dict[str, dict[str, Tensor]] = {}
+    if rewind_copy is not None:
+        for name, kept in zip(_names(trainer), _states(rewind_copy, trainer), strict=True):
+            for key, value in kept.items():
+                if isinstance(value, Tensor) and value.dim():
+                    memory.setdefault(key, {})[name] = value
+    return memory
+
+
+def _put_memory_back(memory: dict[str, dict[str, Tensor]], rewind_copy: dict[str, Any], trainer: Any) -> None:
+    for name, kept in zip(_names(trainer), _states(rewind_copy, trainer), strict=True):
+        kept.update({key: by_name[name] for key, by_name in memory.items() if name in by_name})
+
+
+def _names(trainer: Any) -> list[str]:
+    """Names of the optimizer's parameters in its own order."""
+    names = {id(parameter): name for name, parameter in trainer.network.model.named_parameters()}
+    return [names[id(parameter)] for group in trainer.optimizer.param_groups for parameter in group["params"]]
+
+
+def _states(rewind_copy: dict[str, Any], trainer: Any) -> list[dict[str, Any]]:
+    states = rewind_copy["optimizer"]["state"]
+    return [states.get(number, {}) for number in range(len(_names(trainer)))]

@@ -83,6 +83,7 @@ def network_state(network: PrunableNetwork) -> dict[str, Any]:
         "masks": dict(network.masks.keep),
         "integers": integers_of(network.model),
         "start_sizes": dict(network.start_sizes),
+        "survivors": network.survivors(),
     }
 
 
@@ -99,7 +100,7 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     if content.get("start_sizes") == network.start_sizes:
         # Pruned from this very network: it takes the file's smaller shapes.
         resize_like(network.model, state, content.get("integers"))
-        network.reshaped()
+        network.reshaped(content.get("survivors"))
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
     network.masks.keep.clear()
