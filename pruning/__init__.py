@@ -2,6 +2,7 @@
 
 from pruning import schedule, select
 from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
+from pruning.dead import ShrinkReport, shrink_dead
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph, keep, tie
 from pruning.masks import WeightMasks
@@ -21,6 +22,7 @@ __all__ = [
     "PrunableNetwork",
     "PruneReport",
     "PruningPlan",
+    "ShrinkReport",
     "Step",
     "UsageError",
     "WeightCriterion",
@@ -31,5 +33,6 @@ __all__ = [
     "resize_like",
     "schedule",
     "select",
+    "shrink_dead",
     "tie",
 ]

@@ -17,6 +17,7 @@ from pruning.errors import UsageError
 from pruning.events import Event, carry_out
 from pruning.graph import DependencyGraph
 from pruning.masks import WeightMasks
+from pruning.paths import effective_weights
 from pruning.prunable import normalised_dimension, prunable_weights
 from pruning.schedule import check_limit
 from pruning.select import NodeRules
@@ -142,6 +143,20 @@ class PrunableNetwork:
     def weight_sparsity(self) -> float:
         """Returns the fraction of all prunable weights that is masked or gone."""
         return 1 - self.weights_left() / self.weights_total()
+
+    def effective_sparsity(self) -> float | None:
+        """Returns the fraction of all prunable weights that is masked, gone, or on no path from input to output.
+
+        Connections alone count, not values, in eval mode and for pictures of the example's size (a tap that only ever
+        meets padding is on no path). None where an operation of the network leaves no clear path (`pruning.paths`).
+        """
+        if self.example_inputs is None:
+            return None
+        alive = {name: self.masks.of(name, weight) for name, weight in self.prunable().items()}
+        effective = effective_weights(self.model, self.example_inputs, alive)
+        if effective is None:
+            return None
+        return 1 - sum(int(flags.sum()) for flags in effective.values()) / self.weights_total()
 
     def layer_sparsities(self) -> dict[str, float]:
         """Returns the fraction removed per prunable weight."""
