@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruning.shapes import compute
 from pruning.structure import Mask, Structure
-from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace, compute, op_name
+from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace
 
 
 _COPY = "aten.clone"
@@ -111,11 +112,11 @@ class Replay(Trace):
     # -- one operation ---------------------------------------------------------------------------------------------
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        self._align(op_name(func))
+        self._align(self.entry.name)
         self._stand_in = None
         self._fresh = self._choices = 0
         try:
-            return compute(func, args, kwargs)
+            return compute(func, self.entry.name, args, kwargs)
         except RUN_ERRORS as error:
             if self._extra:
                 raise

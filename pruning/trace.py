@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.shapes import compute
+
 Labels = NDArray[np.int64]
 
 # What a run of somebody's network may raise; anything else (interrupts, exhausted memory) is not ours to catch.
@@ -71,6 +73,7 @@ class Entry:
     """One operation of a run, as the rehearsal needs it."""
 
     func: Any
+    name: str
     where: str
     inputs: list[Labels] = field(default_factory=list)
     outs: list[tuple[torch.Size, torch.dtype, Axes]] = field(default_factory=list)
@@ -81,10 +84,6 @@ class Entry:
     scales: list[Labels] = field(default_factory=list)  # the same of the products that go into it
     described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
     form: type = tuple
-
-    @property
-    def name(self) -> str:
-        return op_name(self.func)
 
 
 _SCHEMAS: dict[Any, tuple[dict[str, tuple[int, Any]], str, bool, bool]] = {}
@@ -112,11 +111,6 @@ def _is_pointwise(func: Any) -> bool:
     return any(torch.Tag.pointwise in other.tags for other in (func, *others))
 
 
-def op_name(func: Any) -> str:
-    """Returns the name that rules and reports use: `aten.cat`, `mylib.op`."""
-    return _schema(func)[1]
-
-
 class Call:
     """One operation as a rule sees it: arguments by name, the tensors that came out, and the trace to talk to."""
 
@@ -127,7 +121,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        return op_name(self.func)
+        return self.trace.entry.name
 
     def __getitem__(self, argument: str) -> Any:
         place, default = _schema(self.func)[0][argument]
@@ -186,7 +180,7 @@ class Trace(TorchDispatchMode):
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
         self.stack: list[tuple[str, nn.Module]] = []
-        self.entry = Entry(None, "")
+        self.entry = Entry(None, "", "")
         self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
         self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
         self._twins: dict[int, Tensor] = {}
@@ -281,7 +275,7 @@ class Trace(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        self.entry = Entry(func, self.stack[-1][0] if self.stack else "")
+        self.entry = Entry(func, name, self.stack[-1][0] if self.stack else "")
         if not self.real:
             args, kwargs = self._on_stand_ins(args, kwargs)
         inputs = _tensors(args, kwargs)
@@ -292,7 +286,7 @@ class Trace(TorchDispatchMode):
         return self._settled(out)
 
     def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return compute(func, args, kwargs)
+        return compute(func, self.entry.name, args, kwargs)
 
     def _settled(self, out: Any) -> Any:
         return out
@@ -401,29 +395,6 @@ class Trace(TorchDispatchMode):
 _MAKERS = frozenset(
     f"aten.{name}" for name in ("expand", "repeat", "new_zeros", "new_empty", "new_ones", "new_full", "new_empty_strided")
 )
-
-
-def _normalised(*args: Any, **_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(args[0]), torch.empty_like(args[3]), torch.empty_like(args[3])
-
-
-def _normalised_no_update(*args: Any, **_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-
-
-# Torch finds the shape of a normalised tensor by running the whole normalisation in Python; a network has dozens.
-_SHAPES: dict[str, Any] = {
-    "aten.native_batch_norm": _normalised,
-    "aten._native_batch_norm_legit_no_training": _normalised_no_update,
-}
-
-
-def compute(func: Any, args: Any, kwargs: Any) -> Any:
-    """Runs an operation, or finds its result's shape by a shorter way where stand-ins without data allow one."""
-    shortcut = _SHAPES.get(op_name(func))
-    if shortcut is not None and args[0].is_meta and (shortcut is not _normalised or args[3] is not None):
-        return shortcut(*args, **kwargs)
-    return func(*args, **kwargs)
 
 
 # Operations that are not pointwise but take numbers on which values, not shapes, depend.
