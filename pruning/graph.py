@@ -13,12 +13,15 @@ then shows whether the network's own code goes along (pruning/fitting.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning import drawing
 from pruning.errors import UsageError
 from pruning.observer import Observer
 from pruning.plan import PruningPlan, make_plan
@@ -115,7 +118,7 @@ class DependencyGraph:
         self.model = model
         self.seen = Observer(model, given)
         self.generation = 0
-        self._reasons: dict[Dimension, str] | None = None
+        self._reasons: dict[tuple[Dimension, ...], dict[Dimension, str]] = {}
         self._indices: dict[Any, Any] = {}
         self._apply_marks(keep)
         self.structure.assemble()
@@ -216,7 +219,7 @@ class DependencyGraph:
 
     def _forget(self) -> None:
         self.generation += 1
-        self._indices, self._reasons = {}, None
+        self._indices, self._reasons = {}, {}
 
     # -- look-ups --------------------------------------------------------------------------------------------------
 
@@ -304,20 +307,29 @@ class DependencyGraph:
         """Returns one node of each group that a choice touches."""
         return nodes[np.unique(self.structure.group_of_node[nodes], return_index=True)[1]]
 
-    def why(self, dimension: Dimension | None) -> str:
-        """Returns which operation couples a dimension to what came before it."""
-        if self._reasons is None:
-            self._reasons = {}
-            structure = self.structure
-            for one, other, place in structure.facts.ties:
-                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)
-                        if len(side) and side[0] < structure.slice_labels]  # fmt: skip
-                for mine, yours in zip(ends, ends[::-1], strict=True):
-                    if mine not in self._reasons:
-                        operation, module = structure.facts.places[place]
-                        to = f" to {yours.name}" if yours != mine else ""
-                        self._reasons[mine] = f"coupled{to} by {operation} in {module or 'the network'}"
-        return self._reasons.get(dimension, "coupled") if dimension else "coupled"
+    def why(self, dimension: Dimension, seeds: Iterable[Dimension]) -> str:
+        """Returns which operation couples a dimension to what is removed: the last step on the way from the seeds."""
+        structure, key = self.structure, tuple(seeds)
+        if key not in self._reasons:
+            network = self._couplings()
+            found: dict[Dimension, str] = dict.fromkeys(key, "asked for")
+            start = [seed for seed in key if seed in network]
+            for parent, child in nx.edge_bfs(network, start) if start else ():
+                if child not in found:
+                    operation, module = structure.facts.places[network.edges[parent, child]["place"]]
+                    found[child] = f"coupled to {parent.name} by {operation} in {module or 'the network'}"
+            self._reasons[key] = found
+        return self._reasons[key].get(dimension, "coupled")
+
+    def _couplings(self) -> nx.Graph:
+        """Returns dimensions as nodes and the first operation that ties two of them as edges."""
+        structure, network = self.structure, nx.Graph()
+        for one, other, place in structure.facts.ties:
+            if len(one) and one[0] < structure.slice_labels and other[0] < structure.slice_labels:
+                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)]
+                if ends[0] != ends[1] and not network.has_edge(*ends):
+                    network.add_edge(*ends, place=place)
+        return network
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -437,6 +449,20 @@ class DependencyGraph:
         self.structure.renumber()
         self._forget()
         self.seen.refresh()
+
+    # -- pictures --------------------------------------------------------------------------------------------------
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Returns layers as nodes and channels as edges; see `pruning.drawing.to_networkx`."""
+        return drawing.to_networkx(self)
+
+    def tree(self) -> str:
+        """Returns the groups, and what has to stay, as text."""
+        return drawing.tree(self)
+
+    def draw(self, path: str | Path) -> None:
+        """Writes a picture (`.svg`) or the text (`.txt`) to a file."""
+        drawing.draw(self, path)
 
     def owner_path(self, path: str) -> str:
         """Returns the path of the module that a user knows: parametrised weights belong to their layer."""

@@ -46,6 +46,8 @@ class Observer:
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
         self.model, self.tensors = model, named_tensors(model)
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
+        # The network may move or change its type later; the example inputs do not, so rehearsals stay where it was.
+        self._was = {name: (tensor.dtype, tensor.device) for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
         self.real = False
         self._inputs = split_inputs(example_inputs)
@@ -118,7 +120,8 @@ class Observer:
         stand_ins = {}
         for name, tensor in self.tensors.items():
             axes: list[Axis | None] = [None] * tensor.dim()
-            made = tensor.detach().clone() if self.real else None
+            dtype, device = self._was[name]
+            made = tensor.detach().to(device, dtype, copy=True) if self.real else None
             for dimension in self._by_name.get(name, ()):
                 labels = np.arange(dimension.start, dimension.start + dimension.size)
                 labels = labels[there[labels]]
@@ -127,7 +130,7 @@ class Observer:
                     made = made.index_select(dimension.dim, torch.from_numpy(np.flatnonzero(stay[labels])).to(made.device))
             if made is None:
                 sizes = zip(tensor.shape, axes, strict=True)
-                made = blank(tensor, tuple(size if axis is None else len(axis.labels) for size, axis in sizes))
+                made = blank(tuple(size if axis is None else len(axis.labels) for size, axis in sizes), dtype)
             stand_ins[id(tensor)] = made
             trace.start(made, tuple(axes))
         outputs, held = run(self.model, self._inputs, trace, stand_ins=stand_ins, training=training, attributes=attributes)

@@ -151,7 +151,17 @@ class PruningPlan:
 
     def _reason(self, name: str, dim: int) -> str:
         dimension = self.graph.seen.dimension(name, dim)
-        return "asked for" if dimension in self.asked else self.graph.why(dimension)
+        if self.asked:
+            return self.graph.why(dimension, self.asked)
+        group = self._seed_of(dimension)
+        return "chosen" if group == dimension else self.graph.why(dimension, (group,))
+
+    def _seed_of(self, dimension: Dimension) -> Dimension:
+        """Returns the first dimension of the first removed node that a dimension takes part in."""
+        structure = self.graph.structure
+        labels = structure.labels_of(dimension)
+        node = structure.node_of_label[labels[self._removed[labels]][0]]
+        return structure.dimensions[structure.owners(structure.labels_of_node(node)[:1])[0]]
 
     def __str__(self) -> str:
         lines = ["-" * 32, *(f"[ {line} ]" for line in self.lines())]

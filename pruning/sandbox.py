@@ -71,9 +71,9 @@ def tensors_within(value: Any, depth: int = 6) -> Iterator[Tensor]:
             yield from tensors_within(item, depth - 1)
 
 
-def blank(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Returns a tensor without data of the same shape (or another one) and type."""
-    return torch.empty(tensor.shape if shape is None else shape, dtype=tensor.dtype, device="meta")
+def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Returns a tensor without data."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @contextmanager
@@ -193,7 +193,9 @@ def run(
     Returns:
         The tensors that the network returned, and those that it left in its modules' attributes.
     """
-    change = (lambda tensor: tensor.clone()) if trace.real else blank
+    def change(tensor: Tensor) -> Tensor:
+        return tensor.clone() if trace.real else blank(tuple(tensor.shape), tensor.dtype)
+
     args, kwargs = map_tensors(inputs, change)
     with _quiet(model), _swapped(model, stand_ins, attributes, training), _watched(model, trace):
         before = {id(tensor) for tensor in _held(model)}

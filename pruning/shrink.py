@@ -206,14 +206,31 @@ class Cuts:
             self.places.append((companion, name, cut(value, keep)))
 
     def apply(self) -> None:
-        """Puts everything in place; parameters stay the same objects."""
+        """Puts everything in place; parameters stay the same objects.
+
+        Raises:
+            UsageError: if a tensor cannot take its new contents; all that were put in place are taken back then.
+        """
+        done: list[tuple[Tensor, Tensor, Tensor | None]] = []
         with torch.no_grad():
-            for tensor, smaller, gradient in self.tensors:
-                replace(tensor, smaller)
-                if tensor.is_leaf:
-                    tensor.grad = gradient
-            for holder, key, value in self.places:
-                holder[key] = value
+            try:
+                for tensor, smaller, gradient in self.tensors:
+                    done.append((tensor, tensor.detach(), tensor.grad if tensor.is_leaf else None))
+                    _put(tensor, smaller, gradient)
+            except RuntimeError as error:
+                for tensor, whole, gradient in done:
+                    tensor.set_(whole)
+                    tensor.grad = gradient if tensor.is_leaf else None
+                message = (str(error).splitlines() or [""])[0]
+                raise UsageError(f"A tensor could not be replaced ({message}); nothing was changed.") from error
+        for holder, key, value in self.places:
+            holder[key] = value
+
+
+def _put(tensor: Tensor, smaller: Tensor, gradient: Tensor | None) -> None:
+    replace(tensor, smaller)
+    if tensor.is_leaf:
+        tensor.grad = gradient
 
 
 def _follows(value: Any) -> bool:
