@@ -69,6 +69,9 @@ class Paths:
         try:
             with still(model):
                 self.graph: GraphModule = make_fx(functionalize(run))(parameters, *self._given)
+                if any(_writes(node) for node in self.graph.graph.nodes):
+                    # Operations made of others (circular padding) show what they write to only once they are taken apart.
+                    self.graph = make_fx(functionalize(self.graph))(parameters, *self._given)
         except RUN_ERRORS as error:
             raise UnknownOperation(str(error)) from error
         self.used = {name for name, node in zip(parameters, self.graph.graph.nodes, strict=False) if node.users}
@@ -112,6 +115,12 @@ def effective_weights(model: nn.Module, example_inputs: Any, alive: Mapping[str,
         return None
 
 
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    # Pooling to a single cell says anew how its result lies in memory, which writes nothing.
+    return schema is not None and schema.is_mutable and "as_strided" not in schema.name
+
+
 def _connections(tensor: Tensor, alive: Tensor | None) -> Tensor:
     """A matrix connects, wherever it is alive; biases, norms and scales neither connect nor cut."""
     if alive is not None:
@@ -151,10 +160,8 @@ class _Flow(Interpreter):
         self.flood = flood
 
     def run_node(self, node: Node) -> Any:
-        schema = getattr(node.target, "_schema", None)
-        # What else reads a tensor that is written to is not followed.
-        if schema is not None and schema.is_mutable and len(node.all_input_nodes[0].users) > 1:
-            raise UnknownOperation(f"{node.target} on something that is read elsewhere")
+        if _writes(node):  # what else reads that tensor, or a view of it, cannot be followed
+            raise UnknownOperation(f"{node.target} writes to its operand")
         return super().run_node(node)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -219,9 +226,18 @@ def _same(op: _Operation) -> Any:
     return op.args[0]
 
 
+@_enter("copy")
+def _copy(op: _Operation) -> Any:
+    """What was there before is gone."""
+    before, after = op.args[:2]
+    shape = (before.value if isinstance(before, Reach) else before).shape
+    if isinstance(after, Reach):
+        return Reach(after.value.expand(shape), after.weight)
+    return Reach(torch.zeros(shape, device=before.value.device))
+
+
 @_enter("as_strided as_strided_")
 def _as_strided(op: _Operation) -> Any:
-    """Pooling to a single cell says again how its result lies in memory; anything else moves entries about."""
     if list(op.args[0].value.shape) != list(op.args[1]) or set(op.args[1][2:]) - {1}:
         raise UnknownOperation("as_strided")
     return op.args[0]
@@ -261,7 +277,7 @@ def _shape_only(op: _Operation) -> Any:
         "chunk cat stack clone flip roll repeat unbind constant_pad_nd reflection_pad1d reflection_pad2d "
         "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
         "channel_shuffle diagonal unsafe_split unsafe_split_with_sizes unsafe_chunk "
-        "transpose_ t_ squeeze_ unsqueeze_ native_channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+        "native_channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
         "upsample_bilinear2d upsample_trilinear3d avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d cumsum "
         "adaptive_avg_pool1d _adaptive_avg_pool3d mean sum unfold im2col col2im index index_select gather "
         "slice_scatter select_scatter index_put scatter scatter_add index_add tril triu movedim narrow")

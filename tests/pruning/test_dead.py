@@ -129,7 +129,7 @@ def test_zero_padding_keeps_a_constant_that_it_would_change_at_the_border():
     assert "1 more emit a constant" in str(report)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_other_padding_hands_a_constant_on(mode):
     assert shrunk(conv_pair(padding=1, padding_mode=mode)).nodes == 1
 

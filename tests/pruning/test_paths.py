@@ -193,6 +193,32 @@ class Branches(Sorts):
         return self.two(x if x.sum().item() > 0 else -x)
 
 
+class WritesToAView(Sorts):
+    """Channel 1 is overwritten by channel 0, and channel 3 by a constant."""
+
+    def forward(self, x):
+        x = self.one(x)
+        x[:, 1:2].copy_(x[:, :1])
+        x[:, 3:].fill_(2.0)
+        return self.two(x)
+
+
+def test_what_is_written_over_is_on_no_path():
+    masks = random_masks(WritesToAView(), 0.0, 0)
+    flags = effective_weights(WritesToAView(), torch.randn(2, 3), masks)
+    assert flags["one.weight"].any(1).tolist() == [True, False, True, False]
+    assert flags["two.weight"].any(0).tolist() == [True, True, True, False]
+
+
+def test_circular_padding_hands_paths_on():
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular"))
+    masks = random_masks(model, 0.0, 0)
+    masks["0.weight"][1] = False
+    flags = effective_weights(model, torch.randn(2, 2, 4, 4), masks)
+    assert flags["0.weight"].flatten(1).any(1).tolist() == [True, False, True]
+    assert flags["1.weight"].any(0).flatten(1).all(1).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("maker", [Sorts, Branches])
 def test_what_cannot_be_followed_has_no_answer(maker):
     with pytest.raises(UnknownOperation):
