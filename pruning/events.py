@@ -6,6 +6,7 @@ happen here and in `pruning.select`; criteria only score.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
     def choose() -> Tensor:
         return layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
 
-    refusals = remove_nodes(network, layout, choose, event)
+    refusals = remove_nodes(network, layout, choose, event, ranking=ranking)
     network.last_scores = {"nodes": scores}
     return _shortfall(network, counted, event.target, "; ".join(refusals) or layout.describe())
 
@@ -132,7 +133,7 @@ def layout_of(network: PrunableNetwork, *, local: bool = False) -> Layout:
 
 
 def remove_nodes(
-    network: PrunableNetwork, layout: Layout, choose: Callable[[], Tensor], event: Event, *companions: Any
+    network: PrunableNetwork, layout: Layout, choose: Callable[[], Tensor], event: Event, *, ranking: Tensor
 ) -> list[str]:
     """Cuts nodes out of the network and of all that runs along with it.
 
@@ -141,32 +142,44 @@ def remove_nodes(
         layout: what must stay; nodes that the network's code does not let go are added to it.
         choose: returns a bool tensor over nodes, those that stay; asked again when the layout has grown.
         event: whose optimizers and companions are cut along.
-        companions: more of them.
+        ranking: (nodes,) says which of those that were refused are tried again.
 
     Returns:
-        For all that was refused, how many nodes of a group and why.
+        Why nodes were refused, each reason once.
     """
-    refusals: list[str] = []
     network.graph.seen.refresh()
-    while True:
-        keep = choose()
-        if event.shuffle is not None:
-            keep = layout.best(torch.rand(len(keep), generator=event.shuffle), layout.counts(keep))
-        gone = np.flatnonzero(~keep.numpy())
-        if not len(gone):
-            return refusals
-        plan, refused = _planned(network, gone)
-        if plan is not None and not refused:
-            break
+    refusals: dict[str, None] = {}
+    plan, refused = _planned(network, layout, choose, event)
+    while refused:
+        # It may be the number that the code does not take, so fewer of the same layer are tried before none.
         for nodes, why in refused:
-            layout.fix_groups_of(nodes)
-            refusals.append(f"{len(nodes):,} nodes stay: {why}")
-    plan.exec(event.optimizers, [network.masks.keep, *event.companions, *companions])
-    network.masks.refresh()
-    return refusals
+            layout.fix(nodes, ranking)
+            refusals[why] = None
+        plan, refused = _planned(network, layout, choose, event)
+    for group in layout.fixed_groups():
+        # What stood beside the trouble may have been held back for nothing.
+        fixed = layout.release(group)
+        more, refused = _planned(network, layout, choose, event)
+        if refused or more is None or len(more.nodes) <= (len(plan.nodes) if plan else 0):
+            layout.fixed = fixed
+        else:
+            plan = more
+    if plan is not None:
+        plan.exec(event.optimizers, [network.masks.keep, *event.companions])
+        network.masks.refresh()
+    return list(refusals)
 
 
-def _planned(network: PrunableNetwork, gone: np.ndarray) -> tuple[PruningPlan | None, list[tuple[np.ndarray, str]]]:
+def _planned(
+    network: PrunableNetwork, layout: Layout, choose: Callable[[], Tensor], event: Event
+) -> tuple[PruningPlan | None, list[tuple[np.ndarray, str]]]:
+    """Returns the plan for a choice, None where nothing is to go, and what of it was refused."""
+    keep = choose()
+    if event.shuffle is not None:
+        keep = layout.best(torch.rand(len(keep), generator=event.shuffle), layout.counts(keep))
+    gone = np.flatnonzero(~keep.numpy())
+    if not len(gone):
+        return None, []
     try:
         plan = network.graph.plan(gone)
     except UsageError as error:
@@ -213,7 +226,8 @@ def _prune_both(criterion: JointCriterion, network: PrunableNetwork, event: Even
     def choose() -> Tensor:
         return layout.keep_above(nodes, joint_threshold(network, scores, layout.effective(nodes), budget))
 
-    remove_nodes(network, layout, choose, event, scores)
+    event = dataclasses.replace(event, companions=[*event.companions, scores])
+    remove_nodes(network, layout, choose, event, ranking=nodes)
     network.last_scores = scores
     # The nodes are gone; the same ranking of the weights that are left brings the count to the budget exactly.
     budget = weight_budget(network, network.alive(), event.target)

@@ -110,9 +110,7 @@ def _acts_as_it_is(module: nn.Module) -> bool:
 
 
 def _nodes_of_outputs(network: PrunableNetwork, module: Any, source: str) -> np.ndarray | None:
-    if not getattr(module, "transposed", False):
-        along = network.graph.nodes_along(source, 0)
-    elif module.groups == module.in_channels > 1:
+    if not getattr(module, "transposed", False) or module.groups == module.in_channels > 1:
         along = network.graph.nodes_along(source, 0)
     else:  # each group makes channels of its own, coupled to those of the others
         along = np.tile(network.graph.nodes_along(source, 1), module.groups)

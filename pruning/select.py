@@ -218,10 +218,25 @@ class Layout:
         counts = -(-self.counts(keep) // self.multiples) * self.multiples
         return self.best(scores, np.minimum(counts, self.sizes))
 
-    def fix_groups_of(self, nodes: np.ndarray) -> None:
-        """Keeps all nodes of some groups from now on: what fails for one channel fails for its neighbours."""
-        whole = torch.from_numpy(np.isin(self.groups, self.groups[nodes]))
-        self.fixed = whole if self.fixed is None else self.fixed | whole
+    def fix(self, nodes: np.ndarray, scores: Tensor) -> None:
+        """Keeps the better half of these nodes of each group from now on, one at least."""
+        fixed = torch.zeros(len(self.groups), dtype=torch.bool) if self.fixed is None else self.fixed.clone()
+        for group in np.unique(self.groups[nodes]):
+            own = torch.from_numpy(nodes[self.groups[nodes] == group])
+            order = torch.sort(-scores[own], stable=True).indices
+            fixed[own[order[: (len(own) + 1) // 2]]] = True
+        self.fixed = fixed
+
+    def fixed_groups(self) -> list[int]:
+        """Returns the groups of which some nodes cannot go."""
+        return [] if self.fixed is None else np.unique(self.groups[self.fixed.numpy()]).tolist()
+
+    def release(self, group: int) -> Tensor | None:
+        """Lets a group's nodes go again; returns what was fixed before."""
+        before = self.fixed
+        if before is not None:
+            self.fixed = before & torch.from_numpy(self.groups != group)
+        return before
 
     def effective(self, scores: Tensor) -> Tensor:
         """Returns the threshold above which each node is gone: its score, infinity for what must stay."""
