@@ -1,0 +1,90 @@
+"""Loading what was shrunk: shapes from a state dict, integers that modules keep, and files that do not fit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruning.errors import UsageError
+from pruning.graph import DependencyGraph
+from pruning.sandbox import tensors_within
+from pruning.shrink import integers_of, load_pruned, resize_like
+from tests.pruning.networks import NETWORKS, plain
+
+# `weight_norm_of_old` keeps its product as an attribute that deepcopy refuses.
+LOADABLE = [name for name in NETWORKS if name != "weight_norm_of_old"]
+
+
+def shrunken(name: str) -> tuple[nn.Module, object]:
+    torch.manual_seed(0)
+    case = NETWORKS[name]
+    model, inputs = case.build().double().eval(), case.inputs()
+    graph = DependencyGraph(model, inputs)
+    nodes = np.concatenate([[], *(group.nodes[1::2] for group in graph.groups)])
+    if len(nodes):
+        graph.plan(nodes).exec()
+    return model, inputs
+
+
+def outputs(model: nn.Module, inputs: object) -> list[torch.Tensor]:
+    positional = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    with torch.no_grad():
+        return list(tensors_within(model(*positional, **(inputs if isinstance(inputs, dict) else {}))))
+
+
+@pytest.mark.parametrize("name", LOADABLE)
+def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
+    model, inputs = shrunken(name)
+    torch.save({"state_dict": model.state_dict(), "integers": integers_of(model)}, tmp_path / "small.pt")
+    fresh = NETWORKS[name].build().double().eval()
+    loaded = load_pruned(fresh, tmp_path / "small.pt")
+    assert loaded is fresh
+    assert [parameter.shape for parameter in fresh.parameters()] == [parameter.shape for parameter in model.parameters()]
+    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["plain", "Dense", "depthwise", "grouped", "Recurrent", "encoder", "CellByHand"])
+def test_a_bare_state_dict_is_enough(name: str) -> None:
+    model, inputs = shrunken(name)
+    fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
+    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_resize_keeps_parameters_and_can_be_trained() -> None:
+    model, _ = shrunken("plain")
+    fresh = plain().double()
+    identities = [id(parameter) for parameter in fresh.parameters()]
+    resize_like(fresh, model.state_dict())
+    assert identities == [id(parameter) for parameter in fresh.parameters()]
+    assert fresh[0][0].out_channels == fresh[1][0].in_channels == 3
+    assert integers_of(fresh)["0.0"]["out_channels"] == 3
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"0.0.weight": torch.zeros(2)},
+        {**plain().state_dict(), "more": torch.zeros(1)},
+        {**plain().state_dict(), "0.0.weight": torch.zeros(9, 3, 3, 3)},
+        {**plain().state_dict(), "0.0.weight": torch.zeros(6, 3)},
+    ],
+)
+def test_what_does_not_fit_changes_nothing(state: dict[str, torch.Tensor]) -> None:
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError):
+        load_pruned(model, state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_missing_file() -> None:
+    with pytest.raises(UsageError, match="no file"):
+        load_pruned(plain(), "nowhere.pt")
