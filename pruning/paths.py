@@ -70,7 +70,7 @@ class Paths:
             with still(model):
                 self.graph: GraphModule = make_fx(functionalize(run))(parameters, *self._given)
                 if any(_writes(node) for node in self.graph.graph.nodes):
-                    # Operations made of others (circular padding) show what they write to only once they are taken apart.
+                    # What operations made of others (circular padding) write to shows once they are taken apart.
                     self.graph = make_fx(functionalize(self.graph))(parameters, *self._given)
         except RUN_ERRORS as error:
             raise UnknownOperation(str(error)) from error
