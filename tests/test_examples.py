@@ -1,10 +1,17 @@
-"""The examples run, and the engine's page says what happens: every block of Python in it, every output under it."""
+"""The examples run, and the engine's page says what happens: every block of Python in it, every output under it.
+
+Where the engine's words changed on purpose, `PYTHONPATH=. python tests/test_examples.py` writes the outputs anew.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import os
 import re
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +31,9 @@ PAGE = (ROOT / "pruning" / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def example(name: str) -> ModuleType:
-    """Imports an example by its file, as a program would be run but for its last lines."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+def example(name: str, room: str = "examples") -> ModuleType:
+    """Imports a script by its file, as a program would be run but for its last lines."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / room / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -41,21 +48,26 @@ def path_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the engine's page ------------------------------------------------------------------------------------------------
 
 
+def said(code: str, place: str, names: dict[str, Any]) -> str:
+    """Runs a block and returns what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, f"pruning/README.md, {place}", "exec"), names)
+    return printed.getvalue()
+
+
 def plain(output: str) -> str:
     """Output without the names of torch's operations, which differ from release to release."""
     return re.sub(r"\baten\.\w+", "aten", output).strip()
 
 
-def test_every_block_of_the_engines_page_does_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_block_of_the_engines_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     known = dict(rules.RULES)
     names: dict[str, Any] = {"__name__": "page"}
     try:
         for number, (code, output) in enumerate(BLOCKS):
-            exec(compile(code, f"pruning/README.md, block {number}", "exec"), names)
-            assert plain(capsys.readouterr().out) == plain(output), code
+            assert plain(said(code, f"block {number}", names)) == plain(output), code
     finally:
         rules.RULES.clear()
         rules.RULES.update(known)  # the page teaches an operation of its own
@@ -171,3 +183,78 @@ def test_mistakes_are_refused(rounds: Any, argv: list[str], capsys: pytest.Captu
 def test_a_round_without_the_one_before_says_which_file_is_missing(rounds: Any) -> None:
     with pytest.raises(ValueError, match=r"no file .*round2\.pth"):
         rounds("--mode", "prune", "--round", "3")
+
+
+# -- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def test_the_pruning_benchmark_removes_as_many_channels_as_asked() -> None:
+    benchmark = example("pruning", "benchmarks")
+    model, inputs = benchmark.Wide(width=60, blocks=2), torch.randn(1, 3, 4, 4)
+    before = benchmark.channels(model)
+    # A channel is a row of the entrance and one of both depthwise layers; of the head none can go.
+    assert before == 3 * 60 + 10
+    benchmark.ours(model, inputs, keep=benchmark.keep_for(model, inputs, 90))
+    assert benchmark.channels(model) == before - 90 and model.leave.in_features == 30
+    model = benchmark.Wide(width=60, blocks=1)
+    benchmark.ours(model, inputs, local=True)
+    assert model.enter.out_channels == 30
+
+
+def test_the_pruning_benchmark_notices_networks_that_do_not_run() -> None:
+    benchmark = example("pruning", "benchmarks")
+
+    def break_head(model: nn.Module, inputs: torch.Tensor, *, local: bool) -> None:
+        model.classifier[1] = nn.Conv2d(512, 7, 1)
+
+    def nothing(model: nn.Module, inputs: torch.Tensor, *, local: bool) -> None:
+        assert local
+
+    outcomes = [benchmark.outcome(way, "squeezenet1_1") for way in (benchmark.ours, break_head, nothing)]
+    assert outcomes[0].problem == "" and 0.3 < outcomes[0].share < 0.5
+    assert "outputs are [(2, 7)]" in outcomes[1].problem and outcomes[2].problem == "nothing was removed"
+
+
+def test_the_latency_benchmark_sets_times_beside_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = example("latency", "benchmarks")
+    threads = torch.get_num_threads()
+    try:
+        benchmark.main(["--models", "LeNet5", "--sparsities", "0.9,0.5", "--turns", "2", "--device", "cpu"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("LeNet5")]
+    assert [row[1] for row in rows] == ["0.50", "0.90"]
+    assert 1 < float(rows[0][5].rstrip("x")) < float(rows[1][5].rstrip("x"))  # FLOPs fall
+    with pytest.raises(SystemExit):
+        benchmark.main(["--sparsities", "1.5"])
+
+
+def test_time_behind_flops_is_shared_out() -> None:
+    behind = example("latency", "benchmarks").behind
+    dense, pruned = {"products": 8.0, "memory": 2.0, "calls": 1.0}, {"products": 3.0, "memory": 1.0, "calls": 1.0}
+    # A quarter of the FLOPs would take 2, 0.5 and 0.25.
+    assert behind(dense, pruned, 0.25) == pytest.approx(
+        {"products": 1 / 2.25, "memory": 0.5 / 2.25, "calls": 0.75 / 2.25}
+    )
+    assert set(behind(dense, dict.fromkeys(dense, 0.0), 0.25).values()) == {0.0}
+
+
+def rewritten() -> str:
+    """Returns the engine's page with the outputs that its blocks have today."""
+    names: dict[str, Any] = {"__name__": "page"}
+    pieces = re.split(r"(^```(?:python|text)\n.*?^```$)", PAGE, flags=re.MULTILINE | re.DOTALL)
+    output = ""
+    for place, piece in enumerate(pieces):
+        if piece.startswith("```python"):
+            output = said(piece[len("```python\n") : -len("```")], f"piece {place}", names)
+        elif piece.startswith("```text"):
+            pieces[place] = f"```text\n{output}```"
+    return "".join(pieces)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        page = rewritten()
+        os.chdir(ROOT)
+    (ROOT / "pruning" / "README.md").write_text(page, encoding="utf-8")
