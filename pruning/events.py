@@ -191,9 +191,12 @@ def _ahead(network: PrunableNetwork, counted: str, target: float) -> str | None:
     """Returns what there is to say if nothing has to go for a target, None if something has to."""
     if counted == "nodes":
         left, wanted = len(network.graph.nodes), limits.nodes_to_keep(network.nodes_total(), target)
-        if left == wanted:
-            return ""
-        return "the network is already sparser than that" if left < wanted else None
+        if left >= wanted:
+            return "" if left == wanted else None
+        round_to = network.node_rules.round_to
+        if wanted - left < round_to:  # the last event rounded its widths down
+            return f"{left:,} nodes stay instead of {wanted:,}: widths are multiples of {round_to}"
+        return "the network is already sparser than that"
     return "the network is already sparser than that" if limits.reached(network, counted) >= target else None
 
 
