@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pruning import rules_layers, rules_moves  # noqa: F401 - they fill the table of rules
 from pruning.errors import UsageError
-from pruning.rehearsal import Replay, Report
+from pruning.rehearsal import Failure, Replay, Report
 from pruning.rules import RULES
 from pruning.sandbox import Attribute, blank, named_tensors, run, split_inputs
+from pruning.scales import Scale, scale_for
 from pruning.structure import Dimension, Mask, Structure
 from pruning.trace import RUN_ERRORS, Axis, Entry, Labels, Trace
 
@@ -58,11 +59,13 @@ class Observer:
         self._by_name: dict[str, list[Dimension]] = {}
         for dimension in dimensions:
             self._by_name.setdefault(dimension.name, []).append(dimension)
+        self._row_uses: dict[bool, list[tuple[Labels, int]]] = {}
         traces = self._traces(sum(dimension.size for dimension in dimensions))
         self.structure = Structure(dimensions, max(trace.next_label for trace in traces.values()))
         for training, trace in traces.items():
             self._collect(trace)
             self.runs[training] = trace.entries
+            self._row_uses[training] = trace.row_uses
         modules = dict(model.named_modules())
         self.grouped = {modules[entry.where] for entries in self.runs.values() for entry in entries
                         if entry.name == "aten.convolution" and entry.choices == [False]}  # fmt: skip
@@ -155,6 +158,8 @@ class Observer:
             except RUN_ERRORS as error:
                 replay.broke_off(error)
             replay.report.reached = len(replay.entries)
+            for changed in replay.report.numbers:
+                changed.training = training
             report.join(replay.report)
         return report
 
@@ -189,6 +194,19 @@ class Observer:
         facts.inexact += [(labels, place + offset, why) for labels, place, why in trace.inexact]
         facts.consumed += trace.consumed
         facts.roles += trace.roles
+        np.maximum(self.structure.bias_of, trace.bias_of[: len(self.structure.bias_of)], out=self.structure.bias_of)
+
+    def scales(self, changed: list[Failure]) -> tuple[list[Scale], list[Failure]]:
+        """Returns what weights can take up of changed numbers, and the changes for which they cannot."""
+        found: dict[tuple[int, ...], Scale] = {}
+        left = []
+        for failure in changed:
+            scale = scale_for(self.structure, failure, self._row_uses[failure.training])
+            if scale is None:
+                left.append(failure)
+            else:  # both modes may tell of the same rows
+                found[tuple(scale.labels.tolist())] = scale
+        return list(found.values()), left
 
     def dimension(self, name: str, dim: int) -> Dimension | None:
         """Returns a dimension of a parameter or buffer; None where it cannot shrink at all."""

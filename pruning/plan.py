@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.fitting import first_message, fit
+from pruning.rehearsal import Failure
 from pruning.sandbox import Attribute
 from pruning.shrink import Cuts, Keep, module_integers, pack_recurrent, set_integers
 from pruning.structure import Dimension, Mask
@@ -73,6 +74,7 @@ class PruningPlan:
         nodes: numbers of the nodes that go.
         removed: all labels that go with them.
         attributes: integers that modules must hold afterwards.
+        numbers: operations whose numbers depend on the new widths.
         refused: (nodes, why) of asked nodes that have to stay.
         inexact: reasons why the remaining values change a little.
         asked: dimensions that the user named.
@@ -85,12 +87,14 @@ class PruningPlan:
         removed: Mask,
         *,
         attributes: list[Attribute],
+        numbers: list[Failure],
         refused: list[tuple[np.ndarray, str]],
         inexact: list[str],
         asked: tuple[Dimension, ...] = (),
     ) -> None:
         self.graph, self.nodes, self.attributes, self.refused = graph, nodes, attributes, refused
         self.inexact, self.asked = inexact, asked
+        self._numbers, (self.scales, _) = numbers, graph.seen.scales(numbers)
         self._removed, self._generation = removed, graph.generation
         self.executed = False
         self.keeps = self._kept_indices()
@@ -205,13 +209,15 @@ class PruningPlan:
         set_integers(integers)
         pack_recurrent(self.graph.model)
         self.executed = True
+        for changed in self._numbers:
+            changed.entry.numbers = changed.numbers
         self.graph.commit(self._removed)
 
     def _cuts(self, optimizers: Any, companions: Any) -> tuple[Cuts, list[Attribute]]:
         cuts, integers = Cuts(), list(self.attributes)
         keeps = {id(self.graph.tensors[name]): keep for name, keep in self.keeps.items()}
         for name, keep in self.keeps.items():
-            cuts.add_tensor(self.graph.tensors[name], keep)
+            cuts.add_tensor(self.graph.tensors[name], keep, self._factors(name))
         for optimizer in [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers:
             cuts.add_optimizer(optimizer, keeps)
         single = isinstance(companions, (nn.Module, MutableMapping))
@@ -222,12 +228,27 @@ class PruningPlan:
                 cuts.add_companion(companion, self.graph.named(), keeps)
         return cuts, integers
 
+    def _factors(self, name: str) -> Tensor | None:
+        """Returns what is left of a tensor has to be multiplied with, because a scale followed the width."""
+        result = None
+        for dim in self.keeps[name] if self.scales else ():
+            dimension = self.graph.seen.dimension(name, dim)
+            labels = self.graph.structure.labels_of(dimension)
+            labels = labels[~self._removed[labels]]
+            for scale in self.scales:
+                hit = np.isin(labels, scale.labels)
+                if hit.any():
+                    shape = [-1 if place == dim else 1 for place in range(self.graph.tensors[name].dim())]
+                    factor = torch.from_numpy(np.where(hit, scale.factor, 1.0)).view(shape)
+                    result = factor if result is None else result * factor
+        return result
+
     def _companion_module(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
         own = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
         for name, keep in self.keeps.items():
             if name not in own or own[name].shape != self.graph.tensors[name].shape:
                 raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
-            cuts.add_tensor(own[name], keep)
+            cuts.add_tensor(own[name], keep, self._factors(name))
         modules, paths = dict(companion.named_modules()), {module: path for path, module in self.graph.model.named_modules()}
         shapes = {id(own[name]): shape for name, shape in self.shapes.items()}
         copied = [(modules[paths[module]], name, value) for module, name, value in self.attributes if paths[module] in modules]
@@ -258,4 +279,4 @@ def make_plan(graph: DependencyGraph, nodes: np.ndarray, asked: tuple[Dimension,
         refused.append((stay, why))
         nodes = np.setdiff1d(nodes, stay)
     inexact = sorted({reason for reason in (graph.inexact_reason(node) for node in graph.one_per_group(nodes)) if reason})
-    return PruningPlan(graph, nodes, removed, attributes=result.attributes, refused=refused, inexact=inexact, asked=asked)
+    return PruningPlan(graph, nodes, removed, attributes=result.attributes, numbers=result.report.numbers, refused=refused, inexact=inexact, asked=asked)

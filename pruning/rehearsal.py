@@ -37,6 +37,8 @@ class Failure:
         widths: (before, after) of the dimensions around it that shrink.
         labels: removed labels around it.
         message: what went wrong.
+        numbers: those that the operation used this time.
+        training: the mode of the run.
     """
 
     index: int
@@ -44,6 +46,8 @@ class Failure:
     widths: set[tuple[int, int]]
     labels: Labels
     message: str
+    numbers: tuple[Any, ...] = ()
+    training: bool = False
 
 
 @dataclass
@@ -69,6 +73,10 @@ class Report:
         self.reached += other.reached
         if self.error is None:
             self.error, self.culprit, self.where, self.near = other.error, other.culprit, other.where, other.near
+
+
+def _shown(numbers: tuple[Any, ...]) -> str:
+    return ", ".join(f"{number:.6g}" if isinstance(number, float) else str(number) for number in numbers)
 
 
 class Replay(Trace):
@@ -161,7 +169,9 @@ class Replay(Trace):
             if problem:
                 self._fail(problem)
         if self.entry.numbers != self._now.numbers:
-            self.report.numbers.append(self._failure(f"{self._now.numbers} becomes {self.entry.numbers}"))
+            changed = self._failure(f"{_shown(self._now.numbers)} becomes {_shown(self.entry.numbers)}")
+            changed.numbers = self.entry.numbers
+            self.report.numbers.append(changed)
         self._go_on(call, not failed and bool(problem))
 
     def _go_on(self, call: Call, replace: bool) -> None:

@@ -286,8 +286,8 @@ def attention(call: Call) -> list[Axes]:
     """Queries meet keys along the head width, weights meet values along the tokens."""
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
     contract(call, query[-1], key[-1])
-    if call["scale"] is None:
-        call.trace.lose(query[-1], "attention divides by the root of the head width")
+    if call["scale"] is None:  # one over the root of the head width: a number that the rehearsal will see change
+        call.trace.entry.numbers += (call["query"].shape[-1] ** -0.5,)
     for axis in (key[-2], value[-2]):
         call.trace.pin(axis, "is a row of tokens")
     lead = tuple(_shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True))

@@ -174,10 +174,13 @@ class Cuts:
     tensors: list[tuple[Tensor, Tensor, Tensor | None]] = dataclasses.field(default_factory=list)
     places: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = dataclasses.field(default_factory=list)
 
-    def add_tensor(self, tensor: Tensor, keep: Keep) -> None:
-        """Cuts a parameter or buffer and its gradient."""
+    def add_tensor(self, tensor: Tensor, keep: Keep, factors: Tensor | None = None) -> None:
+        """Cuts a parameter or buffer and its gradient; `factors` multiply what is left of its values."""
         gradient = tensor.grad if tensor.is_leaf else None
-        self.tensors.append((tensor, cut(tensor.detach(), keep), None if gradient is None else cut(gradient, keep)))
+        smaller = cut(tensor.detach(), keep)
+        if factors is not None:
+            smaller = smaller * factors.to(smaller.device, smaller.dtype)
+        self.tensors.append((tensor, smaller, None if gradient is None else cut(gradient, keep)))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
         """Cuts the state that an optimizer holds for its parameters."""

@@ -76,6 +76,7 @@ class Structure:
         self.total = total
         self.facts = Facts()
         self.alive: Mask = np.ones(total, dtype=bool)
+        self.bias_of = np.full(self.slice_labels, -1, dtype=np.int64)  # row of a linear weight -> entry of its bias
         self._owner = np.repeat(np.arange(len(dimensions)), self.sizes)
 
     # -- components ------------------------------------------------------------------------------------------------

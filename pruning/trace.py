@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.scales import Rows, handed_on, is_move, made_by
 from pruning.shapes import compute
 
 Labels = NDArray[np.int64]
@@ -60,12 +61,16 @@ class Info(NamedTuple):
         weight: parameters and buffers alone made it.
         points_at: labels of a dimension that its values are positions of (an argmax).
         summed: labels of the dimension that it is a sum of products over (attention scores).
+        rows: rows of a weight that it is linear in; see pruning/scales.py.
+        plain: a parameter as it stands, or a view of one.
     """
 
     axes: Axes
     weight: bool = False
     points_at: tuple[Labels, ...] = ()
     summed: tuple[Labels, ...] = ()
+    rows: Rows | None = None
+    plain: bool = False
 
 
 @dataclass(slots=True)
@@ -82,6 +87,7 @@ class Entry:
     choices: list[Any] = field(default_factory=list)
     summed: list[Labels] = field(default_factory=list)  # dimensions that this operation sums products over
     scales: list[Labels] = field(default_factory=list)  # the same of the products that go into it
+    rows: Rows | None = None  # of what it multiplies by a number
     described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
     form: type = tuple
 
@@ -179,6 +185,8 @@ class Trace(TorchDispatchMode):
         self.inexact: list[tuple[Labels, int, str]] = []
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
+        self.row_uses: list[tuple[Labels, int]] = []
+        self.bias_of = np.full(first_label, -1, dtype=np.int64)
         self.stack: list[tuple[str, nn.Module]] = []
         self.entry = Entry(None, "", "")
         self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
@@ -201,6 +209,11 @@ class Trace(TorchDispatchMode):
         """Says whether a tensor stems from parameters and buffers alone."""
         info = self.infos.get(id(tensor))
         return info is not None and info.weight
+
+    def is_plain(self, tensor: Tensor) -> bool:
+        """Says whether a tensor is a parameter as it stands."""
+        info = self.infos.get(id(tensor))
+        return info is not None and info.plain
 
     def tie(self, one: Axis | None, other: Axis | None, why: str = "") -> None:
         """Couples two axes index by index; an axis that meets a dimension of fixed size must stay as it is."""
@@ -265,7 +278,7 @@ class Trace(TorchDispatchMode):
     def start(self, tensor: Tensor, axes: Axes) -> None:
         """Labels a parameter or buffer before the run."""
         self._kept_alive.append(tensor)
-        self.infos[id(tensor)] = Info(axes, weight=True)
+        self.infos[id(tensor)] = Info(axes, weight=True, plain=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -342,15 +355,35 @@ class Trace(TorchDispatchMode):
         sources = [tensor for tensor in inputs if tensor.dim()]
         weight = bool(sources) and all(self.is_weight(tensor) for tensor in sources)
         self.entry.outs = [(out.shape, out.dtype, axes.axes) for out, axes in zip(call.outs, results, strict=True)]
-        for out, info in zip(call.outs, results, strict=True):
+        plain = weight and is_move(call.name) and self.is_plain(inputs[0])
+        rows = self._rows(call, inputs)
+        for place, (out, info) in enumerate(zip(call.outs, results, strict=True)):
             self._kept_alive.append(out)
             self._note_overwriting(call, out, info)
-            info = info._replace(weight=weight, summed=self._sums(call, inputs, weight))
-            if any(axis is not None for axis in info.axes) or info.points_at or info.summed or weight:
+            behind = rows[place] if place < len(rows) else None
+            info = info._replace(weight=weight, summed=self._sums(call, inputs, weight), rows=behind, plain=plain)
+            if any(axis is not None for axis in info.axes) or info.points_at or info.summed or info.rows or weight:
                 self.infos[id(out)] = info
             else:
                 self.infos.pop(id(out), None)
         self.entries.append(self.entry)
+
+    def _rows(self, call: Call, inputs: list[Tensor]) -> list[Rows | None]:
+        """Follows outputs of linear layers and notes who else reads them."""
+        made = made_by(call)
+        if made is not None:
+            return [made]
+        found: list[Rows | None] = []
+        for number, tensor in enumerate(inputs):
+            info = self.infos.get(id(tensor))
+            if info is None or info.rows is None:
+                continue
+            if not is_move(call.name):
+                self.row_uses.append((info.rows.table.ravel(), len(self.entries)))
+            if number == 0:
+                self.entry.rows = info.rows
+                found = handed_on(call, info.rows, len(self.entries))
+        return found
 
     def _sums(self, call: Call, inputs: list[Tensor], weight: bool) -> tuple[Labels, ...]:
         """A scale that depends on the width of a dot product may follow the product; see `Info.summed`."""

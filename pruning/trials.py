@@ -167,6 +167,7 @@ def _square_weights(seen: Observer, modules: set[str]) -> list[tuple[np.ndarray,
 def _note_numbers(seen: Observer, changed: list[Failure]) -> None:
     """A number that depends on a width (1 / sqrt(width)) changes what the network computes."""
     structure = seen.structure
+    _, changed = seen.scales(changed)
     for failure in changed:
         place = structure.facts.place(failure.entry.name, failure.entry.where)
         why = f"a number depends on the width: {failure.message}"
