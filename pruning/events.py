@@ -60,7 +60,7 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
     if not alive:
         raise UsageError(f"{type(network.model).__name__}: with the outer layers left out there is nothing to prune.")
     budget = weight_budget(network, alive, event.target)
-    n_alive = sum(int(mask.sum()) for mask in alive.values())
+    n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
     if budget.keep >= n_alive:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
     scores = {name: score.detach() for name, score in criterion.weight_scores(network, event.batches).items()}
@@ -80,7 +80,7 @@ def weight_budget(network: PrunableNetwork, alive: dict[str, Tensor], target: fl
 def mask_weights(network: PrunableNetwork, keep: dict[str, Tensor], budget: Budget) -> str:
     """Takes over keep-masks and returns why their number differs from the budget, "" if it does not."""
     network.masks.set(keep)
-    kept = sum(int(network.masks.keep[name].sum()) for name in keep)
+    kept = sum(int(network.masks.keep[name].count_nonzero()) for name in keep)
     if kept == budget.keep:
         return ""
     why = "no layer is emptied" if kept > budget.keep else "the criterion's own selection"
@@ -215,7 +215,7 @@ def _shortfall(network: PrunableNetwork, counted: str, target: float, why: str) 
 def _prune_both(criterion: JointCriterion, network: PrunableNetwork, event: Event) -> str:
     alive = network.alive()
     budget = weight_budget(network, alive, event.target)
-    n_alive = sum(int(mask.sum()) for mask in alive.values())
+    n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
     if budget.keep >= n_alive:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
     weights, nodes = criterion.joint_scores(network, event.batches)
@@ -258,7 +258,7 @@ def joint_threshold(network: PrunableNetwork, weights: dict[str, Tensor], nodes:
             # Index -1, of what belongs to no node, is the infinity at the end.
             along = limit[torch.from_numpy(network.graph.nodes_along(name, dim)).to(ends.device)]
             ends = torch.minimum(ends, along.view([-1 if axis == dim else 1 for axis in range(ends.dim())]))
-        parts.append(ends[alive])
+        parts.append(ends.flatten() if bool(alive.all()) else ends[alive])
     flat = torch.cat([part.to(parts[0].device) for part in parts])
     place = len(flat) - min(max(budget.keep, 1), len(flat))
     return float(select.nth_smallest(flat, place))

@@ -39,7 +39,7 @@ class WeightMasks:
         """Returns how many weights of this parameter are masked out."""
         if name not in self._removed:
             mask = self.keep.get(name)
-            self._removed[name] = 0 if mask is None else int(mask.numel() - mask.sum())
+            self._removed[name] = 0 if mask is None else mask.numel() - int(mask.count_nonzero())
         return self._removed[name]
 
     def of(self, name: str, weight: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> N
             raise UsageError(f"The scores of {name!r} have shape {given}; its weight has {fits}.")
         if score.is_complex():
             raise UsageError(f"The scores of {name!r} are complex numbers, which have no order; scores must be real.")
-        bad = int((~torch.isfinite(score) & mask.to(score.device)).sum())
+        bad = int((~torch.isfinite(score) & mask.to(score.device)).count_nonzero())
         if bad:
             raise UsageError(f"{bad} scores of layer {name!r} are not finite (NaN or infinite); nothing was pruned.")
 
@@ -57,10 +57,14 @@ def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     n_keep = max(0, min(n_keep, scores.numel()))
     if n_keep in (0, scores.numel()):
         return torch.full_like(scores, n_keep > 0, dtype=torch.bool)
+    if n_keep == 1:  # the guard of every layer, each time: the first of the largest, without a selection
+        keep = torch.zeros_like(scores, dtype=torch.bool)
+        keep[scores.argmax()] = True
+        return keep
     threshold = nth_smallest(scores, scores.numel() - n_keep)
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
-    keep[ties[: n_keep - int(keep.sum())]] = True
+    keep[ties[: n_keep - int(keep.count_nonzero())]] = True
     return keep
 
 
@@ -77,8 +81,8 @@ def keep_top_global(scores: Mapping[str, Tensor], budget: Budget, min_keep: int 
     Where the budget is smaller than the guards need, the guards win.
     """
     flat = _ranking_vector(scores, budget, min_keep)
-    at_least = int(torch.isposinf(flat).sum())
-    alive = int((flat > -torch.inf).sum())
+    at_least = int(torch.isposinf(flat).count_nonzero())
+    alive = int((flat > -torch.inf).count_nonzero())
     keep = keep_top(flat, min(max(budget.keep, at_least), alive))
     sizes = [mask.numel() for mask in budget.alive.values()]
     return {
@@ -121,7 +125,7 @@ def _ranking_vector(scores: Mapping[str, Tensor], budget: Budget, min_keep: int)
         part = scores[name].detach()
         part = part.to("cpu" if part.device.type == "mps" else part.device).to(dtype).flatten()
         part = part.masked_fill(~mask.flatten().to(part.device), -torch.inf)
-        best = keep_top(part, min(min_keep, int((part > -torch.inf).sum())))
+        best = keep_top(part, min(min_keep, int((part > -torch.inf).count_nonzero())))
         if name in budget.slices:
             best |= _best_of_slices(part.view(mask.shape), budget.slices[name])
         parts.append(part.masked_fill(best, torch.inf))
