@@ -16,18 +16,15 @@ from data_sets._batches import make_batches
 from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
 from utils import settings
+from utils.callbacks import DeadNodes, Export, attach
 from utils.checkpoints import seed_everything
-from utils.console import Console, ProgressLines
+from utils.console import Console
 from utils.ending import guarded, run_to_the_end
 from utils.environment import pick_device
-from utils.interrupts import StopRequests
 from utils.listing import print_list
-from utils.recorder import Recorder
-from utils.result import Result, evaluation_record, evaluation_rows, result_rows
+from utils.result import evaluation_record, evaluation_rows, result_rows
 from utils.run_folder import RunFolder, resumed
 from utils.saving import Saving, load_start
-from utils.settings import Settings
-from utils.tensorboard import TensorBoard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,11 +51,11 @@ def run(argv: Sequence[str], console: Console) -> int:
     return 0
 
 
-def train(chosen: Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
+def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
     """Trains and prunes, in a new run folder or in that of a stopped run."""
-    core, parts = chosen.core, prepare(chosen)
+    parts = prepare(chosen)
     pruning = make_pruning(chosen, parts, console)
-    load_start(parts["network"], core, stopped)
+    load_start(parts["network"], chosen.core, stopped)
     trainer = chosen.build("trainers", **parts, train_batches=parts["batches"]("train"))
     # Whatever the user may have got wrong has been said by now; only a run that starts leaves a folder.
     folder = stopped or RunFolder.create(chosen, argv)
@@ -66,25 +63,23 @@ def train(chosen: Settings, console: Console, argv: Sequence[str], stopped: RunF
     saving = chosen.construct(Saving, folder=folder, network=parts["network"], pruning=pruning)
     if stopped and saving.restore(trainer):
         console.info(f"going on at epoch {trainer.epoch}, batch {trainer.batch}")
-    result = Result(chosen, parts["network"], pruning, parts["device"])
-    board = [TensorBoard(folder.summary, result)] if core.tensorboard else []
-    trainer.callbacks += [pruning, ProgressLines(console), *board, Recorder(folder, result), saving]
-    trainer.callbacks += [StopRequests(core.max_training_minutes)]
-    return run_to_the_end(trainer, saving, result, console)
+    return run_to_the_end(trainer, saving, attach(trainer, saving, chosen, console), console)
 
 
-def evaluate(chosen: Settings, console: Console, argv: Sequence[str]) -> None:
+def evaluate(chosen: settings.Settings, console: Console, argv: Sequence[str]) -> None:
     """Runs a tester on a checkpoint."""
     parts = prepare(chosen)
     load_start(parts["network"], chosen.core)
     tester = chosen.build("testers", **parts)
     folder = RunFolder.create(chosen, argv)
+    chosen.construct(DeadNodes, network=parts["network"], report=console.info).shrink()
     found = tester.evaluate()
     folder.write_result(evaluation_record(chosen, parts["network"], found, parts["device"]))
-    console.table("Evaluation", evaluation_rows(found, parts["network"]), folder.path)
+    console.table("Evaluation", evaluation_rows(found, folder.result()), folder.path)
+    chosen.construct(Export, network=parts["network"], report=console.info, folder=folder).write()
 
 
-def prepare(chosen: Settings) -> dict[str, Any]:
+def prepare(chosen: settings.Settings) -> dict[str, Any]:
     """Builds data, network, loss and criterion: what constructors of trainers and testers name."""
     core, device = chosen.core, pick_device(chosen.core.device)
     seed_everything(core.seed)
@@ -103,12 +98,12 @@ def prepare(chosen: Settings) -> dict[str, Any]:
     outer = criterion.unit == "nodes" or core.outer_layer_pruning is not False
     rules = chosen.construct(NodeRules)
     network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer, node_rules=rules)
-    network.note_start()  # dense, before anything is loaded into it
+    network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
     parts = {"network": network, "loss_function": loss_function, "criterion": criterion, "device": device}
     return parts | {"data_set": data_set, "batches": batches, "test_batches": test_batches, "fresh_model": fresh_model}
 
 
-def make_pruning(chosen: Settings, parts: dict[str, Any], console: Console) -> Pruning:
+def make_pruning(chosen: settings.Settings, parts: dict[str, Any], console: Console) -> Pruning:
     """Builds the callback that prunes."""
     score = parts["batches"]("score")
     if chosen.core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":

@@ -96,6 +96,7 @@ class PrunableNetwork:
         dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
         self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
+        self.start_bytes = count.parameter_bytes(model)
         if not self.start_sizes:
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
         self._counted: tuple[int, dict[str, int]] = (0, {})
@@ -212,11 +213,11 @@ class PrunableNetwork:
         total = self.nodes_total()
         return 1 - len(self.graph.nodes) / total if total else 0.0
 
-    def note_start(self, *, structure: bool = True) -> None:
+    def note_start(self, *, structure: bool = True, latency: bool = False) -> None:
         """Takes down what later counts are compared with, while everything is still there."""
         if self.example_inputs is not None:
             self.start_flops()
-        if self.node_rules.target == "latency":
+        if latency or self.node_rules.target == "latency":
             self.start_latency()
         if structure:
             self.nodes_total()
@@ -232,8 +233,12 @@ class PrunableNetwork:
     def start_latency(self) -> float:
         """Returns the dense latency of a forward pass in seconds."""
         if self._start_latency is None:
-            self._start_latency = count.latency(self.model, self.example_inputs)
+            self._start_latency = self.latency()
         return self._start_latency
+
+    def latency(self) -> float:
+        """Returns the median seconds of a forward pass on the example, on the model's device."""
+        return count.latency(self.model, self.example_inputs)
 
     def flops(self, *, masked: bool = False) -> float:
         """Returns forward FLOPs per sample, 2 per multiply-add of convolutions and matrix products.

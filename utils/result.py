@@ -48,12 +48,18 @@ class Result:
             "epochs_trained": trainer.epoch,
             "status": status,
             **self.numbers(trainer),
+            **_measured(self.network, latency=core.measure_latency, paths=status == "finished"),
             "target": self.pruning.counted,
-            "sparsity_reason": next((step.reason for step in reversed(steps) if step.reason), ""),
+            "sparsity_reason": next((step.reason for step in reversed(steps) if step.reason), self._surplus()),
             "pruning_events": len(steps),
             "limit_batches": core.limit_batches,
             **describe(self.device),
         }
+
+    def _surplus(self) -> str:
+        """Why more is gone than was asked for, where no event has a reason."""
+        more = self.network.reached(self.pruning.counted) > self.pruning.asked
+        return "weights of dead nodes went too" if self.settings.core.shrink_dead and more else ""
 
 
 def _sizes(network: PrunableNetwork) -> dict[str, float]:
@@ -65,10 +71,17 @@ def _sizes(network: PrunableNetwork) -> dict[str, float]:
         "nodes_total": network.nodes_total(),
         "nodes_left": len(network.graph.nodes),
         "parameter_bytes": count.parameter_bytes(network.model),
+        "parameter_bytes_dense": network.start_bytes,
         "flops_per_sample_dense": network.start_flops(),
         "flops_per_sample": network.flops(masked=True),
         "flops_per_sample_nonzero": network.flops(),
     }
+
+
+def _measured(network: PrunableNetwork, *, latency: bool, paths: bool = True) -> dict[str, float | None]:
+    """What takes a look at the whole network: once, at the end."""
+    times = {"latency_seconds_dense": network.start_latency(), "latency_seconds": network.latency()} if latency else {}
+    return {"effective_weight_sparsity": network.effective_sparsity() if paths else None, **times}
 
 
 METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
@@ -76,20 +89,36 @@ METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
 
 def result_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the lines of the table at the end of a run."""
-    dense, now, nonzero = (record[f"flops_per_sample{which}"] for which in ("_dense", "", "_nonzero"))
     return [
         ("test accuracy", _share(record["test_accuracy"])),
         ("train accuracy", _share(record["train_accuracy"])),
         (f"sparsity asked ({record['target']})", f"{record['sparsity_asked']:.4f}"),
         (f"sparsity reached ({record['target']})", _reached(record)),
-        ("weight sparsity", f"{record['weight_sparsity']:.4f} of all prunable weights"),
-        ("nodes left", f"{record['nodes_left']:,} of {record['nodes_total']:,}"),
-        ("weights left", f"{record['weights_left']:,} of {record['weights_total']:,}"),
-        ("FLOPs per sample", f"{now:,.0f} of {dense:,.0f} dense; {nonzero:,.0f} without masked weights"),
+        *_size_rows(record),
         ("training FLOPs", f"{record['training_flops']:.3g} of {record['training_flops_dense']:.3g} dense"),
         ("training time", f"{record['seconds_training']:.1f} s, {record['samples_per_second']:,.0f} samples/s"),
         ("status", _status(record)),
     ]
+
+
+def _size_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is left of the network, and what that costs."""
+    dense, now, nonzero = (record[f"flops_per_sample{which}"] for which in ("_dense", "", "_nonzero"))
+    effective, seconds = record.get("effective_weight_sparsity"), record.get("latency_seconds")
+    rows = [("weight sparsity", f"{record['weight_sparsity']:.4f} of all prunable weights")]
+    if effective is not None:
+        rows.append(("effective sparsity", f"{effective:.4f} with weights on no path from input to output"))
+    rows += [
+        ("nodes left", f"{record['nodes_left']:,} of {record['nodes_total']:,}"),
+        ("weights left", f"{record['weights_left']:,} of {record['weights_total']:,}"),
+        ("parameter bytes", f"{record['parameter_bytes']:,} of {record['parameter_bytes_dense']:,} dense"),
+        ("FLOPs per sample", f"{now:,.0f} of {dense:,.0f} dense; {nonzero:,.0f} without masked weights"),
+    ]
+    if seconds is not None:
+        before = record["latency_seconds_dense"]
+        times = f"{seconds * 1e3:.3g} ms of {before * 1e3:.3g} ms dense"
+        rows.append(("latency, one sample", f"{times}: {before / seconds:.2f} times as fast"))
+    return rows
 
 
 def _share(value: float | None) -> str:
@@ -113,14 +142,13 @@ def evaluation_record(
     core = settings.core
     names = {"model": core.model, "data_set": core.data_set, "test_scheme": core.test_scheme, "seed": core.seed}
     checkpoint = core.checkpoint_name or core.weights
-    sizes = {**_sizes(network), "limit_batches": core.limit_batches}
+    sizes = {**_sizes(network), **_measured(network, latency=core.measure_latency), "limit_batches": core.limit_batches}
     return {**names, "status": "finished", "checkpoint": checkpoint, **found, **sizes, **describe(device)}
 
 
-def evaluation_rows(found: dict[str, Any], network: PrunableNetwork) -> list[tuple[str, str]]:
+def evaluation_rows(found: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the lines of the table after --eval."""
-    rows = [(name.replace("_", " "), _plain(value)) for name, value in found.items()]
-    return [*rows, ("weight sparsity", f"{network.weight_sparsity():.4f} of all prunable weights")]
+    return [*((name.replace("_", " "), _plain(value)) for name, value in found.items()), *_size_rows(record)]
 
 
 def _plain(value: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pruning.errors import UsageError, nearest
+from pruning.export import check_export
 from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
@@ -65,6 +66,7 @@ class Core:
         config: YAML file with settings; what is typed wins over it.
         resume: run folder of a stopped run to go on with; all other settings come from there.
         autoconfig: use the presets in utils/autoconfig.json (--disable_autoconfig is --no-autoconfig).
+        shrink_dead: after training, remove the nodes that masked weights leave dead; what is computed stays the same.
         measure_latency: measure the forward pass of one sample on this device, dense and pruned.
         export: also write the pruned network in this format, and check that it computes the same.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
@@ -107,6 +109,7 @@ class Core:
     config: str = ""
     resume: str = ""
     autoconfig: bool = True
+    shrink_dead: bool = False
     measure_latency: bool = False
     export: Literal["none", "onnx", "torch_export"] = "none"
     tensorboard: bool = True
@@ -124,6 +127,8 @@ class Core:
                 raise UsageError(f"--{name} must be at least {least}; {value} was given.")
         if not 0 <= self.pruning_limit < 1:
             raise UsageError(f"--pruning_limit is a fraction removed, 0 to below 1; {self.pruning_limit} was given.")
+        if self.export != "none":
+            check_export(self.export)
         for name in ("results_dir", "data_dir"):
             # The defaults lie beside main.py, wherever it is called from.
             start = ROOT if getattr(self, name) == getattr(type(self), name) else Path()
