@@ -308,6 +308,14 @@ def _in_multiples(
     """Returns multiples (or whole groups) that add up to at most `total`, as far as `lowest` allows it."""
     least = np.minimum(-(-np.maximum(lowest, 1) // multiples) * multiples, sizes)
     down = np.maximum(np.where(counts == sizes, sizes, counts // multiples * multiples), least)
+    # What one group must keep beyond its share, others give, as long as any can.
+    while down.sum() > total:
+        lower = np.maximum((down - 1) // multiples * multiples, least)
+        given = np.where(lower < down, counts - lower, np.iinfo(np.int64).max)
+        if not (lower < down).any():
+            break
+        group = int(np.argmin(given))
+        down[group] = lower[group]
     up = np.minimum(down + multiples, sizes)
     # Those that lose most by rounding down get the next multiple, as long as the total allows it.
     for group in np.argsort(down - counts, kind="stable"):
