@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 
 from pruning.errors import UsageError
-from pruning.trace import CONSUMER, PRODUCER
+from pruning.labels import CONSUMER, PRODUCER
 
 if TYPE_CHECKING:
     from pruning.graph import DependencyGraph
@@ -43,7 +43,9 @@ def to_networkx(graph: DependencyGraph) -> nx.DiGraph:
             edge = found.edges.get((start, end), {"channels": 0, "groups": []})
             found.add_edge(start, end, channels=edge["channels"] + count, groups=edge["groups"])
     for group in graph.groups:
-        owners_of = {(dimension.name, dimension.dim): path for dimension, path in zip(structure.dimensions, layers, strict=True)}
+        owners_of = {
+            (dimension.name, dimension.dim): path for dimension, path in zip(structure.dimensions, layers, strict=True)
+        }
         node = graph.nodes[int(group.nodes[0])]
         makers = list(dict.fromkeys(owners_of[key] for key in node.producers))
         readers = list(dict.fromkeys(owners_of[key] for key in node.consumers))
@@ -110,12 +112,17 @@ def svg(graph: DependencyGraph) -> str:
         (x1, y1), (x2, y2) = corner[start], corner[end]
         colour = _COLOURS[data["groups"][0] % len(_COLOURS)] if data["groups"] else "#888888"
         bend = f"C{x1 + _WIDE // 2},{y1 + _HIGH + _GAP} {x2 + _WIDE // 2},{y2 - _GAP}"
-        parts.append(f'<path d="M{x1 + _WIDE // 2},{y1 + _HIGH} {bend} {x2 + _WIDE // 2},{y2}" fill="none" stroke="{colour}"/>')
+        parts.append(
+            f'<path d="M{x1 + _WIDE // 2},{y1 + _HIGH} {bend} {x2 + _WIDE // 2},{y2}" fill="none" stroke="{colour}"/>'
+        )
     for path, data in network.nodes(data=True):
         x, y = corner[path]
         made = data["produces"]
         colour = _COLOURS[made[0] % len(_COLOURS)] if made else "#888888"
-        parts.append(f'<rect x="{x}" y="{y}" width="{_WIDE}" height="{_HIGH}" rx="4" fill="#f7f7f7" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{_WIDE}" height="{_HIGH}" rx="4" fill="#f7f7f7" '
+            f'stroke="{colour}" stroke-width="2"/>'
+        )
         parts.append(f'<text x="{x + 8}" y="{y + 15}">{escape(path or "(network)")}</text>')
         told = f"{data['kind']}" + (f", makes group {', '.join(map(str, made))}" if made else ", outputs stay")
         parts.append(f'<text x="{x + 8}" y="{y + 28}" fill="#666666">{escape(told)}</text>')

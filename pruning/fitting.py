@@ -128,9 +128,7 @@ def _replaced(value: Any, widths: dict[int, int]) -> Any:
     return None
 
 
-def _suspects(
-    seen: Observer, removed: Mask, report: Report, level: int
-) -> Iterator[tuple[nn.Module, dict[int, int]]]:
+def _suspects(seen: Observer, removed: Mask, report: Report, level: int) -> Iterator[tuple[nn.Module, dict[int, int]]]:
     """Yields (module `level` steps above a failure, old width -> new width around it)."""
     for failure in report.failures:
         yield from _upwards(seen, failure.entry.where, level, dict(sorted(failure.widths)))

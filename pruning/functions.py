@@ -4,8 +4,8 @@
     prune_batchnorm(model.bn1, idxs=[2, 6, 9])      # what follows it
     prune_related_conv(model.conv2, [2, 6, 9])      # input channels of the next one
 
-Every function cuts in place, keeps `Parameter` objects, cuts gradients along, sets the module's integers and returns the
-module. Nothing else in the network is touched: that is the graph's work (`DependencyGraph.get_pruning_plan`).
+Every function cuts in place, keeps `Parameter` objects, cuts gradients along, sets the module's integers and returns
+the module. Nothing else in the network is touched: that is the graph's work (`DependencyGraph.get_pruning_plan`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _even(keep: Tensor, size: int, groups: int, module: nn.Module) -> list[Tenso
     width = size // groups
     parts = [keep[(keep >= group * width) & (keep < (group + 1) * width)] - group * width for group in range(groups)]
     if len({len(part) for part in parts}) > 1 or not len(parts[0]):
-        raise UsageError(f"Each of the {groups} groups of this {type(module).__name__} must lose equally many channels.")
+        raise UsageError(
+            f"Each of the {groups} groups of this {type(module).__name__} must lose equally many channels."
+        )
     return parts
 
 
@@ -71,7 +73,9 @@ def _by_group(parts: list[Tensor]) -> Change:
 
     def change(weight: Tensor) -> Tensor:
         blocks = weight.chunk(len(parts), 0)
-        return torch.cat([block.index_select(1, keep.to(block.device)) for block, keep in zip(blocks, parts, strict=True)])
+        return torch.cat(
+            [block.index_select(1, keep.to(block.device)) for block, keep in zip(blocks, parts, strict=True)]
+        )
 
     return change
 
@@ -146,7 +150,7 @@ def prune_out_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
         idxs: positions of the channels that go.
 
     Raises:
-        UsageError: for a module that cannot be cut, positions that do not exist, or all of them; nothing is changed then.
+        UsageError: for a module that cannot be cut, positions that do not exist, or all of them; nothing changes then.
     """
     if isinstance(module, _Conv):
         return _conv_out(module, idxs)
@@ -183,7 +187,9 @@ def prune_in_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
 
 def _checked(module: nn.Module, kinds: type | tuple[type, ...], name: str) -> None:
     if not isinstance(module, kinds):
-        raise UsageError(f"{name} does not fit a {type(module).__name__}; prune_out_channels and prune_in_channels fit any.")
+        raise UsageError(
+            f"{name} does not fit a {type(module).__name__}; prune_out_channels and prune_in_channels fit any."
+        )
 
 
 def prune_conv(module: nn.Module, idxs: Iterable[int]) -> nn.Module:

@@ -12,89 +12,23 @@ then shows whether the network's own code goes along (pruning/fitting.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pruning import drawing
 from pruning.errors import UsageError
+from pruning.joining import ROLES, reduce_to_nodes
+from pruning.labels import CONSUMER, NORM, PRODUCER, Labels
+from pruning.nodes import Group, Node, NodeList, Pin, Slices
 from pruning.observer import Observer
 from pruning.plan import PruningPlan, make_plan
 from pruning.structure import Dimension, Mask, Structure
 from pruning.trials import try_out
-from pruning.trace import CONSUMER, NORM, PRODUCER, Labels
-
-Slices = dict[tuple[str, int], list[int]]
-
-_ROLES = {"producer": PRODUCER, "consumer": CONSUMER, "norm": NORM, "all": 0}
-_MOST_TRIALS = 20
-
-
-class Node(NamedTuple):
-    """A set of slices that can only live or die together.
-
-    Args:
-        index: its number in `graph.nodes`.
-        slices: (parameter or buffer name, dimension) -> indices along it.
-        producers: those slices that make its values: rows of weights, entries of biases.
-        consumers: those that read them: columns of weights.
-        norms: affine values and statistics of normalisations.
-        inexact: why removing it changes the other values a little (a mean over channels), "" if it does not.
-    """
-
-    index: int
-    slices: Slices
-    producers: Slices
-    consumers: Slices
-    norms: Slices
-    inexact: str
-
-
-class Group(NamedTuple):
-    """Nodes made of slices of the same dimensions, such as the channels of one layer and all that is coupled to it."""
-
-    index: int
-    nodes: np.ndarray
-    layers: tuple[tuple[str, int], ...]
-
-
-class Pin(NamedTuple):
-    """Slices that must stay, and the operation and module that say so."""
-
-    slices: dict[tuple[str, int], int]
-    operation: str
-    module: str
-    reason: str
-
-    def __str__(self) -> str:
-        layers = ", ".join(f"{name}[{dim}] ({count})" for (name, dim), count in self.slices.items())
-        return f"{layers}: {self.reason} ({self.operation or 'the graph'} in {self.module or 'the network'})"
-
-
-class NodeList(Sequence[Node]):
-    """All nodes; each is made when it is asked for, so that a network of a million channels costs nothing."""
-
-    def __init__(self, graph: DependencyGraph) -> None:
-        self._graph = graph
-
-    def __len__(self) -> int:
-        return self._graph.structure.count
-
-    @overload
-    def __getitem__(self, index: int) -> Node: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Node]: ...
-    def __getitem__(self, index: int | slice) -> Node | list[Node]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"node {index} of {len(self)}")
-        return self._graph._node(index % len(self))
 
 
 class DependencyGraph:
@@ -111,15 +45,19 @@ class DependencyGraph:
         UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()):
+    def __init__(
+        self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()
+    ):
         given = fake_input if example_inputs is None else example_inputs
         if given is None:
-            raise UsageError("DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords.")
+            raise UsageError(
+                "DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords."
+            )
         self.model = model
         self.seen = Observer(model, given)
         self.generation = 0
         self._reasons: dict[tuple[Dimension, ...], dict[Dimension, str]] = {}
-        self._indices: dict[Any, Any] = {}
+        self.indices: dict[Any, Any] = {}
         self._apply_marks(keep)
         self.structure.assemble()
         try_out(self.seen)
@@ -163,8 +101,9 @@ class DependencyGraph:
 
     def _protect(self, module: nn.Module) -> None:
         path = self.path_of(module)
-        rows = [self.seen.structure.labels_of(dimension) for dimension in self.structure.dimensions
-                if id(self.tensors[dimension.name]) in {id(tensor) for tensor in (*module.parameters(), *module.buffers())}]  # fmt: skip
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        dimensions = [item for item in self.structure.dimensions if id(self.tensors[item.name]) in own]
+        rows = [self.structure.labels_of(dimension) for dimension in dimensions]
         self.structure.pin(rows, "keep", path, "is protected")
 
     def _couple(self, one: Labels, other: Labels) -> None:
@@ -219,7 +158,7 @@ class DependencyGraph:
 
     def _forget(self) -> None:
         self.generation += 1
-        self._indices, self._reasons = {}, {}
+        self.indices, self._reasons = {}, {}
 
     # -- look-ups --------------------------------------------------------------------------------------------------
 
@@ -241,12 +180,19 @@ class DependencyGraph:
         owners = np.unique(self.structure.owners(self.structure.labels_of_node(node)))
         return tuple((self.structure.dimensions[owner].name, self.structure.dimensions[owner].dim) for owner in owners)
 
-    def _node(self, index: int) -> Node:
+    def node(self, index: int) -> Node:
+        """Returns one node with all its slices."""
         structure = self.structure
         labels = structure.labels_of_node(index)
-        sides = [self._slices(labels[structure.roles[labels] & role > 0] if role else labels)
-                 for role in (0, PRODUCER, CONSUMER, NORM)]  # fmt: skip
-        return Node(index, *sides, self.inexact_reason(index))
+        roles = structure.roles[labels]
+        return Node(
+            index,
+            slices=self._slices(labels),
+            producers=self._slices(labels[roles & PRODUCER > 0]),
+            consumers=self._slices(labels[roles & CONSUMER > 0]),
+            norms=self._slices(labels[roles & NORM > 0]),
+            inexact=self.inexact_reason(index),
+        )
 
     def _slices(self, labels: Labels) -> Slices:
         found: Slices = {}
@@ -301,7 +247,7 @@ class DependencyGraph:
         if not len(labels):
             return np.full(self.tensors[name].shape[dim], -1)
         nodes = self.structure.node_of_label[labels]
-        return nodes if role == "all" else np.where(self.structure.roles[labels] & _ROLES[role] > 0, nodes, -1)
+        return nodes if role == "all" else np.where(self.structure.roles[labels] & ROLES[role] > 0, nodes, -1)
 
     def one_per_group(self, nodes: np.ndarray) -> np.ndarray:
         """Returns one node of each group that a choice touches."""
@@ -348,41 +294,7 @@ class DependencyGraph:
         Raises:
             UsageError: for an unknown role, reduction or parameter, or a wrong shape.
         """
-        if role not in _ROLES or reduce not in ("sum", "mean", "max"):
-            raise UsageError(f"reduce_to_nodes knows the roles {', '.join(_ROLES)} and sum, mean, max; not {role}, {reduce}.")
-        named, parts = self.named(), []
-        for name, value in values.items():
-            if name not in named or named[name].shape != value.shape:
-                raise UsageError(f"{name} {tuple(value.shape)} is no parameter of this network as it is.")
-            parts += [(value, self._index(self.seen.names[id(named[name])], dim, role)) for dim in range(value.dim())]
-        device = parts[0][0].device if parts else torch.device("cpu")
-        dtype = parts[0][0].dtype if parts else torch.get_default_dtype()
-        result = torch.zeros(self.structure.count, dtype=dtype, device=device)
-        counts = torch.zeros_like(result)
-        if reduce == "max":
-            result = result - torch.inf
-        for value, index in parts:
-            if index is None:
-                continue
-            axis, where, nodes = index
-            flat = value.detach().movedim(axis, 0).flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1)
-            rows, nodes = flat.to(device)[where.to(device)], nodes.to(device)
-            if reduce == "max":
-                result = result.scatter_reduce(0, nodes, rows.amax(1).to(dtype), "amax")
-            else:
-                result.index_add_(0, nodes, rows.sum(1).to(dtype))
-                counts.index_add_(0, nodes, torch.full_like(nodes, rows.shape[1], dtype=dtype))
-        return result / counts.clamp(min=1) if reduce == "mean" else result.masked_fill(result == -torch.inf, 0)
-
-    def _index(self, name: str, dim: int, role: str) -> tuple[int, Tensor, Tensor] | None:
-        """Returns (dimension, positions along it that count, their nodes); None where nothing counts."""
-        if (name, dim, role) not in self._indices:
-            labels = self.seen.labels(name, dim)
-            nodes = self.structure.node_of_label[labels]
-            counts = (nodes >= 0) & ((_ROLES[role] == 0) | (self.structure.roles[labels] & _ROLES[role] > 0))
-            made = (dim, torch.from_numpy(np.flatnonzero(counts)), torch.from_numpy(nodes[counts]))
-            self._indices[name, dim, role] = made if counts.any() else None
-        return self._indices[name, dim, role]
+        return reduce_to_nodes(self, values, role, reduce)
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
@@ -404,7 +316,9 @@ class DependencyGraph:
             chosen = np.flatnonzero(chosen)
         chosen = np.unique(chosen.astype(np.int64))
         if not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.structure.count:
-            raise UsageError(f"Nodes are numbered 0 to {self.structure.count - 1}; none of them, or others, were asked for.")
+            raise UsageError(
+                f"Nodes are numbered 0 to {self.structure.count - 1}; none of them, or others, were asked for."
+            )
         return make_plan(self, chosen)
 
     def get_pruning_plan(

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import rules_layers, rules_moves  # noqa: F401 - they fill the table of rules
+from pruning import rules_joins, rules_layers, rules_moves, rules_pictures  # noqa: F401 - they fill the table of rules
 from pruning.errors import UsageError
+from pruning.labels import RUN_ERRORS, Axis, Entry, Labels
 from pruning.rehearsal import Failure, Replay, Report
 from pruning.rules import RULES
-from pruning.sandbox import Attribute, blank, named_tensors, run, split_inputs
+from pruning.sandbox import Attribute, blank, map_tensors, named_tensors, run, split_inputs
 from pruning.scales import Scale, scale_for
 from pruning.structure import Dimension, Mask, Structure
-from pruning.trace import RUN_ERRORS, Axis, Entry, Labels, Trace
+from pruning.trace import Trace
 
 
 def first_line(error: BaseException) -> str:
@@ -51,7 +52,8 @@ class Observer:
         self._was = {name: (tensor.dtype, tensor.device) for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
         self.real = False
-        self._inputs = split_inputs(example_inputs)
+        self._given = split_inputs(example_inputs)
+        self._inputs = {False: self._given, True: self._given}
         self.runs: dict[bool, list[Entry]] = {}
         dimensions = self._dimensions()
         if not dimensions:
@@ -108,15 +110,28 @@ class Observer:
         errors: dict[bool, BaseException] = {}
         everything = np.ones(first_label, dtype=bool)
         for training in (False, True):
-            trace = Trace(RULES, first_label, real=self.real)
-            try:
-                self._run(trace, everything, everything, training, [])
-            except RUN_ERRORS as error:
-                errors[training] = error
-                continue
-            first_label = trace.next_label
-            traces[training] = trace
+            for inputs in self._ways_to_call(training):
+                trace = Trace(RULES, first_label, real=self.real)
+                self._inputs[training] = inputs
+                try:
+                    self._run(trace, everything, everything, training, [])
+                except RUN_ERRORS as error:
+                    errors.setdefault(training, error)
+                    continue
+                errors.pop(training, None)
+                first_label, traces[training] = trace.next_label, trace
+                break
         return traces, errors
+
+    def _ways_to_call(self, training: bool) -> list[Any]:
+        """Returns the inputs; for training a batch of two as well, since batch norm cannot train on one."""
+        if not training:
+            return [self._given]
+
+        def twice(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+        return [self._given, map_tensors(self._given, twice)]
 
     def _run(self, trace: Trace, there: Mask, stay: Mask, training: bool, attributes: list[Attribute]) -> None:
         """Runs the model with what stays of its tensors, labelled, and pins what it returns."""
@@ -130,13 +145,17 @@ class Observer:
                 labels = labels[there[labels]]
                 axes[dimension.dim] = Axis(labels[stay[labels]])
                 if made is not None and not stay[labels].all():
-                    made = made.index_select(dimension.dim, torch.from_numpy(np.flatnonzero(stay[labels])).to(made.device))
+                    made = made.index_select(
+                        dimension.dim, torch.from_numpy(np.flatnonzero(stay[labels])).to(made.device)
+                    )
             if made is None:
                 sizes = zip(tensor.shape, axes, strict=True)
                 made = blank(tuple(size if axis is None else len(axis.labels) for size, axis in sizes), dtype)
             stand_ins[id(tensor)] = made
             trace.start(made, tuple(axes))
-        outputs, held = run(self.model, self._inputs, trace, stand_ins=stand_ins, training=training, attributes=attributes)
+        outputs, held = run(
+            self.model, self._inputs[training], trace, stand_ins=stand_ins, training=training, attributes=attributes
+        )
         self._pin_results(trace, outputs, "is the network's output")
         held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time
         self._pin_results(trace, held, "is kept in a module's attribute")
@@ -176,7 +195,9 @@ class Observer:
                 dimension.dim >= tensor.dim() or len(self.structure.labels_of(dimension)) != tensor.shape[dimension.dim]
                 for dimension in dimensions
             ):
-                raise UsageError(f"The network changed since the graph was built ({name}); build a new DependencyGraph.")
+                raise UsageError(
+                    f"The network changed since the graph was built ({name}); build a new DependencyGraph."
+                )
         if len(tensors) != len(self.tensors):
             gone = next(name for name in self.tensors if name not in tensors)
             raise UsageError(f"The network changed since the graph was built ({gone}); build a new DependencyGraph.")
@@ -211,6 +232,10 @@ class Observer:
     def dimension(self, name: str, dim: int) -> Dimension | None:
         """Returns a dimension of a parameter or buffer; None where it cannot shrink at all."""
         return next((dimension for dimension in self._by_name.get(name, ()) if dimension.dim == dim), None)
+
+    def known_dimension(self, name: str, dim: int) -> Dimension:
+        """Returns a dimension that can shrink."""
+        return next(dimension for dimension in self._by_name[name] if dimension.dim == dim)
 
     def labels(self, name: str, dim: int) -> Labels:
         """Returns the labels along a dimension; none where it cannot shrink at all."""

@@ -102,7 +102,8 @@ class PruningPlan:
         self._lines: list[Line] | None = None
 
     def _kept_indices(self) -> dict[str, Keep]:
-        structure, found = self.graph.structure, {}
+        structure = self.graph.structure
+        found: dict[str, Keep] = {}
         for dimension in structure.dimensions:
             labels = structure.labels_of(dimension)
             gone = self._removed[labels]
@@ -148,13 +149,15 @@ class PruningPlan:
                 key = (self.graph.owner_path(path), cut_function(module, dim), dim)
                 if key not in found:
                     indices = np.setdiff1d(np.arange(len(kept) + gone), kept.numpy()).tolist()
-                    found[key] = Line(key[1], key[0] or own, type(module).__name__, dim, indices, 0, self._reason(name, dim))
+                    found[key] = Line(
+                        key[1], key[0] or own, type(module).__name__, dim, indices, 0, self._reason(name, dim)
+                    )
                 if isinstance(self.graph.tensors[name], nn.Parameter):
                     found[key].parameters += volume
         return list(found.values())
 
     def _reason(self, name: str, dim: int) -> str:
-        dimension = self.graph.seen.dimension(name, dim)
+        dimension = self.graph.seen.known_dimension(name, dim)
         if self.asked:
             return self.graph.why(dimension, self.asked)
         group = self._seed_of(dimension)
@@ -232,7 +235,7 @@ class PruningPlan:
         """Returns what is left of a tensor has to be multiplied with, because a scale followed the width."""
         result = None
         for dim in self.keeps[name] if self.scales else ():
-            dimension = self.graph.seen.dimension(name, dim)
+            dimension = self.graph.seen.known_dimension(name, dim)
             labels = self.graph.structure.labels_of(dimension)
             labels = labels[~self._removed[labels]]
             for scale in self.scales:
@@ -249,9 +252,14 @@ class PruningPlan:
             if name not in own or own[name].shape != self.graph.tensors[name].shape:
                 raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
             cuts.add_tensor(own[name], keep, self._factors(name))
-        modules, paths = dict(companion.named_modules()), {module: path for path, module in self.graph.model.named_modules()}
+        modules, paths = (
+            dict(companion.named_modules()),
+            {module: path for path, module in self.graph.model.named_modules()},
+        )
         shapes = {id(own[name]): shape for name, shape in self.shapes.items()}
-        copied = [(modules[paths[module]], name, value) for module, name, value in self.attributes if paths[module] in modules]
+        copied = [
+            (modules[paths[module]], name, value) for module, name, value in self.attributes if paths[module] in modules
+        ]
         return module_integers(companion, shapes) + copied
 
 
@@ -278,5 +286,16 @@ def make_plan(graph: DependencyGraph, nodes: np.ndarray, asked: tuple[Dimension,
             raise UsageError(f"These nodes cannot be removed; {why}.")
         refused.append((stay, why))
         nodes = np.setdiff1d(nodes, stay)
-    inexact = sorted({reason for reason in (graph.inexact_reason(node) for node in graph.one_per_group(nodes)) if reason})
-    return PruningPlan(graph, nodes, removed, attributes=result.attributes, numbers=result.report.numbers, refused=refused, inexact=inexact, asked=asked)
+    inexact = sorted(
+        {reason for reason in (graph.inexact_reason(node) for node in graph.one_per_group(nodes)) if reason}
+    )
+    return PruningPlan(
+        graph,
+        nodes,
+        removed,
+        attributes=result.attributes,
+        numbers=result.report.numbers,
+        refused=refused,
+        inexact=inexact,
+        asked=asked,
+    )

@@ -1,8 +1,8 @@
 """A second run with the shrunken shapes, watched against the first: does the code of the network go along?
 
 Python code may hold widths as numbers (`view(b, 12, 64)`, `self.hidden`), which labels cannot see. So a choice of nodes
-is rehearsed on stand-ins of the new shapes, and at every operation the labels must equal the survivors of the first run.
-An operation that fails is given the result it should have had, so that one rehearsal finds all that are in the way.
+is rehearsed on stand-ins of the new shapes, and at every operation the labels must equal the survivors of the first
+run. An operation that fails is given the result it should have had, so that one rehearsal finds all there are.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruning.labels import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels
 from pruning.shapes import compute
 from pruning.structure import Mask, Structure
-from pruning.trace import RUN_ERRORS, Axes, Axis, Call, Entry, Info, Labels, Trace
-
+from pruning.trace import Trace
 
 _COPY = "aten.clone"
 _VIEWS = frozenset(("aten.view", "aten._unsafe_view", "aten._reshape_alias"))

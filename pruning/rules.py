@@ -2,8 +2,8 @@
 
 A rule gets a `Call` and returns the axes of the output, one `Axis` or None per dimension; a list of such tuples where
 the operation has several outputs. On the way it says what it knows through `call.trace`: `tie`, `pin`, `lose`
-(removal changes a statistic), `consume` (values are used up here), `mark` (a weight's role). An operation without a rule
-pins what it touches. A rule of your own:
+(removal changes a statistic), `consume` (values are used up here), `mark` (a weight's role). An operation without a
+rule pins what it touches. A rule of your own:
 
     def my_rule(call):                                # mylib.scale_rows(x, weight): x of (batch, channels)
         x, weight = call.axes("x"), call.axes("weight")
@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from pruning.errors import UsageError
-from pruning.trace import Axes, Axis, Call, Info
+from pruning.labels import Axes, Axis, Call, Info
 
 Rule = Callable[[Call], Any]
 
@@ -64,11 +64,84 @@ def kept(axis: Axis | None, zero: bool) -> Axis | None:
 
 # f(0) = 0, or f(0, 0) = 0 where all tensors are zero. Whatever is missing here costs an "inexact", never an error.
 _KEEPS_ZERO = frozenset(
-    "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish tanh hardshrink softshrink sin tan asin atan "
-    "sinh asinh atanh erf sqrt abs neg sgn sign floor ceil round trunc frac square expm1 log1p clone _to_copy detach "
-    "alias contiguous lift_fresh lift native_dropout dropout positive _prelu_kernel prelu add sub rsub maximum minimum "
-    "fmax fmin copy rrelu_with_noise nan_to_num zero zeros_like tanhshrink softsign real imag _conj conj view_dtype "
-    "feature_dropout alpha_dropout _fused_dropout special_erf _to_dense lerp hypot to resolve_conj resolve_neg".split()
+    [
+        "relu",
+        "relu6",
+        "hardtanh",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "tanh",
+        "hardshrink",
+        "softshrink",
+        "sin",
+        "tan",
+        "asin",
+        "atan",
+        "sinh",
+        "asinh",
+        "atanh",
+        "erf",
+        "sqrt",
+        "abs",
+        "neg",
+        "sgn",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "trunc",
+        "frac",
+        "square",
+        "expm1",
+        "log1p",
+        "clone",
+        "_to_copy",
+        "detach",
+        "alias",
+        "contiguous",
+        "lift_fresh",
+        "lift",
+        "native_dropout",
+        "dropout",
+        "positive",
+        "_prelu_kernel",
+        "prelu",
+        "add",
+        "sub",
+        "rsub",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "copy",
+        "rrelu_with_noise",
+        "nan_to_num",
+        "zero",
+        "zeros_like",
+        "tanhshrink",
+        "softsign",
+        "real",
+        "imag",
+        "_conj",
+        "conj",
+        "view_dtype",
+        "feature_dropout",
+        "alpha_dropout",
+        "_fused_dropout",
+        "special_erf",
+        "_to_dense",
+        "lerp",
+        "hypot",
+        "to",
+        "resolve_conj",
+        "resolve_neg",
+    ]
 )
 
 
@@ -77,7 +150,7 @@ def _base_name(call: Call) -> str:
 
 
 def _stays_zero(call: Call, axes: list[Axis | None], covered: bool) -> bool:
-    """Says whether zero entries of the operands give a zero result; `covered`: no operand is broadcast along the axis."""
+    """Says whether zero operands give a zero result; `covered`: none of them is broadcast along the axis."""
     name = _base_name(call)
     zeros = [axis is not None and axis.zero for axis in axes]
     if name in ("mul", "masked_fill"):
@@ -98,14 +171,42 @@ def _stays_zero(call: Call, axes: list[Axis | None], covered: bool) -> bool:
 
 
 def _aligned(call: Call, tensor: Tensor, dim: int, rank: int) -> tuple[int, Axis | None]:
-    """Returns the (size, axis) that a tensor has along a dimension of the broadcast result; size 0 where it has none."""
+    """Returns the (size, axis) of a tensor along a dimension of the broadcast result; size 0 where it has none."""
     own = dim - (rank - tensor.dim())
     return (0, None) if own < 0 else (tensor.shape[own], call.trace.axes(tensor)[own])
 
 
-@rule(*_KEEPS_ZERO, "hardsigmoid", "log_sigmoid", "softplus", "threshold", "rrelu", "glu_jvp", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift", "masked_fill", "where", "copy", "fill", "zero",
-      "bernoulli", "_prelu_kernel", "native_dropout", "_fused_dropout", "nan_to_num", "lerp", "rrelu_with_noise",
-      "log_sigmoid_forward", "gelu", "normal", "uniform")
+@rule(
+    *_KEEPS_ZERO,
+    "hardsigmoid",
+    "log_sigmoid",
+    "softplus",
+    "threshold",
+    "rrelu",
+    "glu_jvp",
+    "clone",
+    "_to_copy",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "lift",
+    "masked_fill",
+    "where",
+    "copy",
+    "fill",
+    "zero",
+    "bernoulli",
+    "_prelu_kernel",
+    "native_dropout",
+    "_fused_dropout",
+    "nan_to_num",
+    "lerp",
+    "rrelu_with_noise",
+    "log_sigmoid_forward",
+    "gelu",
+    "normal",
+    "uniform",
+)
 def pointwise(call: Call) -> Axes | list[Axes]:
     """Operands couple index by index; a dimension of size 1 is broadcast and couples nothing."""
     out = call.outs[0]
@@ -184,11 +285,33 @@ def without(axes: Axes, gone: list[int], keepdim: bool) -> Axes:
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
 
 
-_EXACT_SUMS = frozenset("aten.sum aten.linalg_vector_norm aten.norm aten.nansum aten.count_nonzero".split())
+_EXACT_SUMS = frozenset(["aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.nansum", "aten.count_nonzero"])
 
 
-@rule("sum", "nansum", "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "norm", "prod",
-      "any", "all", "linalg_vector_norm", "max", "min", "median", "aminmax", "argmax", "argmin", "count_nonzero")
+@rule(
+    "sum",
+    "nansum",
+    "mean",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "logsumexp",
+    "norm",
+    "prod",
+    "any",
+    "all",
+    "linalg_vector_norm",
+    "max",
+    "min",
+    "median",
+    "aminmax",
+    "argmax",
+    "argmin",
+    "count_nonzero",
+)
 def reduction(call: Call) -> list[Any]:
     """Removed zeros leave a sum or a norm as it is and change every other statistic."""
     name = call.name
@@ -236,8 +359,20 @@ def running(call: Call) -> Axes:
     return tuple(kept(other, other is not None and other.zero and place != dim) for place, other in enumerate(axes))
 
 
-@rule("sort", "topk", "cummax", "cummin", "kthvalue", "mode", "_fft_r2c", "_fft_c2r", "_fft_c2c", "unfold", "renorm",
-      "linalg_cross")
+@rule(
+    "sort",
+    "topk",
+    "cummax",
+    "cummin",
+    "kthvalue",
+    "mode",
+    "_fft_r2c",
+    "_fft_c2r",
+    "_fft_c2c",
+    "unfold",
+    "renorm",
+    "linalg_cross",
+)
 def mixes(call: Call) -> list[Axes]:
     """Positions along the dimension mean something: it must stay, the other dimensions pass."""
     axes = call.axes("self")

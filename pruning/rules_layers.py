@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
+from pruning.labels import CONSUMER, NORM, PRODUCER, Axes, Axis, Call
 from pruning.rules import kept, pointwise, rule
-from pruning.trace import CONSUMER, NORM, PRODUCER, Axes, Axis, Call
 
 # -- matrix products ---------------------------------------------------------------------------------------------------
 
@@ -122,8 +122,15 @@ def _with_gaps(axes: Axes, gaps: list[int], rank: int) -> Axes:
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
-@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution",
-      "_slow_conv2d_forward", "_conv_depthwise2d")
+@rule(
+    "convolution",
+    "_convolution",
+    "convolution_overrideable",
+    "cudnn_convolution",
+    "mkldnn_convolution",
+    "_slow_conv2d_forward",
+    "_conv_depthwise2d",
+)
 def convolution(call: Call) -> Axes:
     """Input channels meet dimension 1 of the weight, dimension 0 is handed on; transposed ones the other way round."""
     x, weight = call.axes("input" if call.has("input") else "self"), call.axes("weight")
@@ -193,9 +200,16 @@ def _grouped_transposed(call: Call, enters: Axis | None, weight: Axes, groups: i
 # -- normalisations ----------------------------------------------------------------------------------------------------
 
 
-@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
-      "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update",
-      "_native_batch_norm_legit_functional")
+@rule(
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "_native_batch_norm_legit_functional",
+)
 def batch_norm(call: Call) -> list[Axes]:
     """Every channel by itself; its own affine values and statistics go with it."""
     axes = call.axes("input")
@@ -279,9 +293,13 @@ def embedding(call: Call) -> list[Axes]:
 # -- attention in one piece --------------------------------------------------------------------------------------------
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-      "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-      "_scaled_dot_product_fused_attention_overrideable")
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
 def attention(call: Call) -> list[Axes]:
     """Queries meet keys along the head width, weights meet values along the tokens."""
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
@@ -290,7 +308,9 @@ def attention(call: Call) -> list[Axes]:
         call.trace.entry.numbers += (call["query"].shape[-1] ** -0.5,)
     for axis in (key[-2], value[-2]):
         call.trace.pin(axis, "is a row of tokens")
-    lead = tuple(_shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True))
+    lead = tuple(
+        _shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True)
+    )
     return [(*lead, query[-2], value[-1])]
 
 

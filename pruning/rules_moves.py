@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
+from pruning.labels import Axes, Axis, Call, Labels
 from pruning.rules import rule
-from pruning.trace import Axes, Axis, Call, Labels, Trace
+from pruning.trace import Trace
 
 _LARGEST_TABLE = 20_000_000  # labels of a reshape that mixes dimensions; beyond it the dimensions stay
 
@@ -115,7 +116,7 @@ def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
 
 @rule("as_strided", "as_strided_copy")
 def as_strided(call: Call) -> Axes:
-    """A change of memory layout that leaves every index where it was passes; anything else is free reading of memory."""
+    """A change of memory layout alone passes; anything else is free reading of memory."""
     axes, out = call.axes("self"), call.outs[0]
     wide = [dim for dim, size in enumerate(out.shape) if size > 1]
     same = len(axes) == out.dim() and list(call["size"]) == list(out.shape)
@@ -169,9 +170,7 @@ def expand(call: Call) -> Axes:
     out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
     lead = out.dim() - len(axes)
     grows = call.trace.choose(lambda: [dim < lead or shape[dim - lead] != size for dim, size in enumerate(out.shape)])
-    return tuple(
-        call.trace.fresh(size) if grows[dim] else axes[dim - lead] for dim, size in enumerate(out.shape)
-    )
+    return tuple(call.trace.fresh(size) if grows[dim] else axes[dim - lead] for dim, size in enumerate(out.shape))
 
 
 @rule("repeat")
@@ -213,15 +212,19 @@ def slice_(call: Call) -> Axes:
         return tuple(axes)
     size = len(axis.labels)
     step = call["step"] if call.has("step") else 1
-    start, stop, _ = slice(call["start"], call["end"] if call.has("end") else call["start"] + call["length"]).indices(size)
+    start, stop, _ = slice(call["start"], call["end"] if call.has("end") else call["start"] + call["length"]).indices(
+        size
+    )
     part = axis.labels[start:stop:step]
     if call.trace.choose(lambda: step == 1 and 0 < len(part) < size and size % len(part) == 0 == start % len(part)):
         call.trace.couple(axis.labels.reshape(-1, len(part)))
-    axes[dim] = Axis(part, axis.zero) if call.trace.choose(lambda: len(part) > 1) else _lone(call, axis)
+    axes[dim] = Axis(part, axis.zero) if call.trace.choose(lambda: len(part) > 1) else None
+    if axes[dim] is None:
+        lone(call, axis)
     return tuple(axes)
 
 
-def _lone(call: Call, axis: Axis) -> None:
+def lone(call: Call, axis: Axis) -> None:
     call.trace.pin(axis, "a single position of it is picked")
 
 
@@ -231,7 +234,7 @@ def select(call: Call) -> Axes:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     if axes[dim] is not None:
-        _lone(call, axes[dim])
+        lone(call, axes[dim])
     return axes[:dim] + axes[dim + 1 :]
 
 
@@ -241,7 +244,7 @@ def unbind(call: Call) -> list[Axes]:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     if axes[dim] is not None:
-        _lone(call, axes[dim])
+        lone(call, axes[dim])
     return [axes[:dim] + axes[dim + 1 :] for _ in call.outs]
 
 
@@ -273,69 +276,7 @@ def glu(call: Call) -> Axes:
     return tuple(axes)
 
 
-# -- several into one --------------------------------------------------------------------------------------------------
-
-
-@rule("cat")
-def cat(call: Call) -> Axes:
-    """Labels follow each other; all other dimensions couple."""
-    out, dim = call.outs[0], call["dim"]
-    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]
-    dim %= out.dim()
-    rows = [call.trace.axes(tensor) for tensor in tensors]
-    joined = [_same(call, [row[place] for row in rows]) if place != dim else None for place in range(out.dim())]
-    if any(row[dim] is not None for row in rows):
-        joined[dim] = _appended(call, [(row[dim], tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)])
-    return tuple(joined)
-
-
-def _same(call: Call, axes: list[Axis | None]) -> Axis | None:
-    first = next((axis for axis in axes if axis is not None), None)
-    if first is None:
-        return None
-    for axis in axes:
-        call.trace.tie(first, axis)
-    return None if any(axis is None for axis in axes) else Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
-
-
-def _fixed(trace: Trace, size: int, why: str) -> Axis:
-    axis = Axis(trace.new_labels(size), False)
-    trace.pin(axis, why)
-    return axis
-
-
-def _appended(call: Call, parts: list[tuple[Axis | None, int]]) -> Axis:
-    axes = [axis or _fixed(call.trace, size, "is joined to channels") for axis, size in parts]
-    return Axis(np.concatenate([axis.labels for axis in axes]), all(axis.zero for axis in axes))
-
-
-@rule("stack")
-def stack(call: Call) -> Axes:
-    """A new dimension whose length is the number of tensors; all others couple."""
-    rows = [call.trace.axes(tensor) for tensor in call["tensors"]]
-    joined = [_same(call, [row[place] for row in rows]) for place in range(len(rows[0]))]
-    dim = call["dim"] % (len(joined) + 1)
-    return (*joined[:dim], None, *joined[dim:])
-
-
-@rule("constant_pad_nd")
-def constant_pad(call: Call) -> Axes:
-    """Padding along channels adds positions that must stay, so that the rest keeps its place."""
-    axes, pad = list(call.axes("self")), call["pad"]
-    for place in range(len(pad) // 2):
-        dim, before, after = len(axes) - 1 - place, pad[2 * place], pad[2 * place + 1]
-        axis = axes[dim]
-        if axis is None or not (before or after):
-            continue
-        if before < 0 or after < 0:
-            call.trace.pin(axis, "is cropped by a negative padding")
-        kept = axis.take(slice(max(-before, 0), len(axis.labels) - max(-after, 0)))
-        ends = [_fixed(call.trace, max(size, 0), "channels added by padding") for size in (before, after)]
-        axes[dim] = Axis(np.concatenate([ends[0].labels, kept.labels, ends[1].labels]), axis.zero and not call["value"])
-    return tuple(axes)
-
-
-# -- shuffles ----------------------------------------------------------------------------------------------------------
+# -- places along a dimension -----------------------------------------------------------------------------------------
 
 
 @rule("flip")
@@ -358,92 +299,7 @@ def roll(call: Call) -> Axes:
                  for dim, axis in enumerate(axes))  # fmt: skip
 
 
-@rule("pixel_shuffle")
-def pixel_shuffle(call: Call) -> Axes:
-    """(C r r, H, W) -> (C, H r, W r): all r r slices of a channel couple."""
-    axes, factor = call.axes("self"), call["upscale_factor"] ** 2
-    _pin_last(call, axes, 2)
-    channels = axes[-3]
-    if channels is not None:
-        table = channels.labels.reshape(-1, factor)
-        call.trace.couple(table.T)
-        channels = _first_of(call, channels, table)
-    return (*axes[:-3], channels, None, None)
-
-
-def _first_of(call: Call, axis: Axis, table: Labels) -> Axis | None:
-    return Axis(table[:, 0], axis.zero) if call.trace.choose(lambda: len(table) > 1) else _lone(call, axis)
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(call: Call) -> Axes:
-    """(C, H r, W r) -> (C r r, H, W): the slices of a channel carry its label."""
-    axes, factor = call.axes("self"), call["downscale_factor"] ** 2
-    _pin_last(call, axes, 2)
-    channels = axes[-3]
-    return (*axes[:-3], channels and channels.take(np.repeat(np.arange(len(channels.labels)), factor)), None, None)
-
-
-@rule("channel_shuffle")
-def channel_shuffle(call: Call) -> Axes:
-    """Groups interleave, so each must lose equally many channels."""
-    axes = call.axes("self")
-    channels = axes[1]
-    if channels is not None:
-        table = channels.labels.reshape(call["groups"], -1)
-        call.trace.couple(table)
-        channels = Axis(table.T.reshape(-1), channels.zero)
-    return (axes[0], channels, *axes[2:])
-
-
-@rule("im2col")
-def im2col(call: Call) -> Axes:
-    """(N, C, H, W) -> (N, C k k, L): the window positions of a channel follow each other."""
-    axes = call.axes("self")
-    _pin_last(call, axes, 2)
-    window = math.prod(call["kernel_size"])
-    channels = axes[-3]
-    return (*axes[:-3], channels and channels.take(np.repeat(np.arange(len(channels.labels)), window)), None)
-
-
-@rule("col2im")
-def col2im(call: Call) -> Axes:
-    """(N, C k k, L) -> (N, C, H, W): the windows of a channel are summed into it."""
-    axes, window = call.axes("self"), math.prod(call["kernel_size"])
-    _pin_last(call, axes, 1)
-    channels = axes[-2]
-    if channels is not None:
-        table = channels.labels.reshape(-1, window)
-        call.trace.couple(table.T)
-        channels = _first_of(call, channels, table)
-    return (*axes[:-2], channels, None, None)
-
-
-def _pin_last(call: Call, axes: Axes, count: int) -> None:
-    for axis in axes[len(axes) - count :]:
-        call.trace.pin(axis, f"{call.name.split('.')[1]} works along it as a picture's side")
-
-
-@rule("reflection_pad1d", "replication_pad1d", "reflection_pad2d", "replication_pad2d", "reflection_pad3d",
-      "replication_pad3d", "upsample_nearest1d", "upsample_linear1d", "upsample_nearest2d", "upsample_bilinear2d",
-      "upsample_bicubic2d", "upsample_nearest3d", "upsample_trilinear3d", "_upsample_nearest_exact1d",
-      "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
-      "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
-      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-      "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
-      "fractional_max_pool3d", "max_unpool2d", "max_unpool3d")
-def picture(call: Call) -> list[Axes]:
-    """Pooling, resizing and padding of pictures: channels pass one by one, the sides must stay."""
-    tensor = call["self"]
-    axes, sides = call.trace.axes(tensor), int(next(letter for letter in call.name if letter in "123"))
-    for axis in axes[len(axes) - sides :]:
-        call.trace.pin(axis, "is a side of a picture")
-    passed = axes[: len(axes) - sides] + (None,) * sides
-    if call.has("indices") and isinstance(call["indices"], Tensor):
-        for one, other in zip(passed, call.axes("indices"), strict=True):
-            if one is not None or other is not None:
-                call.trace.tie(one, other)
-    return [passed for _ in call.outs]
+# -- by index ----------------------------------------------------------------------------------------------------------
 
 
 def index_places(indices: list[Any]) -> list[int]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.nn.parameter import UninitializedTensorMixin
 
 from pruning.errors import UsageError
 from pruning.trace import Trace
@@ -29,11 +29,13 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer once, by its first name."""
     found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in found.items():
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UsageError(f"{name} has no shape yet (a lazy module); run the network once, then build the graph.")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(f"{name or 'the model'} is a scripted module, whose tensors cannot be cut; give the original.")
+            raise UsageError(
+                f"{name or 'the model'} is a scripted module, whose tensors cannot be cut; give the original."
+            )
     return found
 
 
@@ -77,12 +79,17 @@ def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _swapped(model: nn.Module, stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool) -> Iterator[None]:
-    """Puts stand-ins for all tensors that modules hold; on leaving, every module is as it was, its containers included."""
+def _swapped(
+    model: nn.Module, stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
+) -> Iterator[None]:
+    """Puts stand-ins for all tensors that modules hold; on leaving, modules and their containers are as they were."""
     modules = list(model.modules())
     saved = [(module, dict(vars(module))) for module in modules]
     contents = [
-        (value, value.copy()) for _, state in saved for value in state.values() if type(value) in (list, dict, set, deque)
+        (value, value.copy())
+        for _, state in saved
+        for value in state.values()
+        if type(value) in (list, dict, set, deque)
     ]
     try:
         for module, state in saved:
@@ -107,7 +114,9 @@ def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]
         return found if found is not None else stand_ins.setdefault(id(tensor), tensor.detach().clone())
 
     for registry in ("_parameters", "_buffers"):
-        vars(module)[registry] = {name: item if item is None else stand_in(item) for name, item in state[registry].items()}
+        vars(module)[registry] = {
+            name: item if item is None else stand_in(item) for name, item in state[registry].items()
+        }
     for name, value in state.items():
         if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
             vars(module)[name] = map_tensors(value, stand_in)
@@ -193,6 +202,7 @@ def run(
     Returns:
         The tensors that the network returned, and those that it left in its modules' attributes.
     """
+
     def change(tensor: Tensor) -> Tensor:
         return tensor.clone() if trace.real else blank(tuple(tensor.shape), tensor.dtype)
 

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pruning.labels import Call, Labels
     from pruning.rehearsal import Failure
     from pruning.structure import Structure
-    from pruning.trace import Call, Labels
 
 
 class Rows(NamedTuple):
@@ -123,7 +123,8 @@ def _reshaped_ones(call: Call, rows: Rows) -> Rows | None:
 
 def _viewed(rows: Rows, choices: list[Any], out: Tensor) -> Rows | None:
     """A split dimension splits the table; a merged one no longer tells rows apart."""
-    table, dims = rows.table, []
+    table = rows.table
+    dims: list[int | None] = []
     shape: list[int] = []
     for dim, size in zip(rows.dims, table.shape, strict=True):
         block = next((block for block in choices[0] if dim in block[0]), None) if choices else None
@@ -149,10 +150,10 @@ def _parts(call: Call, rows: Rows) -> list[Rows | None]:
         return [rows._replace(dims=left) for _ in call.outs]
     axis = rows.dims.index(dim)
     if single:
-        left = [other for place, other in enumerate(rows.dims) if place != axis]
-        dims = tuple(other - 1 if other is not None and other > dim else other for other in left)
+        others = [other for place, other in enumerate(rows.dims) if place != axis]
+        dims = tuple(other - 1 if other is not None and other > dim else other for other in others)
         picked = range(len(call.outs)) if name == "aten.unbind" else [call["index"]]
-        return [Rows(rows.table.take(index, axis), dims, rows.path) for index in picked]
+        return [Rows(np.asarray(rows.table.take(index, axis)), dims, rows.path) for index in picked]
     if name == "aten.slice":
         index = [slice(None)] * rows.table.ndim
         index[axis] = slice(call["start"], call["end"], call["step"])

@@ -32,7 +32,7 @@ class _Shapes:
             for other in (f"{name}_v", f"{name}_orig"):  # weight_norm and spectral_norm of old
                 tensor = module._parameters.get(other) if tensor is None else tensor
             if tensor is None and name in getattr(module, "parametrizations", {}):
-                originals = module.parametrizations[name]
+                originals: Any = module.get_submodule(f"parametrizations.{name}")
                 tensor = getattr(originals, "original", getattr(originals, "original1", None))
             if tensor is not None:
                 return self.by_id.get(id(tensor), tuple(tensor.shape))
@@ -129,9 +129,7 @@ _BY_TYPE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
 )
 
 
-def module_integers(
-    model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()
-) -> list[Attribute]:
+def module_integers(model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()) -> list[Attribute]:
     """Returns (module, attribute, value) of what torch's own modules must say once tensors have new shapes.
 
     Args:
@@ -197,7 +195,9 @@ class Cuts:
                         f"shape {tuple(parameter.shape)}; make a new optimizer after pruning."
                     )
 
-    def add_companion(self, companion: MutableMapping[str, Tensor], tensors: dict[str, Tensor], keeps: dict[int, Keep]) -> None:
+    def add_companion(
+        self, companion: MutableMapping[str, Tensor], tensors: dict[str, Tensor], keeps: dict[int, Keep]
+    ) -> None:
         """Cuts tensors that somebody keeps by parameter name."""
         for name, value in companion.items():
             tensor = tensors.get(name)
@@ -205,7 +205,9 @@ class Cuts:
             if keep is None or tensor is None or not isinstance(value, Tensor):
                 continue
             if not _fits(value, tensor):
-                raise UsageError(f"The companion {name} has shape {tuple(value.shape)}, the network's {tuple(tensor.shape)}.")
+                raise UsageError(
+                    f"The companion {name} has shape {tuple(value.shape)}, the network's {tuple(tensor.shape)}."
+                )
             self.places.append((companion, name, cut(value, keep)))
 
     def apply(self) -> None:
@@ -222,7 +224,7 @@ class Cuts:
                     _put(tensor, smaller, gradient)
             except RuntimeError as error:
                 for tensor, whole, gradient in done:
-                    tensor.set_(whole)
+                    tensor.set_(whole)  # type: ignore[call-overload]
                     tensor.grad = gradient if tensor.is_leaf else None
                 message = (str(error).splitlines() or [""])[0]
                 raise UsageError(f"A tensor could not be replaced ({message}); nothing was changed.") from error
@@ -247,7 +249,7 @@ def replace(tensor: Tensor, smaller: Tensor) -> None:
     """Gives a tensor other contents of another shape; references, hooks and `requires_grad` stay as they are."""
     # `.data =` would leave a stale shape behind in gradient accumulators that are alive, and break the next backward.
     tensor.grad = None if tensor.is_leaf else tensor.grad
-    tensor.set_(smaller)
+    tensor.set_(smaller)  # type: ignore[call-overload]
 
 
 def set_integers(attributes: Iterable[Attribute]) -> None:
@@ -265,10 +267,10 @@ def pack_recurrent(model: nn.Module) -> None:
 
 # -- shapes from a file ------------------------------------------------------------------------------------------------
 
-_CHOSEN = frozenset(  # integers that say how, not how wide
-    "num_heads nhead heads kernel_size stride padding dilation groups num_layers depth num_classes num_groups training "
-    "reduction ratio scale_factor upscale_factor downscale_factor".split()
-)
+_CHOSEN = frozenset((  # integers that say how, not how wide
+    "num_heads", "nhead", "heads", "kernel_size", "stride", "padding", "dilation", "groups", "num_layers", "depth",
+    "num_classes", "num_groups", "training", "reduction", "ratio", "scale_factor", "upscale_factor", "downscale_factor",
+))  # fmt: skip
 
 
 def integers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -290,7 +292,9 @@ def _is_integers(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def resize_like(model: nn.Module, state_dict: Mapping[str, Any], integers: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+def resize_like(
+    model: nn.Module, state_dict: Mapping[str, Any], integers: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Gives a dense network the shapes of a pruned one's state dict; values are left to `load_state_dict`.
 
     Args:
@@ -302,7 +306,10 @@ def resize_like(model: nn.Module, state_dict: Mapping[str, Any], integers: Mappi
     Raises:
         UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
     """
-    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     shapes: dict[int, Shape] = {}
     for name, tensor in tensors.items():
         value = state_dict.get(name)
@@ -316,7 +323,12 @@ def resize_like(model: nn.Module, state_dict: Mapping[str, Any], integers: Mappi
     attributes = module_integers(model, shapes) + _own_integers(model, shapes)
     if integers is not None:
         modules = dict(model.named_modules())
-        attributes = [(modules[path], name, value) for path, own in integers.items() if path in modules for name, value in own.items()]
+        attributes = [
+            (modules[path], name, value)
+            for path, own in integers.items()
+            if path in modules
+            for name, value in own.items()
+        ]
     with torch.no_grad():
         for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
             if id(tensor) in shapes:
@@ -328,7 +340,9 @@ def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]
     """Widths that a user's module keeps, guessed from its own and its children's tensors."""
     found: list[Attribute] = []
     for module in model.modules():
-        if isinstance(module, tuple(kind for kinds, _ in _BY_TYPE for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))):
+        if isinstance(
+            module, tuple(kind for kinds, _ in _BY_TYPE for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        ):
             continue
         widths: dict[int, set[int]] = {}
         for owner in (module, *module.children()):
@@ -363,7 +377,9 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
     state = source.get("state_dict", source)
     missing = set(model.state_dict()) ^ set(state)
     if missing:
-        raise UsageError(f"The file does not fit {type(model).__name__}: {sorted(missing)[0]} is only in one of the two.")
+        raise UsageError(
+            f"The file does not fit {type(model).__name__}: {sorted(missing)[0]} is only in one of the two."
+        )
     named_tensors(model)
     resize_like(model, state, source.get("integers") if state is not source else None)
     model.load_state_dict(state)

@@ -1,7 +1,7 @@
 """Labels joined into nodes: arrays only, no network in sight.
 
-Every index of every dimension of every parameter and buffer has a label. `Structure` takes what a trace collected (ties,
-pins, losses, roles), finds the connected components, and keeps for every label which node it belongs to.
+Every index of every dimension of every parameter and buffer has a label. `Structure` takes what a trace collected
+(ties, pins, losses, roles), finds the connected components, and keeps for every label which node it belongs to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pruning.trace import Labels
+from pruning.labels import Labels
 
 Mask = NDArray[np.bool_]
 

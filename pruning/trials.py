@@ -38,7 +38,7 @@ def try_out(seen: Observer) -> None:
 
 def _pin(structure: Structure, nodes: np.ndarray, operation: str, module: str, message: str) -> None:
     whole = np.flatnonzero(np.isin(structure.group_of_node, structure.group_of_node[nodes]))
-    rows = [structure.labels_of_node(node) for node in whole]
+    rows = [structure.labels_of_node(int(node)) for node in whole]
     structure.pin(rows, operation, module, f"the code does not go along: {message}")
     structure.assemble()
 
@@ -159,7 +159,9 @@ def _square_weights(seen: Observer, modules: set[str]) -> list[tuple[np.ndarray,
     for dimension in seen.structure.dimensions:
         if any(dimension.name.startswith(f"{module}.") or not module for module in modules):
             sides.setdefault(dimension.name, {})[dimension.dim] = dimension
-    pairs = [(dims[0], dims[1]) for name, dims in sides.items() if set(dims) == {0, 1} and seen.tensors[name].dim() == 2]
+    pairs = [
+        (dims[0], dims[1]) for name, dims in sides.items() if set(dims) == {0, 1} and seen.tensors[name].dim() == 2
+    ]
     return [(seen.structure.labels_of(rows), seen.structure.labels_of(columns))
             for rows, columns in pairs if rows.size in [times * columns.size for times in (1, 2, 3, 4)]]  # fmt: skip
 

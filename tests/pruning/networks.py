@@ -87,7 +87,9 @@ def pooled_flatten() -> nn.Module:
 
 @case(lambda: torch.randn(2, 3, 9, dtype=torch.float64), 6)
 def one_dimensional() -> nn.Module:
-    return nn.Sequential(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.PReLU(6), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(18, 4))
+    return nn.Sequential(
+        nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.PReLU(6), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(18, 4)
+    )
 
 
 @case(lambda: torch.randn(2, 2, 4, 6, 6, dtype=torch.float64), 6)
@@ -281,7 +283,9 @@ def grouped() -> nn.Module:
 
 @case(picture(), 20)
 def depthwise() -> nn.Module:
-    return nn.Sequential(conv(3, 6), conv(6, 6, groups=6), conv(6, 8, 1), conv(8, 16, groups=8), conv(16, 6, 1), Head(6))
+    return nn.Sequential(
+        conv(3, 6), conv(6, 6, groups=6), conv(6, 8, 1), conv(8, 16, groups=8), conv(16, 6, 1), Head(6)
+    )
 
 
 @case(picture(), 6)
@@ -298,7 +302,12 @@ class InvertedResidual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.wide, self.deep, self.narrow = conv(3, 6), conv(6, 12, 1), conv(12, 12, groups=12), nn.Conv2d(12, 6, 1)
+        self.stem, self.wide, self.deep, self.narrow = (
+            conv(3, 6),
+            conv(6, 12, 1),
+            conv(12, 12, groups=12),
+            nn.Conv2d(12, 6, 1),
+        )
         self.squeeze, self.excite = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
         self.gamma, self.head = nn.Parameter(torch.randn(6, 1, 1)), Head(6)
 
@@ -483,7 +492,7 @@ class FrozenNorm(nn.Module):
             self.register_buffer(name, torch.rand(6) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = (self.weight.reshape(1, -1, 1, 1) * (self.var.reshape(1, -1, 1, 1) + 1e-5).rsqrt())
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
         return self.head(self.one(x) * scale + self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
 
 
@@ -494,7 +503,10 @@ class FrozenNorm(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.gru = nn.LSTM(6, 7, num_layers=2, batch_first=True), nn.GRU(7, 5, batch_first=True, bidirectional=True)
+        self.lstm, self.gru = (
+            nn.LSTM(6, 7, num_layers=2, batch_first=True),
+            nn.GRU(7, 5, batch_first=True, bidirectional=True),
+        )
         self.out = nn.Linear(10, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -636,7 +648,11 @@ class Mixture(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.up, self.down = nn.Linear(6, 3), nn.Parameter(torch.randn(3, 6, 7)), nn.Parameter(torch.randn(3, 7, 4))
+        self.gate, self.up, self.down = (
+            nn.Linear(6, 3),
+            nn.Parameter(torch.randn(3, 6, 7)),
+            nn.Parameter(torch.randn(3, 7, 4)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.einsum("bnc,ech->bneh", x, self.up).relu()

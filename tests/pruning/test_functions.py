@@ -22,7 +22,9 @@ from pruning.graph import DependencyGraph
         (nn.Linear(6, 8), [1, 4], [0, 7], (2, 6)),
     ],
 )
-def test_in_and_out_channels(module: nn.Module, gone_in: list[int], gone_out: list[int], shape: tuple[int, ...]) -> None:
+def test_in_and_out_channels(
+    module: nn.Module, gone_in: list[int], gone_out: list[int], shape: tuple[int, ...]
+) -> None:
     x = torch.randn(shape)
     left_in = [i for i in range(shape[1]) if i not in gone_in]
     masked = x.clone()
@@ -51,7 +53,9 @@ def test_depthwise_loses_inputs_and_outputs() -> None:
     assert (module.groups, module.in_channels, module.out_channels) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.GroupNorm(6, 6), nn.InstanceNorm2d(6, affine=True), nn.PReLU(6)])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(6), nn.GroupNorm(6, 6), nn.InstanceNorm2d(6, affine=True), nn.PReLU(6)]
+)
 def test_channelwise_modules(norm: nn.Module) -> None:
     x = torch.randn(3, 6, 4, 4)
     norm.eval()

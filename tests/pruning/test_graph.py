@@ -116,7 +116,9 @@ def test_reduce_refuses(arguments: dict[str, str]) -> None:
         graph.reduce_to_nodes({"0.0.weight": torch.zeros(3)})
 
 
-@pytest.mark.parametrize("name", ["plain", "KeepsFeatures", "Recurrent", "DependsOnData", "spectral_norm", "AuxiliaryHead"])
+@pytest.mark.parametrize(
+    "name", ["plain", "KeepsFeatures", "Recurrent", "DependsOnData", "spectral_norm", "AuxiliaryHead"]
+)
 def test_the_network_is_left_alone(name: str) -> None:
     case = NETWORKS[name]
     model, inputs = case.build().double(), case.inputs()
@@ -148,7 +150,11 @@ def test_keep_and_tie() -> None:
     class TwoTowers(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one, self.two, self.ends = nn.Linear(3, 6), nn.Linear(3, 6), nn.ModuleList([nn.Linear(6, 2), nn.Linear(6, 2)])
+            self.one, self.two, self.ends = (
+                nn.Linear(3, 6),
+                nn.Linear(3, 6),
+                nn.ModuleList([nn.Linear(6, 2), nn.Linear(6, 2)]),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.ends[0](self.one(x).relu()) + self.ends[1](self.two(x).relu())
@@ -262,3 +268,9 @@ def test_resnet18_has_its_nodes() -> None:
     graph = DependencyGraph(torchvision.models.resnet18(), torch.randn(1, 3, 64, 64))
     assert len(graph.nodes) == 64 * 3 + 128 * 3 + 256 * 3 + 512 * 3 == 2880
     assert not graph.inexact.any()
+
+
+def test_a_batch_of_one_is_doubled_for_training() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    graph = DependencyGraph(model, torch.randn(1, 3))
+    assert len(graph.nodes) == 6 and not graph.seen.notes

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.pruning.networks import NETWORKS
 from torch import nn
 
 from pruning.graph import DependencyGraph
 from pruning.plan import PruningPlan
 from pruning.sandbox import tensors_within
+from tests.pruning.networks import NETWORKS
 
 
 def randomise(model: nn.Module) -> nn.Module:

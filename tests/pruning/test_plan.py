@@ -31,8 +31,9 @@ def test_resnet18_first_layer() -> None:
     assert plan.parameters_removed == 11_211
     lines = {(line.path, line.dim): line for line in plan.lines()}
     assert set(lines) == {
-        ("conv1", 0), ("bn1", 0), ("layer1.0.conv1", 1), ("layer1.0.conv2", 0), ("layer1.0.bn2", 0), ("layer1.1.conv1", 1),
-        ("layer1.1.conv2", 0), ("layer1.1.bn2", 0), ("layer2.0.conv1", 1), ("layer2.0.downsample.0", 1),
+        ("conv1", 0), ("bn1", 0), ("layer1.0.conv1", 1), ("layer1.0.conv2", 0), ("layer1.0.bn2", 0),
+        ("layer1.1.conv1", 1), ("layer1.1.conv2", 0), ("layer1.1.bn2", 0),
+        ("layer2.0.conv1", 1), ("layer2.0.downsample.0", 1),
     }  # fmt: skip
     assert str(lines["conv1", 0]).startswith("prune_conv on conv1 (Conv2d) dim 0, Indexs=[2, 6, 9], NumPruned=441")
     assert lines["layer2.0.conv1", 1].function == "prune_related_conv"

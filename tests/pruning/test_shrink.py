@@ -44,7 +44,9 @@ def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
     fresh = NETWORKS[name].build().double().eval()
     loaded = load_pruned(fresh, tmp_path / "small.pt")
     assert loaded is fresh
-    assert [parameter.shape for parameter in fresh.parameters()] == [parameter.shape for parameter in model.parameters()]
+    assert [parameter.shape for parameter in fresh.parameters()] == [
+        parameter.shape for parameter in model.parameters()
+    ]
     for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
         assert torch.equal(got, wanted)
 
