@@ -202,11 +202,11 @@ class Outcome(NamedTuple):
     share: float
 
 
-def coverage(max_parameters: float) -> None:
-    """Prints for every torchvision classifier what came of it."""
+def coverage(names: list[str], max_parameters: float) -> None:
+    """Prints for every classifier what came of it."""
     print(f"{'':<24}{'ours':>6}{'theirs':>8}   (share of output channels removed, or why it does not run)")
     found: list[tuple[Outcome, Outcome]] = []
-    for name in torchvision.models.list_models(module=torchvision.models):
+    for name in names:
         size = next(iter(torchvision.models.get_model_weights(name))).meta["num_params"] / 1e6
         if size > max_parameters:
             print(f"{name:<24}left out: {size:.0f} million parameters")
@@ -248,7 +248,7 @@ def exercise(model: nn.Module, inputs: torch.Tensor) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=TIMED, help="torchvision classifiers to time, with commas between")
+    parser.add_argument("--models", help=f"classifiers, with commas between; default: {TIMED}; with --coverage all")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
@@ -267,9 +267,10 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     print(f"{versions}, {options.threads} threads, medians of {options.turns} turns, {clock.__name__}")
     if options.coverage:
-        coverage(options.max_parameters)
+        everything = torchvision.models.list_models(module=torchvision.models)
+        coverage(options.models.split(",") if options.models else everything, options.max_parameters)
         return
-    times(options.models.split(","), options.turns, options.size, clock)
+    times((options.models or TIMED).split(","), options.turns, options.size, clock)
     million(options.turns, clock)
 
 
