@@ -32,7 +32,7 @@ def scaled(width: int, multiplier: float) -> int:
 
 
 def dense_stack(sizes: Sequence[int], *, dropout: float, norm: bool = False) -> list[nn.Module]:
-    """Returns dropout and a linear layer for each step of `sizes`; (a norm and) an activation after all but the last."""
+    """Returns dropout and a linear layer for each step of `sizes`; an activation (and a norm) after all but one."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
         # Dropout stands there at rate 0 too (it costs nothing then): the names in a checkpoint don't hang on the rate.

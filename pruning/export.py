@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from pruning.count import batch_size_of, call, device_of, mapped, tensors_in
 from pruning.errors import UsageError
+from pruning.labels import RUN_ERRORS
 from pruning.sandbox import map_tensors, split_inputs
-from pruning.trace import RUN_ERRORS
 from pruning.tryout import still
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}

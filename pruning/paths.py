@@ -21,9 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pruning.count import device_of, mapped, plain_attention, tensors_in
+from pruning.labels import RUN_ERRORS
 from pruning.rules import RULES, pointwise
 from pruning.sandbox import split_inputs
-from pruning.trace import RUN_ERRORS
 from pruning.tryout import State, still
 
 

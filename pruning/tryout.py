@@ -15,8 +15,8 @@ from torch.func import functional_call
 from pruning import count
 from pruning.count import device_of, mapped, quiet_eval
 from pruning.errors import UsageError
+from pruning.labels import RUN_ERRORS
 from pruning.sandbox import split_inputs
-from pruning.trace import RUN_ERRORS
 
 State = dict[str, Tensor]
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
