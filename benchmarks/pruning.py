@@ -40,7 +40,7 @@ from pruning.trace import RUN_ERRORS  # noqa: E402
 TIMED = "resnet50,densenet121,vit_b_16,convnext_tiny,mobilenet_v3_large,efficientnet_v2_m,densenet201"
 CLASSES = 1000
 Clock = Callable[[], float]
-FIXED_SIZES = ("vit_", "maxvit")  # made for pictures of 224 x 224 alone
+SIZES = {"vit_": 224, "maxvit": 224, "inception": 299}  # made for one size of pictures; the others take any
 
 
 # -- the two ways ------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def coverage(names: list[str], max_parameters: float) -> None:
 
 def outcome(action: Callable[..., None], name: str) -> Outcome:
     """Removes half of every layer and runs what is left, as far as that goes."""
-    model, size = build(name), 224 if name.startswith(FIXED_SIZES) else 96
+    model, size = build(name), next((size for start, size in SIZES.items() if name.startswith(start)), 96)
     before = channels(model)
     try:
         action(model.eval(), torch.randn(1, 3, size, size), local=True)

@@ -15,6 +15,9 @@ from pruning.export import SUFFIXES, check_export, export
 from tests.pruning.small_networks import Attention, build
 
 # The exporter to ONNX takes seconds to try and fail.
+# ONNX is an optional extra; a plain installation has not got it.
+ONNX_THERE = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
+NEEDS_ONNX = pytest.mark.skipif(not ONNX_THERE, reason="needs the onnx extra")
 WITH_SLOW_ONNX = ["torch_export", pytest.param("onnx", marks=pytest.mark.slow)]
 
 
@@ -40,7 +43,7 @@ def pruned(maker, shape):
 
 
 @pytest.mark.parametrize("maker, shape, kind", [
-    (lambda: LeNet5(10, (1, 16, 16)), (1, 16, 16), "onnx"),
+    pytest.param(lambda: LeNet5(10, (1, 16, 16)), (1, 16, 16), "onnx", marks=NEEDS_ONNX),
     (lambda: ResNet20(10, (3, 16, 16)), (3, 16, 16), "torch_export"),
     pytest.param(lambda: ResNet20(10, (3, 16, 16)), (3, 16, 16), "onnx", marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -65,7 +68,9 @@ class TwoInTwoOut(nn.Module):
         return {"sum": joined, "largest": joined.amax(1)}
 
 
-@pytest.mark.parametrize("kind, form", [("onnx", tuple), ("torch_export", tuple), ("torch_export", dict)])
+@pytest.mark.parametrize(
+    "kind, form", [pytest.param("onnx", tuple, marks=NEEDS_ONNX), ("torch_export", tuple), ("torch_export", dict)]
+)
 def test_several_inputs_and_outputs(kind, form, tmp_path):
     model, one, two = build(TwoInTwoOut), torch.randn(2, 3), torch.randn(2, 2)
     path = tmp_path / f"both{SUFFIXES[kind]}"
@@ -142,8 +147,8 @@ def test_a_failure_leaves_the_file_of_before(tmp_path):
 
 
 def test_missing_packages_are_named_with_the_command(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    there = {"onnx": True, "onnxscript": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name])
     with pytest.raises(UsageError, match="needs onnxscript, which is not installed: pip install onnxscript$"):
         check_export("onnx")
     check_export("torch_export")
