@@ -67,7 +67,17 @@ class Commands:
         return errors[0]
 
     def runs(self) -> list[Path]:
-        return sorted(self.results.iterdir()) if self.results.is_dir() else []
+        # By age: two runs of one second are told apart by name only, and names sort by criterion.
+        return (
+            sorted(
+                self.results.iterdir(),
+                key=lambda path: (
+                    (path / "settings.yaml").stat().st_mtime_ns if (path / "settings.yaml").exists() else 0
+                ),
+            )
+            if self.results.is_dir()
+            else []
+        )
 
     def _everything(self) -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in self.results.rglob("*") if path.is_file()}
