@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from models.MLP5 import MLP5
-from tests.running import QUICK, Commands
+from tests.running import QUICK, Commands, write_plug_in
 from utils.registry import KINDS, ROOT, names
 from utils.settings import Core
 
@@ -327,6 +327,35 @@ def test_finished_model_can_be_evaluated_with_its_masks(command):
         assert evaluated.result["weights_left"] == result["weights_left"]
         assert evaluated.result["checkpoint"] == str(name)
         assert {"git_commit", "versions", "hardware", "threads"} <= set(evaluated.result)
+
+
+def test_evaluation_takes_network_and_data_from_the_run(command, tmp_path):
+    """Nothing of what defines them is typed again, plug-ins and their flags included."""
+    source = """
+        from models.MLP5 import MLP5
+
+
+        class Mine(MLP5):
+            def __init__(self, num_classes, input_shape, *, width: int = 8):
+                super().__init__(num_classes, input_shape, hidden=width)
+        """
+    plug_ins = write_plug_in(tmp_path / "mine", "models", "Mine", source)
+    own = ["--plugin_dir", plug_ins, "--model", "Mine", "--width", "11"]
+    trained = command(*own, "--epochs", "1", "--limit_batches", "1", "--no-tensorboard")
+    few = ["--limit_batches", "1", "--run_name", "zz"]
+    evaluated = command("--eval", "--checkpoint_name", trained.folder.name, *few)
+    assert evaluated.result["test_accuracy"] == trained.result["test_accuracy"]
+    assert evaluated.result["model"] == "Mine" and evaluated.result["weights_total"] == trained.result["weights_total"]
+    more = ["--checkpoint_name", trained.folder, "--prune_criterion", "EmptyCrit", "--epochs", "1", *few]
+    assert command(*more).result["model"] == "Mine", "the same when training goes on from there"
+    line = command.refused("--eval", "--width", "12", "--checkpoint_name", trained.folder.name)
+    assert "(11, 64) there and (12, 64) here" in line, "what is typed wins"
+
+
+def test_another_model_takes_no_flags_from_the_run(command):
+    trained = command.quick().folder
+    line = command.refused("--eval", "--model", "LeNet300", "--checkpoint_name", trained)
+    assert "than LeNet300" in line and "--model MLP5" in line and "hidden" not in line
 
 
 def test_training_from_a_checkpoint_keeps_its_masks(command):

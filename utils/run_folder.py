@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from pruning.errors import UsageError, nearest
+from pruning.errors import UsageError
 from utils import settings
 from utils.files import write_atomic
 from utils.registry import KINDS, ROOT
+from utils.runs import find_run, read_settings
 from utils.settings import Settings
 
 RESUMABLE = ["resume", "results_dir", "quiet", "max_training_minutes", "device", "workers"]
@@ -53,22 +54,11 @@ class RunFolder:
     @classmethod
     def open(cls, name: str, results_dir: str) -> RunFolder:
         """Finds a run by path or by its name under the results folder; the error lists the runs there are."""
-        for path in (Path(name).expanduser(), Path(results_dir).expanduser() / name):
-            if name and (path / "settings.yaml").is_file():
-                return cls(path.resolve())
-        runs = list_runs(results_dir)
-        known = f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {results_dir} yet."
-        raise UsageError(f"There is no run {name!r}.{nearest(name, runs)} {known}")
+        return cls(find_run(name, results_dir))
 
     def settings(self) -> dict[str, Any]:
         """Returns the saved settings."""
-        try:
-            content = yaml.safe_load(self.settings_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{self.settings_file} cannot be read: {error}.") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"{self.settings_file} is damaged: it holds no settings.")
-        return content
+        return read_settings(self.settings_file)
 
     def result(self) -> dict[str, Any]:
         """Returns result.json, empty where there is none yet."""
@@ -103,12 +93,6 @@ def resumed(argv: Sequence[str]) -> tuple[RunFolder, Settings] | None:
     if chosen.core.eval:
         raise UsageError(f"--resume {typed['resume']}: this was an evaluation; only training can be taken up again.")
     return folder, chosen
-
-
-def list_runs(results_dir: str) -> list[str]:
-    """Returns the names of the runs in a results folder, oldest first."""
-    folder = Path(results_dir).expanduser()
-    return sorted(path.parent.name for path in folder.glob("*/settings.yaml")) if folder.is_dir() else []
 
 
 def _make_unique(results: Path, name: str) -> Path:

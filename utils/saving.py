@@ -8,7 +8,8 @@ from typing import Any
 from pruning import PrunableNetwork, UsageError
 from pruning.errors import nearest
 from utils import checkpoints
-from utils.run_folder import RunFolder, list_runs
+from utils.run_folder import RunFolder
+from utils.runs import known_runs
 from utils.settings import Core
 
 
@@ -91,9 +92,7 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
         except UsageError as error:
             raise UsageError(f"{error}{_made_with(core)}") from error
     elif core.eval:
-        runs = list_runs(core.results_dir)
-        known = f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {core.results_dir} yet."
-        raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known}")
+        raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
 
 
 def _made_with(core: Core) -> str:

@@ -1,7 +1,7 @@
 """From what the user typed to one set of checked values.
 
-What the user typed wins over --config, that over the presets in autoconfig.json, those over what the chosen parts
-want, that over defaults.
+What the user typed wins over --config, that over what the run of a checkpoint was made with (its network and data),
+that over the presets in autoconfig.json, those over what the chosen parts want, that over defaults.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from utils.command_line import make_parser
 from utils.flags import OWN, REQUIRED, Flag, flags_of
 from utils.presets import checked, presets, read_yaml
 from utils.registry import KINDS, ROOT
+from utils.runs import find_run, taken_over
 
 CORE_ALIASES = {"pruning_rate": "pruning_limit"}
 
@@ -173,6 +174,7 @@ def parse(argv: Sequence[str]) -> Settings | None:
     """
     typed_core, _ = typed(argv)
     config = _read_config(typed_core.get("config", ""), typed_core.get("plugin_dir"))
+    config = _of_checkpoint(config | typed_core) | config
     values, _ = _resolve([config, typed_core])
     outer = _chosen(values)
     # Only with the flags of the parts is it known whether one of them was given a criterion, which has flags too.
@@ -344,6 +346,12 @@ def _check_extras(extras: list[str], flags: list[Flag]) -> list[str]:
 
 def _unused(name: str, owner: Flag) -> str:
     return f"--{name} is not used: it belongs to {owner.group}."
+
+
+def _of_checkpoint(users: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that --checkpoint_name names says about its network and data."""
+    name = str(users.get("checkpoint_name") or "")
+    return taken_over(find_run(name, str(users.get("results_dir", Core().results_dir))), users) if name else {}
 
 
 def _read_config(path: str, plugin_dir: str | None) -> dict[str, Any]:

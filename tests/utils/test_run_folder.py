@@ -8,7 +8,8 @@ import yaml
 from pruning import UsageError
 from tests.running import write_plug_in
 from utils import run_folder, settings
-from utils.run_folder import RunFolder, list_runs
+from utils.run_folder import RunFolder
+from utils.runs import list_runs
 
 
 class FrozenClock(datetime):
