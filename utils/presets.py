@@ -77,12 +77,17 @@ def presets(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
             yield preset, value, f"{AUTOCONFIG}, {setting} {name}"
 
 
+def switches() -> dict[str, dict[str, Any]]:
+    """Returns what autoconfig.json has under "switch": a flag -> the settings that giving it stands for."""
+    return _read_autoconfig().get("switch", {})
+
+
 def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
     try:
         table = json.loads(AUTOCONFIG.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
-    settings = {setting for setting, _ in KINDS.values()}
+    settings = {"switch", *(setting for setting, _ in KINDS.values())}
     if not isinstance(table, dict) or not all(_is_table(inner) for inner in table.values()):
         raise UsageError(f"{AUTOCONFIG} must hold {{setting: {{name: {{flag: value}}}}}}.")
     unknown = next((name for name in table if name not in settings), None)

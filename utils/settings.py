@@ -18,9 +18,10 @@ from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
 from utils.flags import OWN, REQUIRED, Flag, flags_of
-from utils.presets import checked, presets, read_yaml
+from utils.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
 from utils.registry import KINDS, ROOT
 from utils.runs import find_run, taken_over
+from utils.switches import Switches
 
 CORE_ALIASES = {"pruning_rate": "pruning_limit"}
 
@@ -172,28 +173,29 @@ def parse(argv: Sequence[str]) -> Settings | None:
     Raises:
         UsageError: in one line, for anything that does not fit.
     """
-    typed_core, _ = typed(argv)
-    config = _read_config(typed_core.get("config", ""), typed_core.get("plugin_dir"))
-    config = _of_checkpoint(config | typed_core) | config
-    values, _ = _resolve([config, typed_core])
+    config, short = _read_config(argv)
+    users = short.expand([config, typed(argv, short.flags)[0]])
+    start = _of_checkpoint(_merged(users))
+    values, _ = _resolve([start, *users])
     outer = _chosen(values)
     # Only with the flags of the parts is it known whether one of them was given a criterion, which has flags too.
     flags = _chosen(values | vars(make_parser(outer, _aliases(outer)).parse_known_args(list(argv))[0]))
     if {"-h", "--help"} & set(argv):
-        _print_help(config | typed_core, flags)
+        _print_help([start, *users], flags)
         return None
-    namespace, extras = make_parser(flags, _aliases(flags)).parse_known_args(list(argv))
-    warnings = _check_extras(extras, flags)
-    values, origins = _resolve([config, _without_aliases(vars(namespace), flags)])
+    typable = [*flags, *short.flags]
+    namespace, extras = make_parser(typable, _aliases(flags)).parse_known_args(list(argv))
+    warnings = _check_extras(extras, typable, values)
+    values, origins = _resolve([start, *short.expand([config, _without_aliases(vars(namespace), flags)])])
     values |= _checked_wishes(values, origins, flags)
-    names = {flag.name for flag in flags}
-    warnings += [_unused(name, every_flag()[name]) for name in config if name not in names]
+    names = {flag.name for flag in typable}
+    warnings += [_unused(name, every_flag()[name]) for name in start | config if name not in names]
     return _finish(values, flags, warnings)
 
 
-def typed(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the core settings that were typed, and the arguments that are no core settings."""
-    flags = core_flags()
+def typed(argv: Sequence[str], switches: Iterable[Flag] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Returns the core settings and switches that were typed, and the arguments that are none of them."""
+    flags = [*core_flags(), *switches]
     namespace, others = make_parser(flags, _aliases(flags)).parse_known_args(list(argv))
     return vars(namespace), others
 
@@ -224,14 +226,18 @@ def _value(flag: Flag, values: Mapping[str, Any]) -> Any:
     return flag.check(values[flag.name]) if flag.name in values else flag.default
 
 
-def _print_help(users: Mapping[str, Any], flags: list[Flag]) -> None:
+def _print_help(layers: list[dict[str, Any]], flags: list[Flag]) -> None:
     """Prints the flags with the defaults that hold for the chosen parts, presets included."""
+    users = _merged(layers)
     chosen = {setting: users[setting] for setting, _ in KINDS.values() if setting in users}
     below, _ = _resolve([chosen | {name: users[name] for name in ("autoconfig",) if name in users}])
     flags = [
         dataclasses.replace(flag, default=below[flag.name]) if flag.name in below and flag.name not in users else flag
         for flag in flags
     ]
+    if users.get("autoconfig", True):
+        short, names = Switches(switches(), core_flags()), {flag.name for flag in flags}
+        flags += [flag for flag in (*short.flags, *short.choosing) if flag.name not in names]
     make_parser(flags, _aliases(flags), grouped=True).print_help()
 
 
@@ -256,9 +262,7 @@ def _resolve(layers: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, st
     Returns:
         The values, and where those stand that are not the user's.
     """
-    users: dict[str, Any] = {}
-    for layer in layers:
-        users |= layer
+    users = _merged(layers)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     # A preset may choose a part that has presets of its own; two rounds settle that.
@@ -268,6 +272,10 @@ def _resolve(layers: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, st
         values = {name: value for name, value, _ in below} | users
         origins = {name: source for name, _, source in below if name not in users}
     return values, origins
+
+
+def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for layer in layers for name, value in layer.items()}
 
 
 def _wishes(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
@@ -323,7 +331,7 @@ def every_flag() -> dict[str, Flag]:
     return known
 
 
-def _check_extras(extras: list[str], flags: list[Flag]) -> list[str]:
+def _check_extras(extras: list[str], flags: list[Flag], values: Mapping[str, Any]) -> list[str]:
     """Warns of flags that no chosen part uses, and refuses those that nothing uses."""
     warnings, known, follows = [], None, False
     for extra in extras:
@@ -337,8 +345,10 @@ def _check_extras(extras: list[str], flags: list[Flag]) -> list[str]:
         aliases = _aliases(list(known.values()))
         owner = known.get(aliases.get(name, name.removeprefix("no-")))
         if owner is None:
-            names = [*known, *aliases, *(flag.name for flag in flags)]
-            raise UsageError(f"There is no flag --{name}.{nearest(name, names, prefix='--')} See --help.")
+            presets_hold = values.get("autoconfig", True)
+            names = [*known, *aliases, *(flag.name for flag in flags), *(switches() if presets_hold else ())]
+            why = "" if presets_hold else " Switches in utils/autoconfig.json are off with --disable_autoconfig."
+            raise UsageError(f"There is no flag --{name}.{nearest(name, names, prefix='--')}{why} See --help.")
         follows = True
         warnings.append(_unused(name, owner))
     return warnings
@@ -354,12 +364,29 @@ def _of_checkpoint(users: Mapping[str, Any]) -> dict[str, Any]:
     return taken_over(find_run(name, str(users.get("results_dir", Core().results_dir))), users) if name else {}
 
 
-def _read_config(path: str, plugin_dir: str | None) -> dict[str, Any]:
-    """Reads --config; the folder of the user's plug-ins, typed or in the file, is added first: it may hold flags."""
-    content, where = read_yaml(path) if path else ({}, str)
-    registry.use_plugin_dir(str(plugin_dir if plugin_dir is not None else content.get("plugin_dir") or ""))
-    known = {flag.name: flag for flag in core_flags()}
+def _read_config(argv: Sequence[str]) -> tuple[dict[str, Any], Switches]:
+    """Reads --config, and looks up the switches that it or the command line mentions.
+
+    The folder of the user's plug-ins, typed or in the file, is added first: it may hold flags.
+    """
+    core, _ = typed(argv)
+    content, where = read_yaml(core["config"]) if core.get("config") else ({}, str)
+    registry.use_plugin_dir(str(core.get("plugin_dir", content.get("plugin_dir")) or ""))
+    mentioned = {word.split("=")[0].removeprefix("--").removeprefix("no-") for word in argv} | set(content)
+    table = switches() if core.get("autoconfig", content.get("autoconfig", True)) else {}
+    given = {
+        name: _in_their_types(settings, lambda _, name=name: f"{AUTOCONFIG}, switch {name}")  # type: ignore[misc]
+        for name, settings in table.items()
+        if name in mentioned
+    }
+    short = Switches(given, core_flags())
+    return _in_their_types(content, where, short.flags), short
+
+
+def _in_their_types(content: Mapping[str, Any], where: Lines, switches: Iterable[Flag] = ()) -> dict[str, Any]:
+    """Returns the settings of a file in the types of their flags."""
+    known = {flag.name: flag for flag in (*core_flags(), *switches)}
     if not set(content) <= set(known):
-        known = every_flag()
+        known = every_flag() | known
         known |= {alias: known[name] for alias, name in _aliases(list(known.values())).items()}
     return checked(content, known, where)
