@@ -1,9 +1,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from criterions._densities import layer_quotas, random_scores
 from pruning import Budget, Criterion, PrunableNetwork, WeightCriterion, select
 from pruning.criterion import Batches
 
@@ -47,11 +47,7 @@ class UnstructuredRandom(WeightCriterion):
             self._model_scores = {n: s.detach() for n, s in self.quotas_of.weight_scores(network, batches).items()}
             select.check_scores(self._model_scores, network.alive())
         # One order for all events, drawn anew from the seed: a run that was stopped in between goes on with the same.
-        generator = torch.Generator().manual_seed(self.seed)
-        return {
-            name: torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-            for name, weight in network.weights()
-        }
+        return random_scores(network.weights(), self.seed)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
         if isinstance(self.quotas_of, WeightCriterion):
@@ -60,15 +56,5 @@ class UnstructuredRandom(WeightCriterion):
         elif self.distribution == "global":
             return select.keep_top_global(scores, budget)
         else:
-            quotas = self._quotas(budget)
+            quotas = layer_quotas(budget, self.distribution)
         return select.keep_top_per_layer(scores, budget, quotas)
-
-    def _quotas(self, budget: Budget) -> dict[str, int]:
-        sizes = {name: mask.numel() for name, mask in budget.alive.items()}
-        density = budget.keep / sum(sizes.values())
-        densities = dict.fromkeys(sizes, density)
-        if self.distribution == "erk":
-            densities = select.erdos_renyi_kernel({n: tuple(m.shape) for n, m in budget.alive.items()}, density)
-        # Densities are of what was there at the start; no layer can keep more than is left of it.
-        left = {name: int(mask.sum()) for name, mask in budget.alive.items()}
-        return select.exact_quotas(left, {n: densities[n] * sizes[n] / max(1, left[n]) for n in sizes}, budget.keep)

@@ -5,6 +5,7 @@ from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCr
 from pruning.dead import ShrinkReport, shrink_dead
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph, keep, tie
+from pruning.growing import regrow
 from pruning.masks import WeightMasks
 from pruning.network import PrunableNetwork, PruneReport, Step
 from pruning.plan import PruningPlan
@@ -30,6 +31,7 @@ __all__ = [
     "keep",
     "load_pruned",
     "register_rule",
+    "regrow",
     "resize_like",
     "schedule",
     "select",

@@ -24,6 +24,8 @@ class Criterion:
         moment: when it acts, "before", "during" or "after" training.
         needs_data: whether its scores look at batches.
         wants: settings that the method asks for, such as {"loss": "..."}; what the user typed wins.
+        revives: whether an event may bring back weights that earlier ones removed, with the value they had; for events
+            without training between them.
         rewind_epoch: the epoch whose end is the state that training returns to after each event; None for no rewinding.
     """
 
@@ -31,6 +33,7 @@ class Criterion:
     moment: Moment = "before"
     needs_data: bool = True
     wants: ClassVar[Mapping[str, Any]] = {}
+    revives: ClassVar[bool] = False
     rewind_epoch: int | None = None
 
     def targets(self, limit: float) -> list[float]:
@@ -43,9 +46,22 @@ class Criterion:
 
 
 class WeightCriterion(Criterion):
-    """A criterion that scores single weights."""
+    """A criterion that scores single weights.
+
+    One that also has `grow_scores(network, batches)`, which returns the same form as `weight_scores`, trains sparsely
+    from the start: while training goes on, each layer's weakest weights make room for those whose grow score is
+    highest (`pruning.growing`). It may draw random numbers, from torch's own generator; the engine seeds it.
+
+    Class attributes:
+        delta_t: for those that grow, optimizer steps between updates; None for once an epoch.
+    """
 
     unit = "weights"
+    delta_t: int | None = None
+
+    def update_share(self, progress: float) -> float:
+        """Returns which share of each layer's weights an update replaces, from the share of training that is done."""
+        return 0.3
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         """Returns {parameter name: tensor of the parameter's shape} for `network.weights()`; higher is kept."""

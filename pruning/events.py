@@ -61,8 +61,12 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
         raise UsageError(f"{type(network.model).__name__}: with the outer layers left out there is nothing to prune.")
     budget = weight_budget(network, alive, event.target)
     n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
-    if budget.keep >= n_alive:
+    if budget.keep > n_alive or (budget.keep == n_alive and not criterion.revives):
         return "" if budget.keep == n_alive else "the network is already sparser than that"
+    if criterion.revives:
+        # A zero has nothing to come back with, so what was gone before the first event stays gone.
+        alive = {name: mask | (network.dense[name] != 0) for name, mask in alive.items()}
+        budget = dataclasses.replace(budget, alive=alive)
     scores = {name: score.detach() for name, score in criterion.weight_scores(network, event.batches).items()}
     check_scores(scores, alive)
     network.last_scores = scores

@@ -92,6 +92,7 @@ class PrunableNetwork:
         self.node_rules = node_rules or NodeRules()
         self.masks = WeightMasks()
         self.last_scores: dict[str, Tensor] = {}
+        self.dense: dict[str, Tensor] = {}  # between events of a criterion that revives: values of before the first one
         self._prunable = prunable_weights(model, example_inputs)
         dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
         self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
@@ -295,8 +296,10 @@ class PrunableNetwork:
         limit = check_limit(sparsity if sparsity is not None else round(1 - float(keep_ratio or 0.0), 12))
         batches = batches if hasattr(batches, "__len__") else list(batches)
         report = PruneReport(type(criterion).__name__, self.counted(criterion))
+        self.dense = {}
         for target in criterion.targets(limit):
             report.steps.append(self.prune_to(criterion, target, batches))
+        self.dense = {}
         return report
 
     def prune_to(self, criterion: Criterion, target: float, batches: Batches = (), **how: Any) -> Step:
@@ -311,8 +314,12 @@ class PrunableNetwork:
         cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
         self.note_start(structure=cuts_nodes)
         before = self.weights_left()
+        if not criterion.revives:
+            self.dense = {}
+        elif not self.dense:
+            self.dense = {name: weight.detach().clone() for name, weight in self.weights()}
         reason = carry_out(criterion, self, Event(target, batches, **how))
-        values = criterion.new_values(self, batches) or {}
+        values = self.dense | (criterion.new_values(self, batches) or {})
         with torch.no_grad():
             for name, value in values.items():
                 self.model.get_parameter(name).copy_(value)

@@ -42,6 +42,8 @@ CASES = {
     "nodes, before": ["--prune_criterion", "SNAPit", "--snip_steps", "1", "--dropout", "0.3", "--save_freq", "3"],
     "nodes, during": ["--prune_criterion", "SNAPitDuring", *DURING, "--lr_schedule", "onecycle"],
     "nodes and weights": ["--prune_criterion", "CNIPitDuring", *DURING, "--optimizer", "SGD"],
+    "growing": ["--prune_criterion", "RigL", "--delta_t", "2", "--dropout", "0.3", "--optimizer", "SGD"],
+    "coming back": ["--prune_criterion", "FORCE", "--force_steps", "5", "--pruning_limit", "0.98"],
     "random": ["--prune_criterion", "UnstructuredRandom", "--dropout", "0.5", "--l1_reg", "0.001"],
 }
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from pruning import Criterion, JointCriterion, PrunableNetwork, Step, UsageError
 from pruning.criterion import Batches
+from pruning.growing import grows
 from pruning.scores import recalibrate
+from trainers._growing import Growing
 
 
 @dataclass
@@ -71,14 +73,24 @@ class Pruning:
         self.history: list[dict[str, Any]] = []
         self.rewind_copy: dict[str, Any] | None = None
         self.initial: dict[str, Tensor] | None = None
+        self.updates: dict[int, float] = {}
+        self.growing: Growing | None = None
+        if grows(criterion) and self.targets:
+            first, invert = len(self.targets), mask_control == "invert"
+            self.growing = Growing(criterion, draw_batches, report, first=first, invert=invert, seed=seed)
         self._check_feasible()
 
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment == "train_start":
             self._keep_initial()
+            self._plan_updates(trainer)
             if self.criterion.moment == "before":
                 self._run_all(trainer)
+        elif moment == "batch_end":
+            self._grow(trainer)
         elif moment == "epoch_trained":
+            if self.growing:
+                self.growing.tell()
             if trainer.epoch == self.criterion.rewind_epoch:
                 self.rewind_copy = trainer.rewind_state()
             if self.criterion.moment == "during" and trainer.epoch in self.timing.event_epochs() and not self.complete:
@@ -119,23 +131,48 @@ class Pruning:
             _put_memory_back(memory, self.rewind_copy, trainer)
             trainer.rewind(self.rewind_copy)
         if self.complete:
+            self.network.dense = {}
+        if self._settled(trainer):
             self._apply_control()
         trainer.forget_removed()
         self.report(step.describe(self.counted))
 
     def state_dict(self) -> dict[str, Any]:
         steps = [asdict(step) for step in self.steps]
-        return {"steps": steps, "history": self.history, "rewind_copy": self.rewind_copy, "initial": self.initial}
+        kept = {"rewind_copy": self.rewind_copy, "initial": self.initial, "dense": self.network.dense}
+        return {"steps": steps, "history": self.history, **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = [Step(**step) for step in state["steps"]]
         self.history = list(state["history"])
         self.rewind_copy, self.initial = state["rewind_copy"], state["initial"]
+        weights = self.network.prunable()
+        self.network.dense = {name: value.to(weights[name].device) for name, value in state["dense"].items()}
 
     def _run_all(self, trainer: Any) -> None:
         while not self.complete:
             self.event(trainer)
             trainer.at("event_end")
+
+    def _plan_updates(self, trainer: Any) -> None:
+        if self.growing:
+            self.updates = self.growing.steps(trainer)
+            if not self.updates and not trainer.resumed:
+                name, steps = type(self.criterion).__name__, len(trainer.train_batches) * trainer.epochs
+                self.report(f"{name} grows nothing: no update of the masks falls into {steps} steps of training")
+
+    def _grow(self, trainer: Any) -> None:
+        """Moves the masks of a criterion that grows, if it is time."""
+        step = _step_of(trainer)
+        if self.growing and step in self.updates:
+            self.growing.update(trainer, step, self.updates[step])
+            if self._settled(trainer):
+                self._apply_control()
+                trainer.forget_removed()
+
+    def _settled(self, trainer: Any) -> bool:
+        """Whether the masks will not change any more."""
+        return self.complete and _step_of(trainer) >= next(reversed(self.updates), 0)
 
     def _keep_initial(self) -> None:
         # Shuffled masks bring weights back, at their initial value; nothing else needs the copy.
@@ -167,6 +204,10 @@ class Pruning:
             raise UsageError(
                 f"--rewind_to {rewind} must come before the first pruning event, which falls in epoch {events[0]}."
             )
+
+
+def _step_of(trainer: Any) -> int:
+    return trainer.epoch * len(trainer.train_batches) + trainer.batch
 
 
 def _memory_by_name(rewind_copy: dict[str, Any] | None, trainer: Any) -> dict[str, dict[str, Tensor]]:
