@@ -2,7 +2,7 @@ from torch import Tensor
 
 from pruning import NodeCriterion, PrunableNetwork
 from pruning.criterion import Batches
-from pruning.scores import mean_of_group, weights_only
+from pruning.scores import over_group, weights_only
 
 
 class GroupMagnitude(NodeCriterion):
@@ -17,4 +17,4 @@ class GroupMagnitude(NodeCriterion):
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         squares = {name: weight.square() for name, weight in weights_only(network)}
         norms = network.graph.reduce_to_nodes(squares, role="all")
-        return norms / mean_of_group(network, norms).clamp_min(1e-12)
+        return norms / over_group(network, norms).clamp_min(1e-12)

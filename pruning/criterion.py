@@ -23,6 +23,8 @@ class Criterion:
         unit: what it removes and what its limit counts, "weights" or "nodes".
         moment: when it acts, "before", "during" or "after" training.
         needs_data: whether its scores look at batches.
+        threshold: score under which a unit goes. Sparsity is then an outcome, whatever the limit (of 0: no event); None
+            ranks up to the limit.
         wants: settings that the method asks for, such as {"loss": "..."}; what the user typed wins.
         revives: whether an event may bring back weights that earlier ones removed, with the value they had; for events
             without training between them.
@@ -32,6 +34,7 @@ class Criterion:
     unit: ClassVar[str] = "weights"
     moment: Moment = "before"
     needs_data: bool = True
+    threshold: float | None = None
     wants: ClassVar[Mapping[str, Any]] = {}
     revives: ClassVar[bool] = False
     rewind_epoch: int | None = None
@@ -39,6 +42,13 @@ class Criterion:
     def targets(self, limit: float) -> list[float]:
         """Returns the sequence of targets that leads to the limit, one per pruning event; one shot by default."""
         return schedule.one_shot(limit)
+
+    def announcement(self, limit: float) -> str:
+        """Returns a line for the person before the first event, "" for none."""
+        if self.threshold is None:
+            return ""
+        how = f"removes what scores under {self.threshold}"
+        return f"{type(self).__name__} {how}: the sparsity is an outcome, no limit is enforced"
 
     def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor] | None:
         """Returns {parameter name: new values} for weights that change with a cut, or None. Called after each event."""

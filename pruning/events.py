@@ -61,7 +61,8 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
         raise UsageError(f"{type(network.model).__name__}: with the outer layers left out there is nothing to prune.")
     budget = weight_budget(network, alive, event.target)
     n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
-    if budget.keep > n_alive or (budget.keep == n_alive and not criterion.revives):
+    nothing_to_do = budget.keep > n_alive or (budget.keep == n_alive and not criterion.revives)
+    if criterion.threshold is None and nothing_to_do:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
     if criterion.revives:
         # A zero has nothing to come back with, so what was gone before the first event stays gone.
@@ -70,6 +71,12 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
     scores = {name: score.detach() for name, score in criterion.weight_scores(network, event.batches).items()}
     check_scores(scores, alive)
     network.last_scores = scores
+    if criterion.threshold is not None:
+        above = {name: score >= criterion.threshold for name, score in scores.items()}
+        # How many stay is known now; which ones is a ranking as for any limit, guards and controls included.
+        budget.keep = sum(int(mask.count_nonzero()) for mask in guarded(above, scores, budget).values())
+        if budget.keep == n_alive:
+            return f"no score lies under the threshold of {criterion.threshold}"
     ranking = {name: -s.double() for name, s in scores.items()} if event.invert else scores
     # What is gone stays gone and no layer is emptied, whatever a selection of the criterion's own may say.
     return mask_weights(network, guarded(criterion.select(ranking, budget), ranking, budget), budget)
@@ -96,7 +103,7 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
     counted = network.counted(criterion)
     if not network.nodes_total():
         raise UsageError(f"{type(network.model).__name__} has no node that could go: inputs and outputs always stay.")
-    ahead = _ahead(network, counted, event.target)
+    ahead = _ahead(network, counted, event.target) if criterion.threshold is None else None
     if ahead is not None:
         return ahead
     scores = checked_node_scores(network, criterion.node_scores(network, event.batches))
@@ -104,10 +111,16 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
     layout = layout_of(network, local=(network.node_rules.ranking or criterion.ranking) == "local")
 
     def choose() -> Tensor:
+        if criterion.threshold is not None:
+            return layout.keep(ranking, int(layout.keep_above(scores, criterion.threshold).sum()))
         return layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
 
+    before = len(scores)
     refusals = remove_nodes(network, layout, choose, event, ranking=ranking)
     network.last_scores = {"nodes": scores}
+    if criterion.threshold is not None:
+        nothing = f"no score lies under the threshold of {criterion.threshold}"
+        return "; ".join(refusals) or (nothing if len(network.graph.nodes) == before else "")
     return _shortfall(network, counted, event.target, "; ".join(refusals) or layout.describe())
 
 

@@ -289,7 +289,7 @@ class DependencyGraph:
             reduce: "sum", "mean" (sum over the number of values), or "max".
 
         Returns:
-            A tensor of `len(graph.nodes)` values on the device of the first one given.
+            A tensor of `len(graph.nodes)` values on the device of the first one given; gradients pass.
 
         Raises:
             UsageError: for an unknown role, reduction or parameter, or a wrong shape.

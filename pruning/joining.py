@@ -39,13 +39,15 @@ def reduce_to_nodes(graph: DependencyGraph, values: Mapping[str, Tensor], role: 
         if index is None:
             continue
         axis, where, nodes = index
-        flat = value.detach().movedim(axis, 0).flatten(1) if value.dim() > 1 else value.detach().unsqueeze(1)
-        rows, nodes = flat.to(device)[where.to(device)], nodes.to(device)
+        flat = value.movedim(axis, 0).flatten(1) if value.dim() > 1 else value.unsqueeze(1)
+        nodes = nodes.to(device)
+        # Joined before it is picked: a copy of every weight would cost more than the sum.
+        slices = (flat.amax(1) if reduce == "max" else flat.sum(1)).to(device, dtype)[where.to(device)]
         if reduce == "max":
-            result = result.scatter_reduce(0, nodes, rows.amax(1).to(dtype), "amax")
+            result = result.scatter_reduce(0, nodes, slices, "amax")
         else:
-            result.index_add_(0, nodes, rows.sum(1).to(dtype))
-            counts.index_add_(0, nodes, torch.full_like(nodes, rows.shape[1], dtype=dtype))
+            result = result.index_add(0, nodes, slices)
+            counts.index_add_(0, nodes, torch.full_like(slices, flat.shape[1]))
     return result / counts.clamp(min=1) if reduce == "mean" else result.masked_fill(result == -torch.inf, 0)
 
 

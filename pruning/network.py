@@ -25,9 +25,12 @@ from pruning.select import NodeRules
 
 @dataclass
 class Step:
-    """One pruning event, in the criterion's own unit: fractions removed of what was there at the start."""
+    """One pruning event, in the criterion's own unit: fractions removed of what was there at the start.
 
-    asked: float
+    `asked` is None where the criterion's threshold decides how much goes.
+    """
+
+    asked: float | None
     reached: float
     removed: int
     left: int
@@ -38,7 +41,11 @@ class Step:
         """One line for a person."""
         why = f" ({self.reason})" if self.reason else ""
         left = f"{self.left:,} weights left" if self.nodes_left is None else self._both_left()
-        return f"pruned {unit}: asked {self.asked:.4f}, reached {self.reached:.4f}, {left}{why}"
+        return f"pruned {unit}: asked {self.asked_text}, reached {self.reached:.4f}, {left}{why}"
+
+    @property
+    def asked_text(self) -> str:
+        return "none" if self.asked is None else f"{self.asked:.4f}"
 
     def _both_left(self) -> str:
         return f"{self.nodes_left:,} nodes and {self.left:,} weights left"
@@ -60,7 +67,7 @@ class PruneReport:
         lines = [f"{self.criterion}: {self.reached:.4f} of the {self.unit} removed in {len(self.steps)} steps"]
         for number, step in enumerate(self.steps, start=1):
             why = f"  ({step.reason})" if step.reason else ""
-            lines.append(f"  {number}: asked {step.asked:.4f} reached {step.reached:.4f} left {step.left:,}{why}")
+            lines.append(f"  {number}: asked {step.asked_text} reached {step.reached:.4f} left {step.left:,}{why}")
         return "\n".join(lines)
 
 
@@ -93,6 +100,7 @@ class PrunableNetwork:
         self.masks = WeightMasks()
         self.last_scores: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}  # between events of a criterion that revives: values of before the first one
+        self.events = 0  # so far; penalties that prepare for pruning end with the first
         self._prunable = prunable_weights(model, example_inputs)
         dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
         self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
@@ -319,6 +327,7 @@ class PrunableNetwork:
         elif not self.dense:
             self.dense = {name: weight.detach().clone() for name, weight in self.weights()}
         reason = carry_out(criterion, self, Event(target, batches, **how))
+        self.events += 1
         values = self.dense | (criterion.new_values(self, batches) or {})
         with torch.no_grad():
             for name, value in values.items():
@@ -326,7 +335,8 @@ class PrunableNetwork:
         self.enforce()
         left = self.weights_left()
         nodes_left = len(self.graph.nodes) if cuts_nodes else None
-        return Step(target, self.reached(self.counted(criterion)), before - left, left, reason, nodes_left)
+        asked = target if criterion.threshold is None else None
+        return Step(asked, self.reached(self.counted(criterion)), before - left, left, reason, nodes_left)
 
     def counted(self, criterion: Criterion) -> str:
         """Returns what a criterion's limit counts: what the user wants counted, else its own unit."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -218,13 +218,16 @@ def norm_scales(network: PrunableNetwork) -> Iterator[tuple[str, Parameter]]:
             yield f"{path}.weight" if path else "weight", scale
 
 
-def mean_of_group(network: PrunableNetwork, values: Tensor) -> Tensor:
-    """Returns for each node the mean of its group's values."""
+def over_group(network: PrunableNetwork, values: Tensor, reduce: Literal["mean", "amax", "amin"] = "mean") -> Tensor:
+    """Returns for each node the mean, largest or smallest of its group's values; gradients pass."""
     groups = torch.from_numpy(network.graph.structure.group_of_node).to(values.device)
     count = int(groups.max()) + 1 if len(groups) else 0
-    sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, groups, values)
-    sizes = torch.bincount(groups, minlength=count).to(values.dtype)
-    return (sums / sizes)[groups]
+    joined = values.new_zeros(count)
+    if reduce == "mean":
+        joined = joined.index_add(0, groups, values) / torch.bincount(groups, minlength=count).to(values.dtype)
+    else:
+        joined = joined.scatter_reduce(0, groups, values, reduce, include_self=False)
+    return joined[groups]
 
 
 @torch.no_grad()

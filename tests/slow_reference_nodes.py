@@ -144,6 +144,21 @@ def filter_norms(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
 
 def group_norms(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
     """DepGraph (arXiv:2301.12900): squares of rows, norm scales and columns, over the group's mean."""
+    return [sums / sums.mean() for sums in group_squares(model, groups)]
+
+
+def group_hoyer(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
+    """Group Hoyer-Square (arXiv:1908.09979): node norms over the layer's trimming size, sum n^2 / sum n."""
+    found = []
+    for sums in group_squares(model, groups):
+        norms = [math.sqrt(float(value)) for value in sums]
+        size = math.fsum(n * n for n in norms) / math.fsum(norms)
+        found.append(torch.tensor([n / size for n in norms], dtype=torch.float64))
+    return found
+
+
+def group_squares(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
+    """The sum of squares of rows, norm scales and columns of each node."""
     found = []
     for group in groups:
         sums = np.zeros(len(group))
@@ -155,7 +170,7 @@ def group_norms(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
             weight = weight_of(model, path).numpy()
             for node, places in enumerate(columns):
                 sums[node] += sum(float((weight[:, place] ** 2).sum()) for place in places)
-        found.append(torch.from_numpy(sums / sums.mean()))
+        found.append(torch.from_numpy(sums))
     return found
 
 

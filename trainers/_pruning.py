@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Pruning:
     ) -> None:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
-        self.targets = criterion.targets(pruning_limit)
+        self.limit, self.targets = pruning_limit, criterion.targets(pruning_limit)
         self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
         self.control, self.recalibrate, self.seed = mask_control, recalibrate, seed
@@ -84,6 +85,8 @@ class Pruning:
         if moment == "train_start":
             self._keep_initial()
             self._plan_updates(trainer)
+            if not trainer.resumed and (line := self.criterion.announcement(self.limit)):
+                self.report(line)
             if self.criterion.moment == "before":
                 self._run_all(trainer)
         elif moment == "batch_end":
@@ -106,6 +109,9 @@ class Pruning:
 
     @property
     def asked(self) -> float:
+        """The sparsity that the events lead to, NaN where it is an outcome."""
+        if self.criterion.threshold is not None:
+            return math.nan
         return self.targets[-1] if self.targets else 0.0
 
     def event(self, trainer: Any) -> None:
@@ -144,6 +150,7 @@ class Pruning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = [Step(**step) for step in state["steps"]]
+        self.network.events = len(self.steps)
         self.history = list(state["history"])
         self.rewind_copy, self.initial = state["rewind_copy"], state["initial"]
         weights = self.network.prunable()

@@ -92,7 +92,7 @@ def result_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("test accuracy", _share(record["test_accuracy"])),
         ("train accuracy", _share(record["train_accuracy"])),
-        (f"sparsity asked ({record['target']})", f"{record['sparsity_asked']:.4f}"),
+        (f"sparsity asked ({record['target']})", _asked(record["sparsity_asked"])),
         (f"sparsity reached ({record['target']})", _reached(record)),
         *_size_rows(record),
         ("training FLOPs", f"{record['training_flops']:.3g} of {record['training_flops_dense']:.3g} dense"),
@@ -123,6 +123,10 @@ def _size_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _share(value: float | None) -> str:
     return "not measured" if value is None or value != value else f"{value:.4f}"
+
+
+def _asked(value: float | None) -> str:
+    return "none: it is an outcome of the method" if value is None or value != value else f"{value:.4f}"
 
 
 def _reached(record: dict[str, Any]) -> str:

@@ -1,0 +1,24 @@
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from criterions._hoyer import HoyerThreshold, relative
+from pruning import NodeCriterion, PrunableNetwork
+from pruning.criterion import Batches
+from pruning.scores import over_group, weights_only
+
+
+class GroupHoyerSquare(HoyerThreshold, NodeCriterion):
+    """Nodes that the Hoyer-Square penalty made small for their layer (Yang et al. 2020, arXiv:1908.09979).
+
+    n sum n / sum n^2 over the layer, where n is the Euclidean norm of all that goes with a node (rows, columns, norm
+    scales): its size by that under which the penalty pushes nodes of its layer to zero. Sparsity is an outcome of
+    hoyer_reg; no limit is enforced. No data.
+    """
+
+    wants: ClassVar[dict[str, Any]] = {"loss": "GroupHoyerSquare"}
+
+    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+        squares = network.graph.reduce_to_nodes({n: w.double().square() for n, w in weights_only(network)}, role="all")
+        norms = squares.sqrt()
+        return relative(norms, over_group(network, norms), over_group(network, squares))

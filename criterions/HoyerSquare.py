@@ -1,0 +1,21 @@
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from criterions._hoyer import HoyerThreshold, relative
+from pruning import PrunableNetwork, WeightCriterion
+from pruning.criterion import Batches
+
+
+class HoyerSquare(HoyerThreshold, WeightCriterion):
+    """Weights that the Hoyer-Square penalty made small for their layer (Yang et al. 2020, arXiv:1908.09979).
+
+    |w| sum |w| / sum w^2: the absolute weight by the size under which the penalty pushes weights of its layer to zero,
+    so the scale of a layer changes nothing. Sparsity is an outcome of hoyer_reg; no limit is enforced. No data.
+    """
+
+    wants: ClassVar[dict[str, Any]] = {"loss": "HoyerSquare"}
+
+    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+        sizes = {name: weight.detach().abs().double() for name, weight in network.weights()}
+        return {name: relative(size, size.sum(), size.square().sum()) for name, size in sizes.items()}

@@ -1,0 +1,26 @@
+import torch
+from torch import Tensor
+
+from losses._penalties import SparsityLoss, checked
+from pruning import PrunableNetwork, UsageError
+from pruning.scores import norm_scales
+
+
+class SlimmingL1(SparsityLoss):
+    """Cross-entropy and the sum of the norms' absolute scales |gamma| (Liu et al. 2017, arXiv:1708.06519).
+
+    Prepares a network for the criterion Slimming, which then starts from that run's checkpoint. The penalty ends with
+    the first pruning event.
+
+    Args:
+        slimming_reg: strength of the penalty.
+    """
+
+    def __init__(self, *, slimming_reg: float = 1e-4) -> None:
+        self.strength = checked("slimming_reg", slimming_reg)
+
+    def measure(self, network: PrunableNetwork) -> Tensor:
+        scales = [scale.abs().sum() for _, scale in norm_scales(network)]
+        if not scales:
+            raise UsageError(f"SlimmingL1 shrinks norm scales, and {type(network.model).__name__} has none.")
+        return torch.stack(scales).sum()
