@@ -124,6 +124,13 @@ def test_a_run_ends_finished_with_the_sparsity_as_an_outcome(criterion, run, mon
     assert f"loss: {criterion}" in settings
 
 
+def test_the_switches_choose_criterion_and_loss(run):
+    for switch, name in (("--hoyer_square", "HoyerSquare"), ("--group_hoyer_square", "GroupHoyerSquare")):
+        settings = (run.quick(switch, "--hoyer_reg", "1e-5", "--epochs", "3").folder / "settings.yaml").read_text()
+        assert f"prune_criterion: {name}" in settings and f"loss: {name}" in settings
+        assert name in run.refused(switch, "--loss", "CrossEntropy")
+
+
 @pytest.mark.parametrize("criterion", ["HoyerSquare", "GroupHoyerSquare"])
 def test_a_run_taken_up_after_the_event_goes_on_without_the_penalty(criterion, run, monkeypatch):
     flags = ["--prune_criterion", criterion, "--hoyer_reg", "1e-3", "--epochs", "5", "--hoyer_threshold", "0"]
