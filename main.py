@@ -24,7 +24,7 @@ from utils.environment import pick_device
 from utils.listing import print_list
 from utils.result import evaluation_record, evaluation_rows, result_rows
 from utils.run_folder import RunFolder, resumed
-from utils.saving import Saving, load_start
+from utils.saving import Saving, load_start, other_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,9 +73,9 @@ def evaluate(chosen: settings.Settings, console: Console, argv: Sequence[str]) -
     tester = chosen.build("testers", **parts)
     folder = RunFolder.create(chosen, argv)
     chosen.construct(DeadNodes, network=parts["network"], report=console.info).shrink()
-    found = tester.evaluate()
+    found = chosen.construct(tester.evaluate, folder=folder, console=console)
     folder.write_result(evaluation_record(chosen, parts["network"], found, parts["device"]))
-    console.table("Evaluation", evaluation_rows(found, folder.result()), folder.path)
+    console.table("Evaluation", evaluation_rows(tester, found, folder.result()), folder.path)
     chosen.construct(Export, network=parts["network"], report=console.info, folder=folder).write()
 
 
@@ -95,12 +95,12 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
     test_batches = batches("test")
     example = next(iter(test_batches))[0][:1]
     model, loss_function, criterion = fresh_model(), chosen.build("losses"), chosen.build("criterions")
-    outer = criterion.unit == "nodes" or core.outer_layer_pruning is not False
-    rules = chosen.construct(NodeRules)
+    rules, outer = chosen.construct(NodeRules), criterion.unit == "nodes" or core.outer_layer_pruning is not False
     network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer, node_rules=rules)
     network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
     parts = {"network": network, "loss_function": loss_function, "criterion": criterion, "device": device}
-    return parts | {"data_set": data_set, "batches": batches, "test_batches": test_batches, "fresh_model": fresh_model}
+    parts |= {"data_set": data_set, "batches": batches, "test_batches": test_batches, "fresh_model": fresh_model}
+    return parts | {"load_run": lambda run: other_run(run, chosen, network, shapes)}
 
 
 def make_pruning(chosen: settings.Settings, parts: dict[str, Any], console: Console) -> Pruning:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
 
@@ -56,6 +56,12 @@ class Console:
         except OSError as error:
             self.log_file = None
             print(f"warning: the log cannot be written: {error}", file=sys.stderr)
+
+    def track(self, items: Iterable[Any], what: str) -> Iterable[Any]:
+        """Yields the items; on a terminal a bar shows how many are done, unless --quiet was given."""
+        if self.quiet or not self.out.is_terminal:
+            return items
+        return track(items, what, console=self.out, transient=True)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]], folder: Path) -> None:
         """Two columns, what and how much, and where the files are; printed even when quiet."""

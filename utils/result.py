@@ -150,9 +150,11 @@ def evaluation_record(
     return {**names, "status": "finished", "checkpoint": checkpoint, **found, **sizes, **describe(device)}
 
 
-def evaluation_rows(found: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the lines of the table after --eval."""
-    return [*((name.replace("_", " "), _plain(value)) for name, value in found.items()), *_size_rows(record)]
+def evaluation_rows(tester: Any, found: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the lines of the table after --eval; a tester with a method `rows` says its own."""
+    own = getattr(tester, "rows", None)
+    rows = own(found) if own else [(name.replace("_", " "), _plain(value)) for name, value in found.items()]
+    return [*rows, *_size_rows(record)]
 
 
 def _plain(value: Any) -> str:

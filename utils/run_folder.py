@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
@@ -74,6 +75,12 @@ class RunFolder:
     def write_output(self, name: str, content: Any) -> None:
         """Writes a JSON file into output/."""
         write_atomic(self.output / name, json.dumps(_finite(content), indent=1) + "\n")
+
+    def write_picture(self, name: str, figure: Any) -> None:
+        """Writes a matplotlib figure into output/, as PNG."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        write_atomic(self.output / name, buffer.getvalue())
 
 
 def resumed(argv: Sequence[str]) -> tuple[RunFolder, Settings] | None:

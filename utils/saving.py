@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning import PrunableNetwork, UsageError
+from pruning import PrunableNetwork, UsageError, count
 from pruning.errors import nearest
-from utils import checkpoints
+from utils import checkpoints, registry
 from utils.run_folder import RunFolder
-from utils.runs import known_runs
-from utils.settings import Core
+from utils.runs import known_runs, taken_over
+from utils.settings import Core, Settings
 
 
 class Saving:
@@ -93,6 +95,24 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
             raise UsageError(f"{error}{_made_with(core)}") from error
     elif core.eval:
         raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
+
+
+def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> PrunableNetwork:
+    """Returns the finished network of another run, which may be of another model.
+
+    Args:
+        name: the run.
+        chosen: settings of this run, whose data set the other network is for.
+        like: this run's network; the other one goes where it is.
+        shapes: what models are built for: num_classes and input_shape.
+    """
+    core = replace(chosen.core, checkpoint_name=name, checkpoint_model="", weights="")
+    folder = RunFolder.open(name, core.results_dir)
+    values = chosen.values | taken_over(folder.path, {"plugin_dir": core.plugin_dir, "data_set": core.data_set})
+    model = registry.build("models", values["model"], values, shapes).to(count.device_of(like.model))
+    network = PrunableNetwork(model, like.example_inputs)
+    load_start(network, core)
+    return network
 
 
 def _made_with(core: Core) -> str:
