@@ -148,6 +148,7 @@ class AdversarialEvaluation:
         epsilons = self.epsilons or list(EPSILONS[kind.norm])
         chunks = list(zip(target.images.split(size), target.labels.split(size), strict=True))
         needed, examples = [], []
+        console.info(f"{attack}: {len(target.labels):,} images, {target.name} ...")
         for images, labels in console.track(chunks, f"{attack}, {target.name}"):
             with memory_advice(size):
                 sizes, changed = perturbations(

@@ -61,6 +61,8 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((name, f"clean accuracy {network['clean_accuracy']:.4f}, {network['attacked']:,} images attacked"))
     first, *others = networks.values()
     found.append(("robust accuracy", "[95 %]" + " against the other's, and the difference" * len(others)))
+    if "CarliniWagner" in first["attacks"]:
+        found.append(("CarliniWagner", f"9 x {report['carlini_steps']:,} steps (--carlini_steps)"))
     for attack, one in first["attacks"].items():
         for place, size in enumerate(one["epsilons"]):
             text = _at(one, "robust", place)

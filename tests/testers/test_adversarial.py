@@ -283,3 +283,11 @@ def _parts(run, model):
 
     batches = make_batches(DIGITS(), "test", batch_size=64, device="cpu", limit=1)
     return {"network": PrunableNetwork(model, torch.zeros(1, 1, 8, 8)), "test_batches": batches, "load_run": None}
+
+
+def test_attack_alone_chooses_the_tester(command):
+    """With its default, and with the network and the data of the run."""
+    run = command.quick().folder
+    argv = ["--eval", "--checkpoint_name", run, "--attack", "CarliniWagner", "--attack_samples", "2", *LATER]
+    done = command(*argv, "--limit_batches", "1", "--carlini_steps", "3")
+    assert list(done.result["networks"]["this network"]["attacks"]) == ["CarliniWagner"]
