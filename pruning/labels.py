@@ -132,8 +132,8 @@ class Call:
         return argument in schema(self.func)[0]
 
     def axes(self, argument: str) -> Axes:
-        """Returns the axes of a tensor argument; () where it is None."""
-        tensor = self[argument]
+        """Returns the axes of a tensor argument; () where it is None or the operation takes none of that name."""
+        tensor = self[argument] if self.has(argument) else None
         return self.trace.axes(tensor) if isinstance(tensor, Tensor) else ()
 
     def tensors(self) -> list[Tensor]:

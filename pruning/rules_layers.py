@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -212,54 +214,50 @@ def _grouped_transposed(call: Call, enters: Axis | None, weight: Axes, groups: i
 )
 def batch_norm(call: Call) -> list[Axes]:
     """Every channel by itself; its own affine values and statistics go with it."""
-    axes = call.axes("input")
-    channels = axes[1]
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        if call.has(name) and isinstance(call[name], Tensor):
-            own = call.axes(name)[0]
-            if channels is not None or own is not None:
-                call.trace.tie(channels, own)
+    axes = _normalised(call, 1, "weight", "bias", "running_mean", "running_var")
+    if call["training"] if call.has("training") else "with_update" in call.name:
+        _changes(call, axes[:1] + axes[2:], "normalised over a dimension that shrinks")
+    return [tuple(axes)]
+
+
+def _changes(call: Call, axes: Sequence[Axis | None], why: str) -> None:
+    for axis in axes:
+        call.trace.lose(axis, why)
+
+
+def _normalised(call: Call, first: int, *names: str) -> list[Axis | None]:
+    """Ties a norm's own values to the dimensions from `first` on, which they stand for.
+
+    There, weight and bias vanish with a removed index; along all others the bias turns zeros into something else.
+    """
+    axes = [kept(axis, False) for axis in call.axes("input")]
+    affine = isinstance(call["weight"], Tensor) and (not call.has("bias") or isinstance(call["bias"], Tensor))
+    for name in names:
+        for dim, own in enumerate(call.axes(name), first):
+            call.trace.tie(axes[dim], own)
             call.trace.mark(own, NORM)
-    return [(axes[0], kept(channels, _affine(call)), *axes[2:])]
-
-
-def _affine(call: Call) -> bool:
-    """Without weight and bias a norm turns zeros into something else."""
-    return isinstance(call["weight"], Tensor) and (not call.has("bias") or isinstance(call["bias"], Tensor))
+            axes[dim] = kept(axes[dim], affine)
+    return axes
 
 
 @rule("native_layer_norm")
 def layer_norm(call: Call) -> list[Axes]:
     """A statistic over channels: what is left changes a little when some go."""
-    axes = list(call.axes("input"))
-    first = len(axes) - len(call["normalized_shape"])
-    for name in ("weight", "bias"):
-        own = call.axes(name) if call.has(name) else ()
-        for axis, mine in zip(axes[first:], own, strict=False):
-            if axis is not None or mine is not None:
-                call.trace.tie(axis, mine)
-            call.trace.mark(mine, NORM)
-    for dim in range(first, len(axes)):
-        call.trace.lose(axes[dim], "normalised over a dimension that shrinks")
-        axes[dim] = kept(axes[dim], _affine(call))
+    first = len(call.axes("input")) - len(call["normalized_shape"])
+    axes = _normalised(call, first, "weight", "bias")
+    _changes(call, axes[first:], "normalised over a dimension that shrinks")
     return [tuple(axes)]
 
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Axes]:
     """Groups lose equally many channels; where each channel is a group of its own, it goes by itself."""
-    axes = list(call.axes("input"))
-    groups = call["group"] if call.has("group") else call["num_groups"]
-    channels = axes[1]
-    for name in ("weight", "bias"):
-        own = call.axes(name)
-        if own and (channels is not None or own[0] is not None):
-            call.trace.tie(channels, own[0])
-        call.trace.mark(own[0] if own else None, NORM)
+    axes = _normalised(call, 1, "weight", "bias")
+    groups, channels = call["group" if call.has("group") else "num_groups"], axes[1]
     if channels is not None and len(channels.labels) > groups:
         call.trace.couple(channels.labels.reshape(groups, -1))
         call.trace.lose(channels, "normalised over a group of channels that shrinks")
-    axes[1] = kept(channels, _affine(call))
+    _changes(call, axes[2:], "normalised over a dimension that shrinks")
     return [tuple(axes)]
 
 
@@ -304,8 +302,8 @@ def attention(call: Call) -> list[Axes]:
     """Queries meet keys along the head width, weights meet values along the tokens."""
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
     contract(call, query[-1], key[-1])
-    if call["scale"] is None:  # one over the root of the head width: a number that the rehearsal will see change
-        call.trace.entry.numbers += (call["query"].shape[-1] ** -0.5,)
+    # One over the root of the head width, if none is given: a number that the rehearsal will see change.
+    call.trace.entry.numbers += (call["query"].shape[-1] ** -0.5 if call["scale"] is None else call["scale"],)
     for axis in (key[-2], value[-2]):
         call.trace.pin(axis, "is a row of tokens")
     lead = tuple(

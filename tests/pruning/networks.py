@@ -434,6 +434,18 @@ def instance_norm() -> nn.Module:
                          nn.GroupNorm(8, 8), nn.ReLU(), Head(8))  # fmt: skip
 
 
+@case(rows(8, 6), 7)
+class SumsTokens(nn.Module):
+    """Where a token is gone, the bias of a norm over channels would have stood: their sum is not exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norm, self.out = nn.Linear(6, 7), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.tokens(x.transpose(1, 2))).sum(2))
+
+
 @case(picture(), 6)
 def group_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), conv(8, 6), Head(6))
