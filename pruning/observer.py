@@ -14,7 +14,7 @@ from pruning.labels import RUN_ERRORS, Axis, Entry, Labels
 from pruning.rehearsal import Failure, Replay, Report
 from pruning.rules import RULES
 from pruning.sandbox import Attribute, blank, map_tensors, named_tensors, run, split_inputs
-from pruning.scales import Scale, scale_for
+from pruning.scales import Scale, Uses, take_up
 from pruning.structure import Dimension, Mask, Structure
 from pruning.trace import Trace
 
@@ -61,7 +61,7 @@ class Observer:
         self._by_name: dict[str, list[Dimension]] = {}
         for dimension in dimensions:
             self._by_name.setdefault(dimension.name, []).append(dimension)
-        self._row_uses: dict[bool, list[tuple[Labels, int]]] = {}
+        self._row_uses: dict[bool, Uses] = {}
         traces = self._traces(sum(dimension.size for dimension in dimensions))
         self.structure = Structure(dimensions, max(trace.next_label for trace in traces.values()))
         for training, trace in traces.items():
@@ -72,7 +72,7 @@ class Observer:
         self.grouped = {modules[entry.where] for entries in self.runs.values() for entry in entries
                         if entry.name == "aten.convolution" and entry.choices == [False]}  # fmt: skip
         if len(self.runs) == 2 and _alike(self.runs[False], self.runs[True]):
-            del self.runs[True]
+            del self.runs[True], self._row_uses[True]
 
     def _dimensions(self) -> list[Dimension]:
         """Lists the dimensions that could shrink: those of more than one index that are no kernel's sides."""
@@ -219,15 +219,7 @@ class Observer:
 
     def scales(self, changed: list[Failure]) -> tuple[list[Scale], list[Failure]]:
         """Returns what weights can take up of changed numbers, and the changes for which they cannot."""
-        found: dict[tuple[int, ...], Scale] = {}
-        left = []
-        for failure in changed:
-            scale = scale_for(self.structure, failure, self._row_uses[failure.training])
-            if scale is None:
-                left.append(failure)
-            else:  # both modes may tell of the same rows
-                found[tuple(scale.labels.tolist())] = scale
-        return list(found.values()), left
+        return take_up(self.structure, changed, self._row_uses)
 
     def dimension(self, name: str, dim: int) -> Dimension | None:
         """Returns a dimension of a parameter or buffer; None where it cannot shrink at all."""

@@ -93,8 +93,11 @@ class PruningPlan:
         asked: tuple[Dimension, ...] = (),
     ) -> None:
         self.graph, self.nodes, self.attributes, self.refused = graph, nodes, attributes, refused
-        self.inexact, self.asked = inexact, asked
-        self._numbers, (self.scales, _) = numbers, graph.seen.scales(numbers)
+        self.asked = asked
+        self._numbers, (self.scales, left) = numbers, graph.seen.scales(numbers)
+        depends = {f"a number depends on the width ({item.entry.name} in {item.entry.where or 'the network'})"
+                   for item in left}  # fmt: skip
+        self.inexact = sorted({*inexact, *depends})
         self._removed, self._generation = removed, graph.generation
         self.executed = False
         self.keeps = self._kept_indices()

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.labels import RUN_ERRORS as RUN_ERRORS
 from pruning.labels import Axes, Axis, Call, Entry, Info, Labels, outputs_of, schema, tensors_in
-from pruning.scales import Rows, handed_on, is_move, made_by
+from pruning.scales import Rows, Uses, handed_on, is_move, made_by
 from pruning.shapes import compute
 
 
@@ -45,7 +45,7 @@ class Trace(TorchDispatchMode):
         self.inexact: list[tuple[Labels, int, str]] = []
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
-        self.row_uses: list[tuple[Labels, int]] = []
+        self.row_uses: Uses = []
         self.bias_of = np.full(first_label, -1, dtype=np.int64)
         self.stack: list[tuple[str, nn.Module]] = []
         self.entry = Entry(None, "", "")
@@ -229,25 +229,25 @@ class Trace(TorchDispatchMode):
         self.entries.append(self.entry)
 
     def _rows(self, call: Call, inputs: list[Tensor]) -> list[Rows | None]:
-        """Follows outputs of linear layers and notes who else reads them."""
-        made = made_by(call)
-        if made is not None:
-            return [made]
-        found: list[Rows | None] = []
+        """Follows outputs of layers whose weights are parameters as they stand, and notes who else reads either."""
+        place = len(self.entries)
+        made = made_by(call, place)
+        found: list[Rows | None] = [made] if made else []
         for number, tensor in enumerate(inputs):
             info = self.infos.get(id(tensor))
-            if info is None or info.rows is None:
+            if info is None:
                 continue
             if not is_move(call.name):
-                self.row_uses.append((info.rows.table.ravel(), len(self.entries)))
-            if number == 0:
+                own = [Rows(torch.from_numpy(axis.labels)) for axis in info.axes if axis] if info.plain else []
+                self.row_uses += [(rows, place) for rows in (*own, info.rows) if rows]
+            if number == 0 and info.rows is not None:
                 self.entry.rows = info.rows
-                found = handed_on(call, info.rows, len(self.entries))
+                found = found or handed_on(call, info.rows, place)
         return found
 
     def _sums(self, call: Call, inputs: list[Tensor], weight: bool) -> tuple[Labels, ...]:
-        """A scale that depends on the width of a dot product may follow the product; see `Info.summed`."""
-        if self.entry.summed or weight or not schema(call.func)[2]:
+        """A scale that depends on the width of a dot product may follow it, after some moves; see `Info.summed`."""
+        if self.entry.summed or weight or not (schema(call.func)[2] or is_move(call.name)):
             return tuple(self.entry.summed)
         infos = [self.infos.get(id(tensor)) for tensor in inputs]
         return next((info.summed for info in infos if info is not None and info.summed), ())

@@ -172,7 +172,7 @@ def _note_numbers(seen: Observer, changed: list[Failure]) -> None:
     _, changed = seen.scales(changed)
     for failure in changed:
         place = structure.facts.place(failure.entry.name, failure.entry.where)
-        why = f"a number depends on the width: {failure.message}"
+        why = "a number depends on the width"
         rows = [structure.labels_of_node(node) for node in blamed(seen, [failure])]
         structure.facts.inexact += [(labels, place, why) for labels in rows]
     if changed:
