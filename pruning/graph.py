@@ -27,6 +27,7 @@ from pruning.labels import CONSUMER, NORM, PRODUCER, Labels
 from pruning.nodes import Group, Node, NodeList, Pin, Slices
 from pruning.observer import Observer
 from pruning.plan import PruningPlan, make_plan
+from pruning.sandbox import without_garbage_collection
 from pruning.structure import Dimension, Mask, Structure
 from pruning.trials import try_out
 
@@ -45,6 +46,7 @@ class DependencyGraph:
         UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules.
     """
 
+    @without_garbage_collection()
     def __init__(
         self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()
     ):
@@ -57,6 +59,7 @@ class DependencyGraph:
         self.seen = Observer(model, given)
         self.generation = 0
         self._reasons: dict[tuple[Dimension, ...], dict[Dimension, str]] = {}
+        self._network: nx.Graph | None = None
         self.indices: dict[Any, Any] = {}
         self._apply_marks(keep)
         self.structure.assemble()
@@ -154,6 +157,7 @@ class DependencyGraph:
 
     def _reassemble(self) -> None:
         self.structure.assemble()
+        self._network = None
         self._forget()
 
     def _forget(self) -> None:
@@ -269,12 +273,15 @@ class DependencyGraph:
 
     def _couplings(self) -> nx.Graph:
         """Returns dimensions as nodes and the first operation that ties two of them as edges."""
+        if self._network is not None:
+            return self._network
         structure, network = self.structure, nx.Graph()
         for one, other, place in structure.facts.ties:
             if len(one) and one[0] < structure.slice_labels and other[0] < structure.slice_labels:
                 ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)]
                 if ends[0] != ends[1] and not network.has_edge(*ends):
                     network.add_edge(*ends, place=place)
+        self._network = network
         return network
 
     # -- scores ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.errors import UsageError
 from pruning.fitting import first_message, fit
 from pruning.rehearsal import Failure
-from pruning.sandbox import Attribute
+from pruning.sandbox import Attribute, without_garbage_collection
 from pruning.shrink import Cuts, Keep, module_integers, pack_recurrent, set_integers
 from pruning.structure import Dimension, Mask
 from pruning.trials import culprits
@@ -102,7 +102,7 @@ class PruningPlan:
         self.executed = False
         self.keeps = self._kept_indices()
         self._before = {name: tuple(graph.tensors[name].shape) for name in self.keeps}
-        self._lines: list[Line] | None = None
+        self._lines: list[tuple[Line, Dimension, tuple[Dimension, ...]]] = []
 
     def _kept_indices(self) -> dict[str, Keep]:
         structure = self.graph.structure
@@ -134,12 +134,17 @@ class PruningPlan:
 
     def lines(self) -> list[Line]:
         """Returns one line per layer and dimension, in the order in which modules are registered."""
-        if self._lines is None:
-            self._lines = self._describe()
-        return self._lines
+        self._describe()
+        for line, dimension, seeds in self._lines:
+            if not line.reason:
+                line.reason = "chosen" if seeds == (dimension,) != self.asked else self.graph.why(dimension, seeds)
+        return [line for line, _, _ in self._lines]
 
-    def _describe(self) -> list[Line]:
-        found: dict[tuple[str, str, int], Line] = {}
+    def _describe(self) -> None:
+        """Takes down what the plan does while the graph still knows; why, which takes longer, is for who asks."""
+        if self._lines:
+            return
+        found: dict[tuple[str, str, int], tuple[Line, Dimension, tuple[Dimension, ...]]] = {}
         shapes = {name: list(shape) for name, shape in self._before.items()}
         for name, keep in self.keeps.items():
             path, _, own = name.rpartition(".")
@@ -152,19 +157,12 @@ class PruningPlan:
                 key = (self.graph.owner_path(path), cut_function(module, dim), dim)
                 if key not in found:
                     indices = np.setdiff1d(np.arange(len(kept) + gone), kept.numpy()).tolist()
-                    found[key] = Line(
-                        key[1], key[0] or own, type(module).__name__, dim, indices, 0, self._reason(name, dim)
-                    )
+                    line = Line(key[1], key[0] or own, type(module).__name__, dim, indices, 0, "")
+                    dimension = self.graph.seen.known_dimension(name, dim)
+                    found[key] = (line, dimension, self.asked or (self._seed_of(dimension),))
                 if isinstance(self.graph.tensors[name], nn.Parameter):
-                    found[key].parameters += volume
-        return list(found.values())
-
-    def _reason(self, name: str, dim: int) -> str:
-        dimension = self.graph.seen.known_dimension(name, dim)
-        if self.asked:
-            return self.graph.why(dimension, self.asked)
-        group = self._seed_of(dimension)
-        return "chosen" if group == dimension else self.graph.why(dimension, (group,))
+                    found[key][0].parameters += volume
+        self._lines = list(found.values())
 
     def _seed_of(self, dimension: Dimension) -> Dimension:
         """Returns the first dimension of the first removed node that a dimension takes part in."""
@@ -184,7 +182,7 @@ class PruningPlan:
         """Returns a copy of the network as it would be afterwards; the network itself stays as it is."""
         model, cuts = copy.deepcopy(self.graph.model), Cuts()
         integers = self._companion_module(cuts, model)
-        self.lines()  # while the graph still knows what couples them
+        self._describe()
         cuts.apply()
         set_integers(integers)
         pack_recurrent(model)
@@ -210,7 +208,7 @@ class PruningPlan:
             raise UsageError("The network was pruned after this plan was made; ask the graph for a new one.")
         self.graph.seen.refresh()
         cuts, integers = self._cuts(optimizers, companions)
-        self.lines()  # while the graph still knows what couples them
+        self._describe()
         cuts.apply()
         set_integers(integers)
         pack_recurrent(self.graph.model)
@@ -266,6 +264,7 @@ class PruningPlan:
         return module_integers(companion, shapes) + copied
 
 
+@without_garbage_collection()
 def make_plan(graph: DependencyGraph, nodes: np.ndarray, asked: tuple[Dimension, ...] = ()) -> PruningPlan:
     """Rehearses a choice of nodes; those that the network's code does not let go stay, and the plan says why.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
@@ -79,11 +81,22 @@ def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Puts the garbage collector off: it would walk through everything again and again while small objects pile up."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def _swapped(
-    model: nn.Module, stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
+    modules: list[nn.Module], stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
 ) -> Iterator[None]:
     """Puts stand-ins for all tensors that modules hold; on leaving, modules and their containers are as they were."""
-    modules = list(model.modules())
     saved = [(module, dict(vars(module))) for module in modules]
     contents = [
         (value, value.copy())
@@ -123,9 +136,8 @@ def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]
 
 
 @contextmanager
-def _watched(model: nn.Module, trace: Trace) -> Iterator[None]:
+def _watched(paths: dict[nn.Module, str], trace: Trace) -> Iterator[None]:
     """Tells the trace whose forward is running."""
-    paths = {module: name for name, module in model.named_modules()}
 
     def enter(module: nn.Module, _: Any) -> None:
         if module in paths:
@@ -144,14 +156,27 @@ def _watched(model: nn.Module, trace: Trace) -> Iterator[None]:
         after.remove()
 
 
-class _OneReshape(TorchFunctionMode):
-    """Lets `reshape` arrive as operations, so that a size that does not fit fails there and not on the way to them."""
+class _PlainCalls(TorchFunctionMode):
+    """Spares the run what is nothing to labels.
+
+    Dropout hands its input on, in training as in evaluation. `reshape` arrives as operations, so that a size that does
+    not fit fails there and not on the way to them.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
         if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
             shape = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
             return args[0].clone(memory_format=torch.contiguous_format).view(shape)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_DROPOUTS = frozenset(
+    (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+    + (torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout)
+)
 
 
 @contextmanager
@@ -207,15 +232,16 @@ def run(
         return tensor.clone() if trace.real else blank(tuple(tensor.shape), tensor.dtype)
 
     args, kwargs = map_tensors(inputs, change)
-    with _quiet(model), _swapped(model, stand_ins, attributes, training), _watched(model, trace):
-        before = {id(tensor) for tensor in _held(model)}
-        with trace, _OneReshape():
+    paths = {module: name for name, module in model.named_modules()}
+    with _quiet(model), _swapped(list(paths), stand_ins, attributes, training), _watched(paths, trace):
+        before = {id(tensor) for tensor in _held(paths)}
+        with trace, _PlainCalls():
             outputs = list(tensors_within(model(*args, **kwargs)))
-        return outputs, [tensor for tensor in _held(model) if id(tensor) not in before]
+        return outputs, [tensor for tensor in _held(paths) if id(tensor) not in before]
 
 
-def _held(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
+def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
         for name, value in vars(module).items():
             if name not in _REGISTRIES:
                 yield from tensors_within(value, depth=3)

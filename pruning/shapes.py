@@ -41,21 +41,34 @@ def _added_product(*args: Any, **_: Any) -> Any:
     return left.new_empty((left.shape[0], right.shape[1])) if fits else None
 
 
-def _same_as_first(*args: Any, **_: Any) -> Any:
+def _pointwise(*args: Any, **_: Any) -> Any:
     first, other = args[0], args[1] if len(args) > 1 else None
-    if isinstance(other, Tensor) and (other.shape != first.shape or other.dtype != first.dtype):
+    if not isinstance(first, Tensor) or not first.is_floating_point() or isinstance(other, complex):
         return None
-    return _like(first) if first.is_floating_point() and not isinstance(other, complex) else None
+    if not isinstance(other, Tensor) or other.shape == first.shape:
+        return _like(first) if not isinstance(other, Tensor) or other.dtype == first.dtype else None
+    fits = other.dtype == first.dtype and other.dim() == first.dim() and other.is_contiguous() and first.is_contiguous()
+    sizes = list(zip(first.shape, other.shape, strict=False))
+    if not fits or any(one != two and 1 not in (one, two) for one, two in sizes):
+        return None
+    return first.new_empty([two if one == 1 else one for one, two in sizes])
 
+
+def _in_place(*args: Any, **_: Any) -> Any:
+    found = _pointwise(*args)
+    return args[0] if found is not None and found.shape == args[0].shape else None
+
+
+_POINTWISE = ("add", "sub", "mul", "div", "gelu", "silu", "sigmoid", "tanh", "relu", "hardswish", "hardsigmoid")
+_AS_FIRST = ("aten.roll", "aten._softmax", "aten._safe_softmax")
 
 _SHAPES: dict[str, Any] = {
     "aten.native_batch_norm": _batch_normalised,
     "aten._native_batch_norm_legit_no_training": _batch_normalised_no_update,
     "aten.native_layer_norm": _layer_normalised,
     "aten.addmm": _added_product,
-    **dict.fromkeys(
-        (f"aten.{name}" for name in ("add", "sub", "mul", "gelu", "roll", "_safe_softmax", "_softmax")), _same_as_first
-    ),
+    **dict.fromkeys((*_AS_FIRST, *(f"aten.{name}" for name in _POINTWISE)), _pointwise),
+    **dict.fromkeys((f"aten.{name}_" for name in _POINTWISE), _in_place),
 }
 
 

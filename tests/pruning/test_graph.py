@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as functional
 import torchvision
 from torch import Tensor, nn
 
@@ -274,3 +276,41 @@ def test_a_batch_of_one_is_doubled_for_training() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
     graph = DependencyGraph(model, torch.randn(1, 3))
     assert len(graph.nodes) == 6 and not graph.seen.notes
+
+
+class Noisy(nn.Module):
+    """Differs between its modes: by dropped channels and paths alone, or by an auxiliary head as well."""
+
+    def __init__(self, auxiliary: bool) -> None:
+        super().__init__()
+        self.body, self.drop, self.head = nn.Linear(4, 6), nn.Dropout(0.2), nn.Linear(6, 3)
+        self.extra = nn.Linear(6, 3) if auxiliary else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(self.body(x))
+        if self.training:
+            hidden = hidden * torch.empty(len(x), 1, device=x.device).bernoulli_(0.5).div_(0.5)
+        hidden = functional.dropout1d(hidden, 0.3, self.training)
+        aside = self.extra(hidden) if self.training and self.extra is not None else 0
+        return self.head(hidden) + aside
+
+
+def test_training_is_rehearsed_only_where_it_does_something_else() -> None:
+    alike, different = (DependencyGraph(Noisy(auxiliary), torch.randn(1, 4)) for auxiliary in (False, True))
+    assert set(alike.seen.runs) == {False} and set(different.seen.runs) == {False, True}
+    assert [len(graph.nodes) for graph in (alike, different)] == [6, 6]
+    assert ("extra.weight", 1) in different.nodes[0].consumers
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_as_before(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        graph_of("plain").plan([0])
+        assert gc.isenabled() == enabled
+        with pytest.raises(UsageError):
+            DependencyGraph(nn.Linear(3, 2), torch.randn(1, 7))
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable() if before else gc.disable()
