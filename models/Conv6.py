@@ -11,6 +11,7 @@ class Conv6(ConvNet):
     0.05, orthogonal start.
 
     Args:
+        norm: batch normalisation after every hidden layer.
         dropout: share of the inputs of each linear layer dropped in training, in [0, 1).
         width_multiplier: factor on every hidden width, above 0.
     """
@@ -20,6 +21,7 @@ class Conv6(ConvNet):
         num_classes: int,
         input_shape: tuple[int, int, int],
         *,
+        norm: bool = False,
         dropout: float = 0.3,
         width_multiplier: float = 1.0,
     ) -> None:
@@ -30,6 +32,7 @@ class Conv6(ConvNet):
             plan=(64, 64, POOL, 128, 128, POOL, 256, 256),
             grid=3,
             hidden=(256, 256),
+            norm=norm,
             dropout=dropout,
             width_multiplier=width_multiplier,
         )

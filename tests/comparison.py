@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ PLUGINS = Path(__file__).resolve().parent / "plugins"
 
 
 class Comparison:
-    """Cells of an experiment file: every method, pruning limit and seed.
+    """Cells of an experiment file: every method, pruning limit, other setting to compare, and seed.
 
     Args:
         file: the experiment file, relative to the repository.
@@ -31,9 +32,14 @@ class Comparison:
         self.base, compare = plan["base"], plan["compare"]
         methods = [{"name": m} if isinstance(m, str) else m for m in compare["prune_criterion"]]
         limits = compare.get("pruning_limit", [self.base.get("pruning_limit")])
+        self.others = [key for key in compare if key not in ("prune_criterion", "pruning_limit", "seed")]
+        others = [dict(zip(self.others, values, strict=True)) for values in product(*map(compare.get, self.others))]
         # A dense run has no limit; one is enough.
         self.methods = [
-            m | {"pruning_limit": limit} for m in methods for limit in (limits if m["name"] != "EmptyCrit" else [0.0])
+            m | {"pruning_limit": limit} | other
+            for other in others
+            for m in methods
+            for limit in (limits if m["name"] != "EmptyCrit" else [0.0])
         ]
         self.seeds = compare["seed"]
         self.results = ROOT / "gitignored" / "results" / Path(file).stem
@@ -42,7 +48,7 @@ class Comparison:
         """Names a method in tables and run folders."""
         rewinding = " with rewinding" if method.get("enable_rewinding") else ""
         limit = f" {method['pruning_limit']:g}" if method["name"] != "EmptyCrit" else ""
-        return method["name"] + rewinding + limit
+        return " ".join([method["name"] + rewinding + limit, *(str(method[key]) for key in self.others)])
 
     def run_cell(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
         """Returns result.json of one run, which is made unless it is there."""

@@ -4,6 +4,7 @@
 """
 
 import statistics
+from itertools import product
 
 import pytest
 
@@ -28,3 +29,12 @@ def test_node_criteria_reach_their_limit_and_train(network: str) -> None:
             assert record["nodes_left"] == int((1 - asked) * total + 1e-6), name
     # Ten classes: a network that learns nothing has 0.1.
     assert all(statistics.mean(values) > 0.2 for values in accuracies(records).values())
+
+
+def test_snapit_against_random_when_nine_of_ten_nodes_go() -> None:
+    records = Comparison("experiments/snipit/conv6_at_90_nodes.yaml").run()
+    print_table(records)
+    for data, epochs in product(("MNISTPART", "CIFAR10PART"), (2, 20)):
+        for other in ("StructuredRandom", "SNAP"):
+            print_gap(records, f"SNAPit 0.9 {data} {epochs}", f"{other} 0.9 {data} {epochs}")
+    assert {record["nodes_left"] for runs in records.values() for record in runs} == {140}
