@@ -7,7 +7,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -183,14 +183,25 @@ def parameter_bytes(model: nn.Module) -> int:
 
 def latency(model: nn.Module, inputs: Any, repeats: int = 15) -> float:
     """Returns the median seconds of a forward pass in eval mode on the inputs as they are, after a warm-up."""
-    device = device_of(model)
-    times = []
-    with quiet_eval(model), torch.no_grad():
+    return statistics.median(timings([model], inputs, repeats)[0])
+
+
+def timings(models: Sequence[nn.Module], inputs: Any, repeats: int) -> list[list[float]]:
+    """Returns the seconds of forward passes in eval mode, per model, after a warm-up.
+
+    The models take turns, so that a machine that others use too slows all of them alike.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    with ExitStack() as modes, torch.no_grad():
+        for model in models:
+            modes.enter_context(quiet_eval(model))
         for turn in range(repeats + 3):
-            start = time.perf_counter()
-            call(model, inputs)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn >= 3:
-                times.append(time.perf_counter() - start)
-    return statistics.median(times)
+            for model, seconds in zip(models, times, strict=True):
+                start = time.perf_counter()
+                call(model, inputs)
+                device = device_of(model)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if turn >= 3:
+                    seconds.append(time.perf_counter() - start)
+    return times

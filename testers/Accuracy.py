@@ -5,17 +5,58 @@ from torch import Tensor
 
 from pruning import PrunableNetwork
 from pruning.evaluate import evaluate
+from testers._tally import Tally, draw_confusion
 
 
 class Accuracy:
-    """Accuracy and loss over the whole test data."""
+    """Accuracy and loss over the whole test data, per class as well, and how far to trust the network's confidence.
+
+    The expected calibration error (Guo et al. 2017, arXiv:1706.04599) is the mean distance between confidence, the
+    largest softmax of the outputs, and accuracy, over 15 equal bins of confidence. Writes accuracy.json, with the
+    confusion matrix (row: true class, column: the network's), and, unless told not to, confusion.png.
+
+    Args:
+        confusion: draw the confusion matrix and the calibration.
+    """
 
     def __init__(
-        self, *, network: PrunableNetwork, loss_function: Callable[[Tensor, Tensor], Tensor], test_batches: Any
+        self,
+        *,
+        network: PrunableNetwork,
+        loss_function: Callable[[Tensor, Tensor], Tensor],
+        test_batches: Any,
+        data_set: Any,
+        confusion: bool = True,
     ) -> None:
         self.network, self.loss_function, self.test_batches = network, loss_function, test_batches
+        self.classes, self.draw = getattr(data_set, "classes", None), confusion
 
-    def evaluate(self) -> dict[str, float]:
-        """Returns test_accuracy (fraction) and test_loss."""
-        accuracy, loss = evaluate(self.network.model, self.test_batches, self.loss_function)
-        return {"test_accuracy": accuracy, "test_loss": loss}
+    def evaluate(self, folder: Any) -> dict[str, Any]:
+        """Returns test_accuracy (fraction) and test_loss; for one class per sample also what accuracy.json holds."""
+        tally = Tally()
+
+        def watched(outputs: Tensor, targets: Tensor) -> Tensor:
+            tally.add(outputs, targets)
+            return self.loss_function(outputs, targets)
+
+        accuracy, loss = evaluate(self.network.model, self.test_batches, watched)
+        report = tally.report()
+        if report:
+            folder.write_output("accuracy.json", report)
+        if report and self.draw:
+            draw_confusion(folder, report, self.classes)
+        few = {name: report[name] for name in ("expected_calibration_error", "class_accuracy") if name in report}
+        return {"test_accuracy": accuracy, "test_loss": loss, **few}
+
+    def rows(self, found: dict[str, Any]) -> list[tuple[str, str]]:
+        """Returns the lines of the table at the end."""
+        shares = found.get("class_accuracy", [])
+        rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in found.items() if value is not shares]
+        known = sorted((share, place) for place, share in enumerate(shares) if share is not None)
+        if known:
+            worst = ", ".join(f"{self._name(place)}: {share:.3f}" for share, place in known[:5])
+            rows.append(("lowest class accuracies", worst))
+        return rows
+
+    def _name(self, place: int) -> str:
+        return str(self.classes[place]) if self.classes and place < len(self.classes) else str(place)

@@ -8,7 +8,8 @@ from torch import Tensor
 from pruning import PrunableNetwork, UsageError
 from pruning.count import look
 from testers._adversarial_report import compare, curve, draw_curves, draw_examples, rows, worst
-from testers._attacks import ATTACKS, EPSILONS, SEED, check_fits, memory_advice, perturbations
+from testers._attacks import ATTACKS, EPSILONS, SEED, check_fits, perturbations
+from testers._memory import memory_advice
 from testers._pixels import OnPixels, Pixels, check_classified, clean_pass
 
 Name = Literal[
@@ -150,7 +151,7 @@ class AdversarialEvaluation:
         needed, examples = [], []
         console.info(f"{attack}: {len(target.labels):,} images, {target.name} ...")
         for images, labels in console.track(chunks, f"{attack}, {target.name}"):
-            with memory_advice(size):
+            with memory_advice(f"an attack on {size} images", "batch_size"):
                 sizes, changed = perturbations(
                     target.model, kind, images, labels, epsilons=epsilons, carlini_steps=self.carlini_steps
                 )

@@ -135,17 +135,3 @@ def _only_inputs(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def memory_advice(batch_size: int) -> Iterator[None]:
-    """Turns running out of memory into a UsageError that says what helps."""
-    try:
-        yield
-    except RuntimeError as error:
-        # On the CPU torch has no class of its own for it.
-        words = ("not enough memory", "can't allocate memory")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in words):
-            raise
-        advice = f"The memory does not hold an attack on {batch_size} images; try a smaller --batch_size."
-        raise UsageError(advice) from error

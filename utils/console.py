@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
+from rich.text import Text
 
 
 class Console:
@@ -70,7 +71,7 @@ class Console:
         table.add_column("how much", overflow="fold")
         rows = list(rows)
         for what, how_much in rows:
-            table.add_row(what, how_much)
+            table.add_row(Text(what), Text(how_much))  # as it is: text in brackets is no style
         self.out.print(table)
         self.out.print(f"results: {os.path.relpath(folder)}", markup=False)
         self.log("\n".join(f"{what}: {how_much}" for what, how_much in rows))

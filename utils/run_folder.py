@@ -79,7 +79,7 @@ class RunFolder:
     def write_picture(self, name: str, figure: Any) -> None:
         """Writes a matplotlib figure into output/, as PNG."""
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
+        figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
         write_atomic(self.output / name, buffer.getvalue())
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from pruning import UsageError
 from testers._adversarial_report import curve
-from testers._attacks import ATTACKS, EPSILONS, ORDERS, check_fits, make, memory_advice, perturbations
+from testers._attacks import ATTACKS, EPSILONS, ORDERS, check_fits, make, perturbations
 from testers._intervals import difference, wilson
+from testers._memory import memory_advice
 from testers._pixels import OnPixels, Pixels, clean_pass
 from testers.AdversarialEvaluation import AdversarialEvaluation, Name
 from tests.running import Commands, write_plug_in
@@ -172,9 +173,9 @@ def test_networks_without_gradients_are_told_so():
 
 def test_lack_of_memory_says_what_helps():
     for error in (torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        with pytest.raises(UsageError, match="--batch_size"), memory_advice(64):
+        with pytest.raises(UsageError, match="this; try a smaller --batch_size"), memory_advice("this", "batch_size"):
             raise error
-    with pytest.raises(RuntimeError, match="other"), memory_advice(64):
+    with pytest.raises(RuntimeError, match="other"), memory_advice("this", "batch_size"):
         raise RuntimeError("other")
 
 

@@ -35,6 +35,22 @@ def test_everything_goes_to_the_log(capsys, tmp_path):
     assert console.log_file.read_text().splitlines() == ["a", "warning: b", "error: c", "what: much"]
 
 
+def test_brackets_in_a_table_are_text(capsys, tmp_path):
+    Console().table("Title", [("share [low, high]", "[quartiles] [red]")], tmp_path)
+    printed = capsys.readouterr().out
+    assert "share [low, high]" in printed and "[quartiles] [red]" in printed
+
+
+def test_progress_bars_are_for_terminals(capsys):
+    assert list(Console().track([1, 2, 3], "counting")) == [1, 2, 3]
+    assert capsys.readouterr().out == ""
+    for quiet in (False, True):
+        console = Console(quiet=quiet)
+        console.out = RichConsole(file=io.StringIO(), force_terminal=True)
+        assert list(console.track([1, 2, 3], "counting")) == [1, 2, 3]
+        assert ("counting" in console.out.file.getvalue()) == (not quiet)
+
+
 def test_a_log_that_cannot_be_written_ends_nothing(capsys, tmp_path):
     console = Console()
     console.log_file = tmp_path / "gone" / "log.txt"

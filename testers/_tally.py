@@ -1,0 +1,84 @@
+"""Counts of true and predicted classes and of confidence, added up on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BINS = 15  # of confidence, as in Guo et al. 2017
+
+
+class Tally:
+    """Adds up batches of outputs (B, C, ...) and targets (B, ...); what are no classes is left out."""
+
+    def __init__(self) -> None:
+        self.confusion: Tensor | None = None  # (classes + 1, classes), the last row for what is left out
+        self.bins = torch.zeros(0)  # (3, BINS + 1): samples, summed confidence, right ones
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Counts a batch, without waiting for the device."""
+        if targets.is_floating_point() or outputs.ndim < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+            return
+        classes, wide = outputs.shape[1], torch.float32 if outputs.device.type == "mps" else torch.float64
+        if self.confusion is None:
+            self.confusion = torch.zeros(classes + 1, classes, dtype=torch.long, device=outputs.device)
+            self.bins = torch.zeros(3, BINS + 1, dtype=wide, device=outputs.device)
+        scores, targets = outputs.detach().movedim(1, -1).reshape(-1, classes), targets.flatten()
+        known = (targets >= 0) & (targets < classes)  # some losses leave out samples by their label
+        confidence, said = scores.to(wide).softmax(1).max(1)
+        at = targets.where(known, classes) * classes + said
+        self.confusion.view(-1).index_add_(0, at, torch.ones_like(at))
+        # Bins are open below and closed above; what is no number falls into the last one.
+        place = (confidence * BINS).ceil().nan_to_num(BINS).clamp(1, BINS).long() - 1
+        values = torch.stack([torch.ones_like(confidence), confidence, (said == targets).to(wide)])  # (3, samples)
+        self.bins.index_add_(1, place.where(known, BINS), values)
+
+    def report(self) -> dict[str, Any]:
+        """Returns class accuracies (None for a class without samples), calibration and confusion; empty for none."""
+        samples, confidence, right = self.bins[:, :BINS].cpu() if self.confusion is not None else torch.zeros(3, BINS)
+        if self.confusion is None or not samples.sum():
+            return {}
+        confusion = self.confusion[:-1].cpu()
+        there = samples.clamp(min=1)
+        shares = confusion.diagonal().double() / confusion.sum(1)
+        return {
+            "class_accuracy": [None if share != share else share for share in shares.tolist()],
+            "expected_calibration_error": float((confidence - right).abs().sum() / samples.sum()),
+            "calibration": {
+                "samples": samples.long().tolist(),
+                "confidence": (confidence / there).tolist(),
+                "accuracy": (right / there).tolist(),
+            },
+            "confusion": confusion.tolist(),
+        }
+
+
+def draw_confusion(folder: Any, report: dict[str, Any], names: Sequence[str] | None) -> None:
+    """Draws the confusion matrix, each row as shares of its class, and the calibration, as confusion.png."""
+    from matplotlib.figure import Figure
+
+    counts = torch.tensor(report["confusion"], dtype=torch.float32)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    classes = len(counts)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.colorbar(left.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues"), ax=left, label="share of the true class")
+    left.set(xlabel="predicted class", ylabel="true class")
+    if classes <= 20:
+        labels = list(names or ())[:classes] if names and len(names) >= classes else range(classes)
+        left.set_xticks(range(classes), labels=labels, rotation=90 if names else 0, fontsize=8)
+        left.set_yticks(range(classes), labels=labels, fontsize=8)
+        for row, column in counts.nonzero().tolist():
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            left.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)
+    calibration = report["calibration"]
+    there = [place for place, samples in enumerate(calibration["samples"]) if samples]
+    right.plot([0, 1], [0, 1], ":", color="grey", label="perfectly calibrated")
+    confidence, accuracy = ([calibration[what][place] for place in there] for what in ("confidence", "accuracy"))
+    right.plot(confidence, accuracy, marker="o", label=f"error {report['expected_calibration_error']:.4f}")
+    right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    right.legend()
+    folder.write_picture("confusion.png", figure)
