@@ -6,6 +6,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,10 @@ def criteria_table(names: Names) -> list[str]:
     return _table(["criterion", "what it removes by", "paper", "unit", "moment"], rows)
 
 
-def models_table(names: Names) -> list[str]:
-    """Returns one row per model."""
-    rows = [[f"`{name}`", _escaped(first_line(registry.find("models", name)))] for name in names("models")]
-    return _table(["model", "what it is"], rows)
-
-
-def data_sets_table(names: Names) -> list[str]:
-    """Returns one row per data set."""
-    rows = [[f"`{name}`", _escaped(first_line(registry.find("data_sets", name)))] for name in names("data_sets")]
-    return _table(["data set", "what it is"], rows)
+def lines_table(kind: str, what: str, names: Names) -> list[str]:
+    """Returns one row per plug-in of a kind: its name and its first line."""
+    rows = [[f"`{name}`", _escaped(first_line(registry.find(kind, name)))] for name in names(kind)]
+    return _table([registry.KINDS[kind][1], what], rows)
 
 
 def core_flags_table(_names: Names) -> list[str]:
@@ -93,8 +88,9 @@ def part_flags_table(names: Names) -> list[str]:
 
 TABLES: dict[str, Callable[[Names], list[str]]] = {
     "criteria": criteria_table,
-    "models": models_table,
-    "data sets": data_sets_table,
+    "models": partial(lines_table, "models", "what it is"),
+    "data sets": partial(lines_table, "data_sets", "what it is"),
+    "testers": partial(lines_table, "testers", "what it measures"),
     "core flags": core_flags_table,
     "flags of the parts": part_flags_table,
 }
