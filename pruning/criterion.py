@@ -28,6 +28,7 @@ class Criterion:
         wants: settings that the method asks for, such as {"loss": "..."}; what the user typed wins.
         revives: whether an event may bring back weights that earlier ones removed, with the value they had; for events
             without training between them.
+        event_epochs: epochs at whose end it acts during training, where the method itself says so; None for the user's.
         rewind_epoch: the epoch whose end is the state that training returns to after each event; None for no rewinding.
     """
 
@@ -37,6 +38,7 @@ class Criterion:
     threshold: float | None = None
     wants: ClassVar[Mapping[str, Any]] = {}
     revives: ClassVar[bool] = False
+    event_epochs: list[int] | None = None
     rewind_epoch: int | None = None
 
     def targets(self, limit: float) -> list[float]:
@@ -87,10 +89,13 @@ class NodeCriterion(Criterion):
 
     Class attributes:
         ranking: "global" ranks all nodes together, "local" takes the same share of every layer.
+        min_share: share of the nodes that every layer had at the start which it keeps, or half of what the target
+            leaves where that is less.
     """
 
     unit = "nodes"
     ranking: ClassVar[select.Ranking] = "global"
+    min_share: ClassVar[float] = 0.0
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         """Returns one value per node of `network.graph`, shape (nodes,); higher is kept."""

@@ -23,6 +23,7 @@ from pruning.errors import UsageError
 from pruning.select import Budget, Layout, check_scores, guarded
 
 if TYPE_CHECKING:
+    from pruning.graph import DependencyGraph
     from pruning.network import PrunableNetwork
     from pruning.plan import PruningPlan
 
@@ -108,7 +109,8 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
         return ahead
     scores = checked_node_scores(network, criterion.node_scores(network, event.batches))
     ranking = -scores if event.invert else scores
-    layout = layout_of(network, local=(network.node_rules.ranking or criterion.ranking) == "local")
+    local = (network.node_rules.ranking or criterion.ranking) == "local"
+    layout = layout_of(network, local=local, min_share=min(criterion.min_share, (1 - event.target) / 2))
 
     def choose() -> Tensor:
         if criterion.threshold is not None:
@@ -137,8 +139,8 @@ def checked_node_scores(network: PrunableNetwork, scores: Tensor) -> Tensor:
     return scores.detach().cpu().double()
 
 
-def layout_of(network: PrunableNetwork, *, local: bool = False) -> Layout:
-    """Returns how the network's nodes may be chosen, by the user's rules."""
+def layout_of(network: PrunableNetwork, *, local: bool = False, min_share: float = 0.0) -> Layout:
+    """Returns how the network's nodes may be chosen, by the user's rules and the least share of every layer."""
     rules, graph = network.node_rules, network.graph
     multiples = None
     if rules.round_to > 1:
@@ -146,7 +148,19 @@ def layout_of(network: PrunableNetwork, *, local: bool = False) -> Layout:
         widths = [graph.nodes[int(group.nodes[0])].producers.values() for group in graph.groups]
         each = [math.gcd(0, *map(len, producers)) or 1 for producers in widths]
         multiples = np.array([rules.round_to // math.gcd(rules.round_to, width) for width in each], dtype=np.int64)
-    return Layout(graph.structure.group_of_node, rules.min_keep, multiples, local)
+    least = np.maximum(_shares_of_start(graph, min_share), rules.min_keep) if min_share else rules.min_keep
+    return Layout(graph.structure.group_of_node, least, multiples, local)
+
+
+def _shares_of_start(graph: DependencyGraph, share: float) -> np.ndarray:
+    """Returns (groups,) how many nodes are a share of what each group had at the start, rounded up."""
+    structure, found = graph.structure, []
+    for group in graph.groups:
+        # The narrowest dimension is a layer's own; wider ones (of concatenations) hold other groups too.
+        owners = np.unique(structure.owners(structure.labels_of_node(int(group.nodes[0]))))
+        own = structure.dimensions[owners[np.argmin(structure.sizes[owners])]]
+        found.append(math.ceil(share * len(group.nodes) * own.size / len(structure.labels_of(own)) - 1e-9))
+    return np.array(found, dtype=np.int64)
 
 
 def remove_nodes(

@@ -7,7 +7,7 @@ often it is zero; the layer's output then gets a real gate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def gate_gradients(network: PrunableNetwork, batches: Batches) -> tuple[Tensor, 
     done = {name for gate in used for name in gate.parameters}
     # In one expression, so that no more than one product is held beside the gradients.
     products = {name: p.detach() * gradients[name] for name, p in parameters.items() if name not in done}
-    nodes = _sum_over_producers(network, products)
+    nodes = sum_over_producers(network, products)
     for gate in used:
         along = torch.from_numpy(gate.along).to(nodes.device)
         slopes = gradients[f"gate of {gate.path}"].to(nodes)
@@ -56,7 +56,8 @@ def gate_gradients(network: PrunableNetwork, batches: Batches) -> tuple[Tensor, 
     return nodes, {name: gradients[name] for name in parameters}, loss
 
 
-def _sum_over_producers(network: PrunableNetwork, products: dict[str, Tensor]) -> Tensor:
+def sum_over_producers(network: PrunableNetwork, products: Mapping[str, Tensor]) -> Tensor:
+    """Returns per node the sum of w dL/dw, given by parameter, over all that produces it, biases included."""
     # A layer's own bias produces its outputs in whatever operation it is added.
     owned = {f"{path}.bias" if path else "bias" for path, m in network.model.named_modules() if isinstance(m, WEIGHTED)}
     biases = {name: product for name, product in products.items() if name in owned}

@@ -190,14 +190,14 @@ class Layout:
 
     Args:
         groups: (nodes,) the group of each node, 0, 1, ...; a group is a layer with what is coupled to it.
-        min_keep: nodes that every group keeps at least, where it has as many.
+        min_keep: nodes that every group keeps at least, where it has as many; one number or one per group.
         multiples: (groups,) the number kept of each group is a multiple of this, or all of it.
         local: the same share of every group, instead of one ranking over all.
         fixed: (nodes,) bool, nodes that cannot go.
     """
 
     groups: np.ndarray
-    min_keep: int = 1
+    min_keep: int | np.ndarray = 1
     multiples: np.ndarray | None = None
     local: bool = False
     fixed: Tensor | None = None
@@ -275,6 +275,8 @@ class Layout:
         """Says which guard keeps a number of nodes from being reached."""
         if self.multiples is not None and int(self.multiples.max(initial=1)) > 1:
             return f"widths are multiples of {int(self.multiples.max())}"
+        if isinstance(self.min_keep, np.ndarray):
+            return "every layer keeps a share of its nodes"
         return f"every layer keeps {self.min_keep}" if self.min_keep > 1 else "no layer is emptied"
 
     def _stay(self, scores: Tensor) -> Tensor:

@@ -188,6 +188,58 @@ def slimming(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
     return [torch.tensor([median if v is None else v for v in row], dtype=torch.float64) for row in values]
 
 
+def gate_decorators(model: nn.Module, batches: Batches, groups: Sequence[Group]) -> list[Tensor]:
+    """Gate Decorators (arXiv:1909.08174): the sum over batches and gates of |phi dL/dphi|, with real gates put in.
+
+    A gate phi = gamma stands behind a norm whose scale became 1 and whose shift beta / gamma. A node without a norm has
+    one behind its producers and one before its consumers; the larger counts.
+    """
+    totals = [torch.zeros(len(group), dtype=torch.float64) for group in groups]
+    for batch in batches:
+        double = twin(model)
+        gates: list[tuple[int, list[Tensor]]] = []
+        for number, group in enumerate(groups):
+            for path, rows in group.norms.items():
+                norm = double.get_submodule(path)
+                gamma = norm.weight.detach().clone()
+                phi = gamma.clone().requires_grad_(True)
+                each_row = [[node for node, r in enumerate(rows) if c in r] for c in range(len(gamma))]
+                norm.register_forward_hook(_times_ratio(phi, gamma))
+                gates.append((number, [phi, torch.tensor([row[0] if row else -1 for row in each_row])]))
+            if not group.norms:
+                before, behind = (torch.ones(len(group), dtype=torch.float64, requires_grad=True) for _ in range(2))
+                for path, rows in group.producers.items():
+                    double.get_submodule(path).register_forward_hook(_multiply(rows, before))
+                for path, columns in group.consumers.items():
+                    double.get_submodule(path).register_forward_pre_hook(_multiply_inputs(columns, behind))
+                gates.append((number, [before, behind]))
+        leaves = [t for _, pair in gates for t in pair if t.requires_grad]
+        slopes = dict(zip(map(id, leaves), torch.autograd.grad(
+            _loss(double, [batch]), leaves, allow_unused=True, materialize_grads=True), strict=True))  # fmt: skip
+        for number, (first, second) in gates:
+            if second.requires_grad:
+                totals[number] += torch.maximum(slopes[id(first)].abs(), slopes[id(second)].abs())
+            else:
+                for value, node in zip((first.detach() * slopes[id(first)]).abs(), second.tolist(), strict=True):
+                    if node >= 0:
+                        totals[number][node] += value
+    return totals
+
+
+def _times_ratio(phi: Tensor, gamma: Tensor) -> Callable:
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return output * (phi / gamma).view(1, -1, *[1] * (output.dim() - 2))
+
+    return hook
+
+
+def _multiply_inputs(columns: Rows, gate: Tensor) -> Callable:
+    def hook(module: nn.Module, inputs: tuple) -> tuple:
+        return (_multiply(columns, gate)(module, (), inputs[0]),)
+
+    return hook
+
+
 def fpgm(model: nn.Module, groups: Sequence[Group]) -> list[Tensor]:
     """FPGM (arXiv:1811.00250): the sum of Euclidean distances to all filters of the layer, over all producers."""
     found = []

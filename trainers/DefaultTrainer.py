@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import PrunableNetwork, UsageError
 from pruning.evaluate import evaluate, means, sums_of
@@ -57,7 +58,7 @@ class DefaultTrainer:
         self.model = torch.compile(network.model) if compile else network.model
         self.device = next(network.model.parameters()).device
         self.optimizer = optimization.make_optimizer(network.model.parameters())
-        self.schedule = optimization.make_schedule(self.optimizer, epochs, len(train_batches))
+        self.schedule = self.make_schedule()
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.precision = half if amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
@@ -143,6 +144,10 @@ class DefaultTrainer:
         if loss != loss:
             raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
         return {"test_accuracy": accuracy, "test_loss": loss}
+
+    def make_schedule(self) -> LRScheduler:
+        """The learning rate, which steps once per batch."""
+        return self.optimization.make_schedule(self.optimizer, self.epochs, len(self.train_batches))
 
     # -- bookkeeping -----------------------------------------------------------------------------------------------
 

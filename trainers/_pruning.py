@@ -69,6 +69,8 @@ class Pruning:
         self.limit, self.targets = pruning_limit, criterion.targets(pruning_limit)
         self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
+        own = criterion.event_epochs
+        self.event_epochs = self.timing.event_epochs() if own is None else own
         self.control, self.recalibrate, self.seed = mask_control, recalibrate, seed
         self.steps: list[Step] = []
         self.history: list[dict[str, Any]] = []
@@ -96,7 +98,7 @@ class Pruning:
                 self.growing.tell()
             if trainer.epoch == self.criterion.rewind_epoch:
                 self.rewind_copy = trainer.rewind_state()
-            if self.criterion.moment == "during" and trainer.epoch in self.timing.event_epochs() and not self.complete:
+            if self.criterion.moment == "during" and trainer.epoch in self.event_epochs and not self.complete:
                 self.event(trainer)
         elif moment == "train_end" and self.criterion.moment == "after" and not self.complete:
             self._run_all(trainer)
@@ -199,7 +201,7 @@ class Pruning:
     def _check_feasible(self) -> None:
         if self.criterion.moment != "during" or not self.targets:
             return
-        events = self.timing.event_epochs()
+        events = self.event_epochs
         if len(events) < len(self.targets):
             name, timing, needed = type(self.criterion).__name__, self.timing, len(self.targets)
             raise UsageError(

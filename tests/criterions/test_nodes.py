@@ -33,6 +33,7 @@ SLOW = {
     "EfficientConvNets": lambda model, batches, groups: slow.filter_norms(model, groups),
     "GroupMagnitude": lambda model, batches, groups: slow.group_norms(model, groups),
     "GroupHoyerSquare": lambda model, batches, groups: slow.group_hoyer(model, groups),
+    "GateDecorators": lambda model, batches, groups: slow.gate_decorators(model, batches, groups),
     "Slimming": lambda model, batches, groups: slow.slimming(model, groups),
     "FPGM": lambda model, batches, groups: slow.fpgm(model, groups),
 }
@@ -190,7 +191,7 @@ def test_random_nodes_come_from_the_seed_alone():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("name", ["SNAP", "Taylor", "CNIP"])
+@pytest.mark.parametrize("name", ["SNAP", "Taylor", "GateDecorators", "CNIP"])
 def test_no_signal_and_no_data_are_clear_errors(name):
     score = "joint_scores" if name == "CNIP" else "node_scores"
     network = NETWORKS["plain"].network()
