@@ -114,7 +114,7 @@ def perturbations(
             if not len(left):
                 break
             # foolbox returns what the attack found, the same cut to the size, and what it takes for a success.
-            changed = run(target, images[left], labels[left], epsilons=size)[1].clamp(0, 1)
+            changed = run(target, images[left], labels[left], epsilons=size)[1].clamp(0, 1).to(images.dtype)
             sizes = torch.linalg.vector_norm((changed - images[left]).flatten(1), ORDERS[attack.norm], dim=1)
             with torch.no_grad():
                 hit = (model(changed).argmax(1) != labels[left]) & (sizes > 0) & sizes.isfinite()

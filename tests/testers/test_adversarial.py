@@ -64,7 +64,8 @@ def test_fgsm_by_hand():
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_within_its_size_and_changes_the_class(name):
-    model, attack = network(), ATTACKS[name]
+    # As networks are attacked: scores of 64 bits, images of 32.
+    model, attack = OnPixels(network(), Pixels(None)).eval(), ATTACKS[name]
     images, labels = drawn(model)
     sizes = [0.0, *(size * (0.2 if attack.norm == "L1" else 1) for size in EPSILONS[attack.norm][1:])]
     before = torch.get_rng_state()
@@ -92,6 +93,22 @@ def test_pgd_succeeds_more_often_the_larger_the_size_and_never_at_0():
     assert found["success"][0] == 0 and found["robust"][0] == 0.8
     assert found["success"] == sorted(found["success"]) and found["success"][1] < found["success"][-1]
     assert found["robust"] == [pytest.approx(0.8 * (1 - rate)) for rate in found["success"]]
+
+
+def test_a_network_that_is_sure_of_itself_is_no_harder_to_attack():
+    """Its loss is flat in 32 bits: there, attacks find nothing, however weak the network is."""
+    plain = network()
+    sure = nn.Sequential(*plain[:-1], nn.Linear(12, 3)).eval()
+    sure[-1].weight.data, sure[-1].bias.data = plain[-1].weight.data * 150, plain[-1].bias.data * 150
+    images, labels = drawn(plain)
+    found = []
+    for model in (plain, sure):
+        on_pixels = OnPixels(model, Pixels(None)).eval()
+        needed, _ = perturbations(on_pixels, ATTACKS["FGSM"], images, labels, epsilons=[0.2], carlini_steps=1)
+        found.append(int(needed.isfinite().sum()))
+    flat, _ = perturbations(sure, ATTACKS["FGSM"], images, labels, epsilons=[0.2], carlini_steps=1)
+    assert int(flat.isfinite().sum()) < found[0]
+    assert found[1] >= 0.9 * found[0]
 
 
 def test_curve_by_hand():
@@ -146,7 +163,7 @@ def test_pixels_go_there_and_back(factor, offset):
     with torch.no_grad():
         assert torch.equal(right, model(inputs).argmax(1) == 0)
         torch.testing.assert_close(pixels.of(inputs), (raw - offset) / factor)
-        torch.testing.assert_close(OnPixels(model, pixels)(pixels.of(inputs)), model(inputs))
+        torch.testing.assert_close(OnPixels(model, pixels)(pixels.of(inputs)), model(inputs).double())
     assert ("from 0 to 1" in pixels.describe()) == (factor == 1)
 
 
