@@ -54,10 +54,7 @@ def fit(seen: Observer, removed: Mask, most_rehearsals: int = 40) -> Fit:
             most_rehearsals -= 1
             attributes = _merged(best.attributes, guess)
             tried = Fit(attributes, seen.rehearse(removed, attributes))
-            better = _improved(best, tried, guess)
-            if better is not None and better is not tried:  # some of the guesses were idle: leave them out
-                better.report = seen.rehearse(removed, better.attributes)
-                most_rehearsals -= 1
+            better = tried if _improved(best.report, tried.report) else None
             if better is not None or most_rehearsals <= 0:
                 break
         level = 0 if better is not None else level + 1
@@ -81,17 +78,12 @@ def badness(report: Report) -> tuple[int, int]:
     return (0 if report.error is None else 1_000_000_000 - report.reached, len(report.failures))
 
 
-def _improved(best: Fit, tried: Fit, guess: list[Attribute]) -> Fit | None:
-    """Returns the fit with those guesses that helped: failures vanished in or below their module. None if none did."""
-    if tried.passed or badness(tried.report)[0] < badness(best.report)[0]:
-        return tried
-    if badness(tried.report)[0] > badness(best.report)[0]:
-        return None
-    gone = {failure.index for failure in best.report.failures} - {failure.index for failure in tried.report.failures}
-    new = {failure.index for failure in tried.report.failures} - {failure.index for failure in best.report.failures}
-    if len(gone) <= len(new):
-        return None
-    return tried
+def _improved(before: Report, now: Report) -> bool:
+    """Says whether the run comes further, or as far with more failures gone than new ones come."""
+    if now.passed or badness(now)[0] != badness(before)[0]:
+        return now.passed or badness(now)[0] < badness(before)[0]
+    old, new = ({failure.index for failure in report.failures} for report in (before, now))
+    return len(old - new) > len(new - old)
 
 
 def _guesses(seen: Observer, removed: Mask, now: Fit, level: int) -> Iterator[list[Attribute]]:

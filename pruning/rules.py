@@ -28,12 +28,12 @@ Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enters a function into the table under these names of ATen operations; in-place variants come along."""
+def rule(names: str) -> Callable[[Rule], Rule]:
+    """Enters a function under these names of ATen operations; variants in place and those that copy come along."""
 
     def enter(function: Rule) -> Rule:
-        for name in names:
-            RULES[f"aten.{name}"] = RULES[f"aten.{name}_"] = function
+        for name in names.split():
+            RULES.update(dict.fromkeys((f"aten.{name}", f"aten.{name}_", f"aten.{name}_copy"), function))
         return function
 
     return enter
@@ -63,86 +63,13 @@ def kept(axis: Axis | None, zero: bool) -> Axis | None:
 # -- element by element ------------------------------------------------------------------------------------------------
 
 # f(0) = 0, or f(0, 0) = 0 where all tensors are zero. Whatever is missing here costs an "inexact", never an error.
-_KEEPS_ZERO = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "hardswish",
-        "tanh",
-        "hardshrink",
-        "softshrink",
-        "sin",
-        "tan",
-        "asin",
-        "atan",
-        "sinh",
-        "asinh",
-        "atanh",
-        "erf",
-        "sqrt",
-        "abs",
-        "neg",
-        "sgn",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "frac",
-        "square",
-        "expm1",
-        "log1p",
-        "clone",
-        "_to_copy",
-        "detach",
-        "alias",
-        "contiguous",
-        "lift_fresh",
-        "lift",
-        "native_dropout",
-        "dropout",
-        "positive",
-        "_prelu_kernel",
-        "prelu",
-        "add",
-        "sub",
-        "rsub",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "copy",
-        "rrelu_with_noise",
-        "nan_to_num",
-        "zero",
-        "zeros_like",
-        "tanhshrink",
-        "softsign",
-        "real",
-        "imag",
-        "_conj",
-        "conj",
-        "view_dtype",
-        "feature_dropout",
-        "alpha_dropout",
-        "_fused_dropout",
-        "special_erf",
-        "_to_dense",
-        "lerp",
-        "hypot",
-        "to",
-        "resolve_conj",
-        "resolve_neg",
-    ]
+_ZERO_NAMES = (
+    "relu hardtanh leaky_relu elu celu gelu silu mish hardswish tanh hardshrink softshrink sin tan asin atan sinh "
+    "asinh atanh erf sqrt abs neg sgn sign floor ceil round trunc frac expm1 log1p clone _to_copy detach alias "
+    "lift_fresh lift native_dropout _prelu_kernel add sub rsub maximum minimum fmax fmin copy rrelu_with_noise "
+    "nan_to_num zero _conj _fused_dropout _to_dense lerp hypot"
 )
+_KEEPS_ZERO = frozenset(_ZERO_NAMES.split())
 
 
 def _base_name(call: Call) -> str:
@@ -177,35 +104,7 @@ def _aligned(call: Call, tensor: Tensor, dim: int, rank: int) -> tuple[int, Axis
 
 
 @rule(
-    *_KEEPS_ZERO,
-    "hardsigmoid",
-    "log_sigmoid",
-    "softplus",
-    "threshold",
-    "rrelu",
-    "glu_jvp",
-    "clone",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift_fresh",
-    "lift",
-    "masked_fill",
-    "where",
-    "copy",
-    "fill",
-    "zero",
-    "bernoulli",
-    "_prelu_kernel",
-    "native_dropout",
-    "_fused_dropout",
-    "nan_to_num",
-    "lerp",
-    "rrelu_with_noise",
-    "log_sigmoid_forward",
-    "gelu",
-    "normal",
-    "uniform",
+    f"{_ZERO_NAMES} hardsigmoid softplus threshold masked_fill where fill bernoulli log_sigmoid_forward normal uniform"
 )
 def pointwise(call: Call) -> Axes | list[Axes]:
     """Operands couple index by index; a dimension of size 1 is broadcast and couples nothing."""
@@ -238,33 +137,21 @@ def _joined(call: Call, operands: list[tuple[int, Axis | None]], dim: int) -> Ax
 # -- values that stem from nothing -------------------------------------------------------------------------------------
 
 
-def _uniform(call: Call, zero: bool) -> list[Axes]:
-    # Alike at every index, so that only the size matters, and the rehearsal watches sizes.
+@rule("zeros new_zeros empty new_empty empty_strided new_empty_strided empty_permuted ones new_ones full new_full rand "
+      "randn normal_functional")  # fmt: skip
+def made_anew(call: Call) -> list[Axes]:
+    """Alike at every index, so that only the size matters, and the rehearsal watches sizes.
+
+    Empty tensors wait to be written to; writing says what they hold.
+    """
+    zero = "zeros" in call.name or "empty" in call.name
     return [tuple(call.trace.fresh(size, zero=zero) for size in out.shape) for out in call.outs]
 
 
-@rule("zeros", "new_zeros", "empty", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
-def blank_values(call: Call) -> list[Axes]:
-    """Blank tensors are zero or wait to be written to; writing says what they hold."""
-    return _uniform(call, zero=True)
-
-
-@rule("ones", "new_ones", "full", "new_full", "rand", "randn", "normal_functional")
-def like_values(call: Call) -> list[Axes]:
-    """The same value, or the same distribution, at every index."""
-    return _uniform(call, zero=False)
-
-
-@rule("zeros_like", "empty_like")
-def blank_copy(call: Call) -> Axes:
+@rule("zeros_like empty_like ones_like full_like rand_like randn_like randint_like")
+def made_alike(call: Call) -> Axes:
     """Takes the shape of another tensor, so its labels too."""
-    return tuple(kept(axis, True) for axis in call.axes("self"))
-
-
-@rule("ones_like", "full_like", "rand_like", "randn_like", "randint_like")
-def filled_copy(call: Call) -> Axes:
-    """As above, with values that do not vanish."""
-    return tuple(kept(axis, False) for axis in call.axes("self"))
+    return tuple(kept(axis, call.name in ("aten.zeros_like", "aten.empty_like")) for axis in call.axes("self"))
 
 
 # -- along a dimension -------------------------------------------------------------------------------------------------
@@ -289,28 +176,8 @@ _EXACT_SUMS = frozenset(["aten.sum", "aten.linalg_vector_norm", "aten.norm", "at
 
 
 @rule(
-    "sum",
-    "nansum",
-    "mean",
-    "amax",
-    "amin",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
-    "logsumexp",
-    "norm",
-    "prod",
-    "any",
-    "all",
-    "linalg_vector_norm",
-    "max",
-    "min",
-    "median",
-    "aminmax",
-    "argmax",
-    "argmin",
-    "count_nonzero",
+    "sum nansum mean amax amin var std var_mean std_mean logsumexp norm prod any all linalg_vector_norm max min median "
+    "aminmax argmax argmin count_nonzero"
 )
 def reduction(call: Call) -> list[Any]:
     """Removed zeros leave a sum or a norm as it is and change every other statistic."""
@@ -339,7 +206,7 @@ def reduction(call: Call) -> list[Any]:
     return [values for _ in call.outs]
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+@rule("_softmax _log_softmax _safe_softmax")
 def softmax(call: Call) -> Axes:
     """Every value depends on all others along the dimension."""
     axes = call.axes("self")
@@ -348,7 +215,7 @@ def softmax(call: Call) -> Axes:
     return tuple(kept(axis, False) for axis in axes)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp")
+@rule("cumsum cumprod logcumsumexp")
 def running(call: Call) -> Axes:
     """A running sum passes removed zeros by; a running product does not."""
     axes = call.axes("self")
@@ -359,20 +226,7 @@ def running(call: Call) -> Axes:
     return tuple(kept(other, other is not None and other.zero and place != dim) for place, other in enumerate(axes))
 
 
-@rule(
-    "sort",
-    "topk",
-    "cummax",
-    "cummin",
-    "kthvalue",
-    "mode",
-    "_fft_r2c",
-    "_fft_c2r",
-    "_fft_c2c",
-    "unfold",
-    "renorm",
-    "linalg_cross",
-)
+@rule("sort topk cummax cummin kthvalue mode _fft_r2c _fft_c2r _fft_c2c unfold renorm linalg_cross")
 def mixes(call: Call) -> list[Axes]:
     """Positions along the dimension mean something: it must stay, the other dimensions pass."""
     axes = call.axes("self")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruning.labels import CONSUMER, NORM, PRODUCER, Axes, Axis, Call
-from pruning.rules import kept, pointwise, rule
+from pruning.rules import kept, rule
 
 # -- matrix products ---------------------------------------------------------------------------------------------------
 
@@ -38,8 +38,7 @@ def product(call: Call, left: Tensor, right: Tensor) -> Axes:
 
 
 def _shared(call: Call, one: Axis | None, other: Axis | None) -> Axis | None:
-    if one is not None or other is not None:
-        call.trace.tie(one, other)
+    call.trace.tie(one, other)
     return None if one is None or other is None else kept(one, one.zero or other.zero)
 
 
@@ -50,7 +49,7 @@ def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     for place in range(1, len(axes) + 1):
         axis, added = axes[-place], own[-place] if place <= len(own) else None
         there = place <= len(own) and bias.shape[-place] == call.outs[0].shape[-place]
-        if there and (axis is not None or added is not None):
+        if there:
             call.trace.tie(axis, added)
         if call.trace.is_weight(bias):
             call.trace.mark(added, PRODUCER)
@@ -58,7 +57,7 @@ def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     return tuple(result)
 
 
-@rule("mm", "bmm", "dot", "vdot", "mv")
+@rule("mm bmm dot vdot mv")
 def matmul(call: Call) -> Axes:
     """Products of matrices and vectors."""
     left, right = (tensor for tensor in call.tensors()[:2])
@@ -72,7 +71,7 @@ def matmul(call: Call) -> Axes:
     return one[:-1] + (() if right.dim() == 1 else (*other[:-2], other[-1]))
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm")
+@rule("addmm baddbmm addmv addbmm")
 def addmm(call: Call) -> Axes:
     """A product and a bias."""
     _, left, right = call.tensors()[:3]
@@ -82,18 +81,6 @@ def addmm(call: Call) -> Axes:
         return add_bias(call, one[:-1], call["self"])
     result = product(call, left, right)
     return add_bias(call, result if len(result) == call.outs[0].dim() else result[1:], call["self"])
-
-
-@rule("linear")
-def linear(call: Call) -> Axes:
-    """x @ weight.T + bias, where it arrives in one piece."""
-    x, weight = call.axes("input"), call.axes("weight")
-    contract(call, x[-1], weight[-1])
-    if call.trace.is_weight(call["weight"]):
-        call.trace.mark(weight[-1], CONSUMER)
-        call.trace.mark(weight[0], PRODUCER)
-    result = (*x[:-1], *weight[:-1])
-    return result if call["bias"] is None else add_bias(call, result, call["bias"])
 
 
 @rule("_trilinear")
@@ -125,13 +112,8 @@ def _with_gaps(axes: Axes, gaps: list[int], rank: int) -> Axes:
 
 
 @rule(
-    "convolution",
-    "_convolution",
-    "convolution_overrideable",
-    "cudnn_convolution",
-    "mkldnn_convolution",
-    "_slow_conv2d_forward",
-    "_conv_depthwise2d",
+    "convolution _convolution convolution_overrideable cudnn_convolution mkldnn_convolution _slow_conv2d_forward "
+    "_conv_depthwise2d"
 )
 def convolution(call: Call) -> Axes:
     """Input channels meet dimension 1 of the weight, dimension 0 is handed on; transposed ones the other way round."""
@@ -158,8 +140,7 @@ def convolution(call: Call) -> Axes:
 
 def _channel_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     channels, added = axes[1], call.trace.axes(bias)[0]
-    if channels is not None or added is not None:
-        call.trace.tie(channels, added)
+    call.trace.tie(channels, added)
     call.trace.mark(added, PRODUCER)
     zero = channels is not None and channels.zero and added is not None and added.zero
     return (axes[0], kept(channels, zero), *axes[2:])
@@ -203,14 +184,9 @@ def _grouped_transposed(call: Call, enters: Axis | None, weight: Axes, groups: i
 
 
 @rule(
-    "native_batch_norm",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-    "_native_batch_norm_legit_functional",
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _native_batch_norm_legit_functional _batch_norm_with_update "
+    "_batch_norm_no_update"
 )
 def batch_norm(call: Call) -> list[Axes]:
     """Every channel by itself; its own affine values and statistics go with it."""
@@ -274,7 +250,7 @@ def weight_norm(call: Call) -> list[Axes]:
 # -- look-ups ----------------------------------------------------------------------------------------------------------
 
 
-@rule("embedding", "_embedding_bag", "_embedding_bag_forward_only")
+@rule("embedding _embedding_bag _embedding_bag_forward_only")
 def embedding(call: Call) -> list[Axes]:
     """Rows are chosen by the input, so they stay; columns are channels."""
     rows, columns = call.axes("weight")
@@ -292,11 +268,9 @@ def embedding(call: Call) -> list[Axes]:
 
 
 @rule(
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_fused_attention_overrideable"
 )
 def attention(call: Call) -> list[Axes]:
     """Queries meet keys along the head width, weights meet values along the tokens."""
@@ -310,27 +284,3 @@ def attention(call: Call) -> list[Axes]:
         _shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True)
     )
     return [(*lead, query[-2], value[-1])]
-
-
-# -- losses inside a network -------------------------------------------------------------------------------------------
-
-
-@rule("nll_loss_forward", "nll_loss2d_forward")
-def nll_loss(call: Call) -> None:
-    """Classes are chosen by number."""
-    for axis in call.axes("self"):
-        call.trace.pin(axis, "holds classes")
-
-
-@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "dist")
-def loss(call: Call) -> Axes:
-    """Compared element by element, then averaged."""
-    whole = pointwise(call) if call.outs[0].shape == call["self"].shape else ()
-    for axis in call.axes("self") if not whole else ():
-        call.trace.pin(axis, "is averaged in a loss")
-    return whole if isinstance(whole, tuple) else whole[0]
-
-
-MODULE_TIES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -18,7 +17,7 @@ _LARGEST_TABLE = 20_000_000  # labels of a reshape that mixes dimensions; beyond
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
-@rule("view", "_unsafe_view", "_reshape_alias", "_reshape_copy", "view_copy")
+@rule("view _unsafe_view _reshape_alias _reshape_copy")
 def view(call: Call) -> Axes:
     """Splits and merges dimensions."""
     if call.name == "aten.view" and call.outs[0].dtype != call["self"].dtype:
@@ -114,27 +113,14 @@ def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
     return [Axis(front[0], zero) if place == chosen else None for place in range(len(fronts))]
 
 
-@rule("as_strided", "as_strided_copy")
-def as_strided(call: Call) -> Axes:
-    """A change of memory layout alone passes; anything else is free reading of memory."""
-    axes, out = call.axes("self"), call.outs[0]
-    wide = [dim for dim, size in enumerate(out.shape) if size > 1]
-    same = len(axes) == out.dim() and list(call["size"]) == list(out.shape)
-    if same and not call["storage_offset"] and all(call.trace.strides[dim] == call["stride"][dim] for dim in wide):
-        return axes
-    for axis in axes:
-        call.trace.pin(axis, "is read with strides of its own")
-    return (None,) * out.dim()
-
-
-@rule("permute", "permute_copy")
+@rule("permute")
 def permute(call: Call) -> Axes:
     """Dimensions change places."""
     axes = call.axes("self")
     return tuple(axes[dim] for dim in call["dims"])
 
 
-@rule("transpose", "transpose_copy", "t", "t_copy")
+@rule("transpose t")
 def transpose(call: Call) -> Axes:
     """Two dimensions change places; `t` swaps the only two."""
     axes = list(call.axes("self"))
@@ -144,7 +130,7 @@ def transpose(call: Call) -> Axes:
     return tuple(axes)
 
 
-@rule("unsqueeze", "unsqueeze_copy")
+@rule("unsqueeze")
 def unsqueeze(call: Call) -> Axes:
     """A dimension of size 1 appears."""
     axes = list(call.axes("self"))
@@ -152,7 +138,7 @@ def unsqueeze(call: Call) -> Axes:
     return (*axes[:dim], None, *axes[dim:])
 
 
-@rule("squeeze", "squeeze_copy")
+@rule("squeeze")
 def squeeze(call: Call) -> Axes:
     """Dimensions of size 1 disappear."""
     shape, axes = call["self"].shape, call.axes("self")
@@ -164,7 +150,7 @@ def squeeze(call: Call) -> Axes:
     return tuple(axis for dim, axis in enumerate(axes) if dim not in gone)
 
 
-@rule("expand", "expand_copy")
+@rule("expand")
 def expand(call: Call) -> Axes:
     """Dimensions of size 1 and new ones in front grow; they hold the same value at every index."""
     out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
@@ -185,24 +171,10 @@ def repeat(call: Call) -> Axes:
                  for dim, axis in enumerate(result))  # fmt: skip
 
 
-@rule("repeat_interleave")
-def repeat_interleave(call: Call) -> Axes:
-    """Each index is repeated a fixed number of times."""
-    axes = call.axes("self") if call.has("self") else ()
-    times = call["repeats"] if call.has("repeats") else None
-    if not isinstance(times, int) or call["dim"] is None:
-        for axis in axes:
-            call.trace.pin(axis, "repeat_interleave by a tensor")
-        return (None,) * call.outs[0].dim()
-    dim = call["dim"] % len(axes)
-    return tuple(axis and axis.take(np.repeat(np.arange(len(axis.labels)), times)) if place == dim else axis
-                 for place, axis in enumerate(axes))  # fmt: skip
-
-
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-@rule("slice", "slice_copy")
+@rule("slice")
 def slice_(call: Call) -> Axes:
     """Part of a dimension; equal parts couple, since `x[:, :width // 2]` must still halve what is left."""
     axes = list(call.axes("self"))
@@ -224,31 +196,20 @@ def slice_(call: Call) -> Axes:
     return tuple(axes)
 
 
-def lone(call: Call, axis: Axis) -> None:
+def lone(call: Call, axis: Axis | None) -> None:
     call.trace.pin(axis, "a single position of it is picked")
 
 
-@rule("select", "select_copy")
-def select(call: Call) -> Axes:
-    """One position, named by a number that would mean another channel once some are gone."""
+@rule("select unbind")
+def positions(call: Call) -> list[Axes]:
+    """One position, or each by itself, named by a number that would mean another channel once some are gone."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
-    if axes[dim] is not None:
-        lone(call, axes[dim])
-    return axes[:dim] + axes[dim + 1 :]
-
-
-@rule("unbind", "unbind_copy")
-def unbind(call: Call) -> list[Axes]:
-    """Every position becomes a tensor of its own, so their number must stay."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    if axes[dim] is not None:
-        lone(call, axes[dim])
+    lone(call, axes[dim])
     return [axes[:dim] + axes[dim + 1 :] for _ in call.outs]
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
+@rule("split split_with_sizes unsafe_split unsafe_split_with_sizes")
 def split_parts(call: Call) -> list[Axes]:
     """Parts of equal size couple index by index; parts of unequal size are independent."""
     axes = call.axes("self")
@@ -302,15 +263,11 @@ def roll(call: Call) -> Axes:
 # -- by index ----------------------------------------------------------------------------------------------------------
 
 
-def index_places(indices: list[Any]) -> list[int]:
-    """Returns the dimensions that advanced indexing uses up."""
-    return [dim for dim, index in enumerate(indices) if index is not None]
-
-
-@rule("index", "_unsafe_index")
+@rule("index _unsafe_index")
 def index(call: Call) -> Axes:
     """x[:, table]: indexed dimensions must stay; where they are neighbours the result stands in their place."""
-    axes, places, out = call.axes("self"), index_places(call["indices"]), call.outs[0]
+    axes, out = call.axes("self"), call.outs[0]
+    places = [dim for dim, tensor in enumerate(call["indices"]) if tensor is not None]
     if any(tensor is not None and not tensor.dtype.is_signed for tensor in call["indices"]):  # a mask uses up several
         places = list(range(len(axes)))
     for dim in places:
@@ -335,7 +292,7 @@ def index_select(call: Call) -> Axes:
     return tuple(axes)
 
 
-@rule("triu", "tril", "diagonal", "diag_embed")
+@rule("triu tril diagonal diag_embed")
 def triangle(call: Call) -> Axes:
     """Positions along the last two dimensions mean something."""
     axes = call.axes("self")
@@ -344,13 +301,13 @@ def triangle(call: Call) -> Axes:
     return (*axes[:-2], *(None,) * (call.outs[0].dim() - len(axes) + 2))
 
 
-@rule("view_as_real", "view_as_real_copy")
+@rule("view_as_real")
 def view_as_real(call: Call) -> Axes:
     """A dimension for real and imaginary part appears."""
     return (*call.axes("self"), None)
 
 
-@rule("view_as_complex", "view_as_complex_copy")
+@rule("view_as_complex")
 def view_as_complex(call: Call) -> Axes:
     """Pairs become complex numbers."""
     axes = call.axes("self")

@@ -53,19 +53,14 @@ def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
 
-def _linear(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    shape = shapes.of(module, "weight")
-    return {"in_features": shape[1], "out_features": shape[0]} if shape else {}
+def _widths(**dims: int) -> Any:
+    """Returns what reads attributes off the shape of a module's weight, or of its statistics if it has none."""
 
+    def describe(module: Any, shapes: _Shapes) -> dict[str, Any]:
+        shape = shapes.of(module, "weight", "running_mean")
+        return {name: shape[dim] for name, dim in dims.items()} if shape else {}
 
-def _bilinear(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    shape = shapes.of(module, "weight")
-    return dict(zip(("out_features", "in1_features", "in2_features"), shape, strict=True)) if shape else {}
-
-
-def _batch_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    shape = shapes.of(module, "weight", "running_mean")
-    return {"num_features": shape[0]} if shape else {}
+    return describe
 
 
 def _group_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
@@ -78,16 +73,6 @@ def _layer_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
     shape = shapes.of(module, "weight")
     kind = type(module.normalized_shape)
     return {"normalized_shape": shape if kind is tuple else kind(shape)} if shape else {}
-
-
-def _embedding(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    shape = shapes.of(module, "weight")
-    return {"num_embeddings": shape[0], "embedding_dim": shape[1]} if shape else {}
-
-
-def _prelu(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    shape = shapes.of(module, "weight")
-    return {"num_parameters": shape[0]} if shape else {}
 
 
 def _attention(module: Any, shapes: _Shapes) -> dict[str, Any]:
@@ -116,13 +101,13 @@ def _recurrent_cell(module: Any, shapes: _Shapes) -> dict[str, Any]:
 
 _BY_TYPE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
     (nn.modules.conv._ConvNd, _conv),
-    (nn.Linear, _linear),
-    (nn.Bilinear, _bilinear),
-    (nn.modules.batchnorm._NormBase, _batch_norm),
+    (nn.Linear, _widths(in_features=1, out_features=0)),
+    (nn.Bilinear, _widths(out_features=0, in1_features=1, in2_features=2)),
+    (nn.modules.batchnorm._NormBase, _widths(num_features=0)),
     (nn.GroupNorm, _group_norm),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
-    ((nn.Embedding, nn.EmbeddingBag), _embedding),
-    (nn.PReLU, _prelu),
+    ((nn.Embedding, nn.EmbeddingBag), _widths(num_embeddings=0, embedding_dim=1)),
+    (nn.PReLU, _widths(num_parameters=0)),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
     (nn.modules.rnn.RNNCellBase, _recurrent_cell),
