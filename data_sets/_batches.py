@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from data_sets._random import generator
-from data_sets._sources import Form, Resident, Streamed, check_dataset, dataset_labels
+from data_sets._sources import Form, Relabelled, Resident, Streamed, check_dataset, dataset_labels
 from data_sets._split import stratified_split
 from data_sets._transforms import Normaliser, crop_and_flip, draw
 from pruning.errors import UsageError
@@ -120,6 +120,7 @@ def make_batches(
     augment: bool | None = None,
     limit: int | None = None,
     workers: int | None = None,
+    random_shuffle_labels: bool = False,
 ) -> Batches:
     """Makes the batches of one part of a data set.
 
@@ -133,6 +134,8 @@ def make_batches(
         augment: None or True does what the data set declares, False nothing.
         limit: batches per epoch at most.
         workers: processes that read a Dataset; None chooses.
+        random_shuffle_labels: permute the labels of the training samples, the same for "train" and "score"; those of
+            "test" stay (Zhang et al. 2017, arXiv:1611.03530: what a network can learn by heart).
 
     Raises:
         UsageError: the data set is empty, or its samples or labels are not what it declares.
@@ -151,9 +154,23 @@ def make_batches(
     if part == "test" and limit and limit * batch_size < len(indices):
         # Test data may lie class by class; its first batches would then know a class or two.
         indices = indices[torch.linspace(0, len(indices) - 1, limit * batch_size).round().long()]
+    if random_shuffle_labels and part != "test":
+        permuted = _permuted(labels, indices, seed, form)
+        source = source.relabelled(permuted) if isinstance(source, Resident) else Relabelled(source, permuted)
     if not isinstance(source, Resident):
         source = Streamed(source, form, seed=seed, workers=workers, pinned=device.type == "cuda")
     return Batches(source, indices, delivery, normalise)
+
+
+def _permuted(labels: Tensor | None, indices: Tensor, seed: int, form: Form) -> Tensor:
+    """Returns labels (N,) that are permuted among the samples of a part, and nowhere else."""
+    if labels is None:
+        raise UsageError(f"{form.name}: --random_shuffle_labels needs class numbers known beforehand (targets)")
+    # No epoch has the number -1, so this order is no epoch's.
+    order = indices[torch.randperm(len(indices), generator=generator(seed, -1))]
+    permuted = labels.clone()
+    permuted[indices] = labels[order]
+    return permuted
 
 
 def _form(data_set: Any) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import signal
@@ -76,6 +77,12 @@ class Resident:
         for start, stop in bounds:
             chosen = order[start:stop]
             yield self.images.index_select(0, chosen), self.labels.index_select(0, chosen)
+
+    def relabelled(self, labels: Tensor) -> Resident:
+        """Returns the same images with other labels, (N,) class numbers."""
+        other = copy.copy(self)
+        other.labels, other.class_labels = labels.to(self.labels.device), labels
+        return other
 
     def close(self) -> None:
         """Nothing runs in the background here."""
@@ -227,6 +234,20 @@ def _checked(batch: tuple[Tensor, Tensor] | UsageError) -> tuple[Tensor, Tensor]
         # A new one: an error raised from a variable keeps its own frame, and with it the workers, alive.
         raise UsageError(str(batch))
     return batch
+
+
+class Relabelled(Dataset):
+    """A map-style Dataset with other labels: a tensor (N,) of class numbers."""
+
+    def __init__(self, data: Any, labels: Tensor) -> None:
+        self.data, self.targets = data, labels
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        image, _ = self.data[index]
+        return image, self.targets[index]
 
 
 def check_dataset(data: Any, form: Form) -> None:

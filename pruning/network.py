@@ -105,6 +105,7 @@ class PrunableNetwork:
         dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
         self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
+        self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in self.prunable().items()}
         self.start_bytes = count.parameter_bytes(model)
         if not self.start_sizes:
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
@@ -124,6 +125,11 @@ class PrunableNetwork:
     def owners(self) -> dict[str, str]:
         """Returns prunable weight -> path of the layer that it belongs to."""
         return dict(self._prunable)
+
+    def output_dim(self, name: str) -> int:
+        """Returns the dimension of a prunable weight along which its layer's outputs lie."""
+        module = self.model.get_submodule(self._prunable[name])
+        return int(isinstance(module, nn.modules.conv._ConvTransposeNd))
 
     def weights(self) -> Iterator[tuple[str, Parameter]]:
         """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""

@@ -44,7 +44,7 @@ class Commands:
         """Runs `main.py --results_dir ... argv`."""
         self.capsys.readouterr()
         # Drawing the picture takes longer than the smallest run; tests in a process of their own draw it.
-        with mock.patch("utils.recorder.draw_overview"):
+        with mock.patch("utils.callbacks.Pictures.draw"):
             code = main.main(["--results_dir", str(self.results), *map(str, argv)])
         printed = self.capsys.readouterr()
         return Done(code, printed.out, printed.err, self.runs())

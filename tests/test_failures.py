@@ -13,7 +13,7 @@ import torch
 
 import main
 from trainers.DefaultTrainer import DefaultTrainer
-from utils import recorder, tensorboard
+from utils import callbacks, tensorboard
 
 TINY = ["--data_set", "DIGITS", "--model", "MLP5", "--hidden", "32", "--batch_size", "256", "--limit_batches", "3"]
 TINY += ["--score_batches", "2", "--device", "cpu", "--quiet", "--epochs", "5"]
@@ -26,7 +26,7 @@ needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="/dev/full, a dis
 def one_thread(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(recorder, "draw_overview", lambda *args: None)  # a second per run, and nothing to compare
+    monkeypatch.setattr(callbacks.Pictures, "draw", lambda *args: None)  # a second per run, and nothing to compare
     yield
     torch.set_num_threads(before)
 

@@ -16,7 +16,7 @@ import torch
 import main
 from pruning import PrunableNetwork
 from trainers.DefaultTrainer import DefaultTrainer
-from utils import files, recorder
+from utils import callbacks, files
 
 ROOT = Path(main.__file__).parent
 TINY = ["--data_set", "DIGITS", "--model", "MLP5", "--hidden", "32", "--batch_size", "256", "--limit_batches", "3"]
@@ -53,7 +53,7 @@ def one_thread(monkeypatch):
     """A fork knows one thread only, and sums come out the same for the same number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(recorder, "draw_overview", lambda *args: None)  # a second per run, and nothing to compare
+    monkeypatch.setattr(callbacks.Pictures, "draw", lambda *args: None)  # a second per run, and nothing to compare
     yield
     torch.set_num_threads(before)
 

@@ -18,7 +18,7 @@ from pruning.plan import PruningPlan
 from tests.pruning.small_networks import data
 from tests.running import Commands
 from trainers.DefaultTrainer import DefaultTrainer
-from utils import recorder, registry
+from utils import callbacks, registry
 
 TINY = ["--data_set", "DIGITS", "--batch_size", "128", "--limit_batches", "2", "--score_batches", "1"]
 TINY += ["--device", "cpu", "--no-tensorboard"]
@@ -27,7 +27,7 @@ DURING = ["--epochs", "5", "--snip_steps", "1"]  # three events, at the end of e
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(recorder, "draw_overview", lambda *args: None)
+    monkeypatch.setattr(callbacks.Pictures, "draw", lambda *args: None)
 
 
 @pytest.fixture

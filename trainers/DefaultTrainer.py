@@ -64,6 +64,7 @@ class DefaultTrainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.epoch, self.batch = 0, 0
         self.metrics: dict[str, float] = {}
+        self.memory: dict[str, dict[str, Tensor]] = {}  # what callbacks keep by parameter name; saved, and cut along
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
         self.resumed = False
         self._sums: Tensor | None = None
@@ -210,6 +211,7 @@ class DefaultTrainer:
             "batch": self.batch,
             "metrics": dict(self.metrics),
             "totals": dict(self.totals),
+            "memory": dict(self.memory),
             "sums": self._sums,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -219,7 +221,7 @@ class DefaultTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state from `state_dict`; the network must be loaded already."""
         self.epoch, self.batch, self.resumed = state["epoch"], state["batch"], True
-        self.metrics, self.totals = dict(state["metrics"]), dict(state["totals"])
+        self.metrics, self.totals, self.memory = dict(state["metrics"]), dict(state["totals"]), dict(state["memory"])
         self._sums = state["sums"].to(self.device) if state["sums"] is not None else None
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -128,7 +128,7 @@ class Pruning:
             batches,
             invert=self.control == "invert",
             optimizers=[trainer.optimizer],
-            companions=[*copies, *memory.values()],
+            companions=[*copies, *memory.values(), *trainer.memory.values()],
             shuffle=torch.Generator().manual_seed(self.seed + number) if self.control == "shuffle" else None,
         )
         if self.recalibrate and (self.criterion.unit == "nodes" or isinstance(self.criterion, JointCriterion)):

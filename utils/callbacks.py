@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from pruning import PrunableNetwork, shrink_dead
+from pruning.evaluate import confusion
 from pruning.export import SUFFIXES, export
+from utils import pictures
 from utils.console import Console, ProgressLines
+from utils.files import read_rows, write_atomic
 from utils.interrupts import StopRequests
+from utils.pictures import Plots
 from utils.recorder import Recorder
 from utils.result import Result
 from utils.run_folder import RunFolder
 from utils.saving import Saving
 from utils.settings import Settings
 from utils.tensorboard import TensorBoard
+from utils.tracking import WeightTracking
 
 
 def attach(trainer: Any, saving: Saving, chosen: Settings, console: Console) -> Result:
     """Gives a trainer its callbacks and returns the one that knows the numbers."""
     network, folder = saving.network, saving.folder
     result = Result(chosen, network, saving.pruning, trainer.device)
-    board = [TensorBoard(folder.summary, result)] if chosen.core.tensorboard else []
+    board = chosen.construct(TensorBoard, folder=folder.summary, result=result) if chosen.core.tensorboard else None
+    recorder = Recorder(folder, result)
+    drawing = chosen.construct(Pictures, folder=folder, recorder=recorder, board=board, report=console.info)
+    tracking = [WeightTracking(folder, network, board)] if chosen.core.track_weights else []
     shrinking = chosen.construct(DeadNodes, network=network, report=console.info)
     exporting = chosen.construct(Export, network=network, report=console.info, folder=folder)
     # What changes the network comes before those who look at it and save it; what is exported has been saved.
-    trainer.callbacks += [saving.pruning, shrinking, ProgressLines(console), *board, Recorder(folder, result), saving]
-    trainer.callbacks += [exporting, StopRequests(chosen.core.max_training_minutes)]
+    trainer.callbacks += [saving.pruning, shrinking, ProgressLines(console), *tracking, recorder, drawing]
+    trainer.callbacks += [board] if board else []
+    trainer.callbacks += [saving, exporting, StopRequests(chosen.core.max_training_minutes)]
     return result
 
 
@@ -83,3 +93,59 @@ class Export:
         """
         if self.kind != "none":
             self.report(str(export(self.network.model, self.network.example_inputs, self.path, self.kind)))
+
+
+class Pictures:
+    """Callback that draws when training has ended.
+
+    Args:
+        folder: the run's folder.
+        recorder: knows the numbers of every epoch.
+        board: shows the same pictures; None for none.
+        report: told what could not be drawn.
+        plots: which pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        recorder: Recorder,
+        board: TensorBoard | None,
+        report: Callable[[str], None],
+        plots: Plots,
+    ) -> None:
+        self.folder, self.recorder, self.board, self.report, self.plots = folder, recorder, board, report, plots
+
+    def __call__(self, trainer: Any, moment: str) -> None:
+        if moment == "train_end":
+            self.draw(trainer)
+
+    def draw(self, trainer: Any) -> None:
+        """Draws every picture that is wanted and fits."""
+        curve = read_rows(self.folder.output / "score_curve.csv")
+        events = [event["epoch"] for event in self.recorder.result.pruning.history]
+        self._put("overview", pictures.draw_overview(self.recorder.rows, events, curve))
+        if self.plots.weightplot or self.plots.netplot:
+            self._put("layers", pictures.draw_layers(trainer.network, self.plots.weightplot, self.plots.netplot))
+        if self.plots.confusion:
+            self._put("confusion", pictures.draw_confusion(confusion(trainer.network.model, trainer.test_batches)))
+        if self.plots.saliency:
+            self._put("saliency", pictures.draw_saliency(self._saliency(trainer)))
+
+    def _saliency(self, trainer: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        try:
+            return pictures.input_saliency(trainer.network, next(iter(trainer.test_batches)))
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            # A network of the user's own may do what has no derivative; a picture must not end the run.
+            self.report(f"no picture of the saliency: {type(error).__name__} {error}")
+            return None
+
+    def _put(self, name: str, figure: Any) -> None:
+        if figure is None:
+            return
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        write_atomic(self.folder.output / f"{name}.png", buffer.getvalue())
+        if self.board is not None:
+            self.board.images[name] = buffer.getvalue()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import math
 import os
 from pathlib import Path
 
@@ -31,3 +34,24 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
         raise UsageError(
             f"{path} could not be written: {error.strerror or error}; what was there before stays."
         ) from error
+
+
+def as_csv(rows: list[dict[str, float]]) -> str:
+    """Returns lines of numbers as text; the first line names the columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_rows(path: Path, before: float = math.inf) -> list[dict[str, float]]:
+    """Returns lines of numbers; of epochs after `before`, which a stopped run repeats from its checkpoint, none."""
+    if not path.exists():
+        return []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [row for row in rows if row.get("epoch", 0) <= before]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return []  # a damaged log is begun anew; the run itself does not hang on it

@@ -1,20 +1,24 @@
-"""The callback that fills output/: numbers per epoch, pruning events, scores, and one picture of the run."""
+"""The callback that fills output/ with numbers: those of each epoch, pruning events, scores."""
 
 from __future__ import annotations
 
-import csv
-import io
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from pruning import PrunableNetwork
 from utils import checkpoints
-from utils.files import write_atomic
+from utils.files import as_csv, read_rows, write_atomic
 from utils.result import Result
 from utils.run_folder import RunFolder
 
+SAMPLE, POINTS = 200_000, 400  # of the scores: how many are sorted, and how many make the curve
+
 
 class Recorder:
-    """Writes epochs.csv and pruning_events.json as the run goes on, scores.pt of the last event, and overview.png."""
+    """Writes epochs.csv and pruning_events.json as the run goes on, scores.pt and score_curve.csv of the last event."""
 
     def __init__(self, folder: RunFolder, result: Result) -> None:
         self.folder, self.result = folder, result
@@ -22,62 +26,40 @@ class Recorder:
 
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment == "train_start":
-            self.rows = _read_rows(self.folder.output / "epochs.csv", before=trainer.epoch)
+            self.rows = read_rows(self.folder.output / "epochs.csv", before=trainer.epoch)
             self._write_events(trainer)
         elif moment == "epoch_end":
             self.rows.append({"epoch": trainer.epoch, **self.result.numbers(trainer)})
-            write_atomic(self.folder.output / "epochs.csv", _as_csv(self.rows))
+            write_atomic(self.folder.output / "epochs.csv", as_csv(self.rows))
             self._write_events(trainer)
         elif moment == "train_end":
             self._write_events(trainer)
-            draw_overview(self.folder.output / "overview.png", self.rows, trainer.network.layer_sparsities())
 
     def _write_events(self, trainer: Any) -> None:
         scores = trainer.network.last_scores
         if scores:
             self.folder.write_output("pruning_events.json", self.result.pruning.history)
             checkpoints.save(self.folder.output / "scores.pt", scores)
+            write_atomic(self.folder.output / "score_curve.csv", as_csv(score_curve(trainer.network, scores)))
             trainer.network.last_scores = {}
 
 
-def draw_overview(path: Path, rows: list[dict[str, float]], sparsities: dict[str, float]) -> None:
-    """Draws accuracy and sparsity over the epochs, and the sparsity of each layer."""
-    # Imported late, and without a window: it takes longer than everything else that a short run needs.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def score_curve(network: PrunableNetwork, scores: Mapping[str, Tensor]) -> list[dict[str, float]]:
+    """Returns scores in order, those that stayed first: `share` of the units up to here, `score`, and `kept`, 0 or 1.
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in rows]
-    for name, style in (("test_accuracy", "-"), ("train_accuracy", "--"), ("weight_sparsity", ":")):
-        left.plot(epochs, [row[name] for row in rows], style, label=name.replace("_", " "))
-    left.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1.02))
-    left.legend(loc="lower right")
-    places = range(len(sparsities))
-    right.barh(places, list(sparsities.values()))
-    right.set(xlabel="fraction of weights removed", xlim=(0, 1))
-    right.set_yticks(places, labels=list(sparsities), fontsize=6 if len(sparsities) > 20 else 8)
-    right.invert_yaxis()
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def _as_csv(rows: list[dict[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _read_rows(path: Path, before: int) -> list[dict[str, float]]:
-    """Returns the rows that a stopped run wrote up to its checkpoint; those after it come again."""
-    if not path.exists():
-        return []
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [row for row in rows if row["epoch"] <= before]
-    except (OSError, ValueError, TypeError, KeyError, csv.Error):
-        return []  # a damaged log is begun anew; the run itself does not hang on it
+    Of many units, a sample evenly spread over the layers; a line of it stands for as many units as any other.
+    """
+    flat = torch.cat([score.flatten().cpu() for score in scores.values()])
+    if "nodes" in scores:  # the network holds them no more: the lowest went
+        kept = torch.zeros(len(flat), dtype=torch.bool)
+        kept[flat.argsort(descending=True)[: len(network.graph.nodes)]] = True
+    else:
+        weights = network.prunable()
+        kept = torch.cat([network.masks.of(name, weights[name]).flatten().cpu() for name in scores])
+    chosen = slice(None, None, max(1, len(flat) // SAMPLE))
+    flat, kept = flat[chosen].double(), kept[chosen]
+    ends = [flat[part].sort(descending=True).values for part in (kept, ~kept)]
+    line = torch.cat(ends)
+    places = torch.linspace(0, len(line) - 1, min(len(line), POINTS)).long().unique().tolist()
+    places = sorted({*places, max(len(ends[0]) - 1, 0), min(len(ends[0]), len(line) - 1)})
+    return [{"share": (i + 1) / len(line), "score": float(line[i]), "kept": float(i < len(ends[0]))} for i in places]

@@ -18,6 +18,7 @@ from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
 from utils.flags import OWN, REQUIRED, Flag, flags_of
+from utils.pictures import Plots
 from utils.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
 from utils.registry import KINDS, ROOT
 from utils.runs import find_run, taken_over
@@ -52,6 +53,8 @@ class Core:
         device: where to compute.
         augment: random flips and crops of training images, as the data set declares them.
         tuning: train on 80 % of the training data and evaluate on the other 20 % instead of the test set.
+        random_shuffle_labels: train on labels permuted among the training samples, which tells what a network can learn
+            by heart; the test data stay as they are.
         limit_batches: train and evaluate on this many batches an epoch only, for trying things out.
         workers: processes that load data sets too large for memory.
         eval_freq: epochs between evaluations.
@@ -69,6 +72,8 @@ class Core:
         resume: run folder of a stopped run to go on with; all other settings come from there.
         autoconfig: use the presets in utils/autoconfig.json (--disable_autoconfig is --no-autoconfig).
         shrink_dead: after training, remove the nodes that masked weights leave dead; what is computed stays the same.
+        track_weights: after every epoch write each layer's sign flips, mean and variance to output/weights.csv and
+            TensorBoard.
         measure_latency: measure the forward pass of one sample on this device, dense and pruned.
         export: also write the pruned network in this format, and check that it computes the same.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
@@ -95,6 +100,7 @@ class Core:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     augment: bool = True
     tuning: bool = False
+    random_shuffle_labels: bool = False
     limit_batches: int | None = None
     workers: int | None = None
     eval_freq: int = 1
@@ -112,6 +118,7 @@ class Core:
     resume: str = ""
     autoconfig: bool = True
     shrink_dead: bool = False
+    track_weights: bool = False
     measure_latency: bool = False
     export: Literal["none", "onnx", "torch_export"] = "none"
     tensorboard: bool = True
@@ -164,7 +171,7 @@ class Settings:
 
 def core_flags() -> list[Flag]:
     """Returns the flags of the core settings."""
-    return flags_of(Core, "core") + flags_of(NodeRules, "nodes")
+    return flags_of(Core, "core") + flags_of(NodeRules, "nodes") + flags_of(Plots, "pictures")
 
 
 def parse(argv: Sequence[str]) -> Settings | None:

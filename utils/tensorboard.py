@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,20 @@ class TensorBoard:
     Args:
         folder: where the event files go; a resumed run adds one.
         result: knows the numbers of the run.
+        histograms: whether to write the weights of each layer, at the start and at the end.
+
+    Attributes:
+        scalars: further values by tag, put here by other callbacks, written with the next epoch.
+        images: PNG files by tag, written at the end.
     """
 
-    def __init__(self, folder: Path, result: Any) -> None:
-        self.folder, self.result = folder, result
+    def __init__(self, folder: Path, result: Any, histograms: bool = True) -> None:
+        self.folder, self.result, self.histograms = folder, result, histograms
         # Taken now: by the time training starts, the network may have been pruned.
         self.before = _describe(result.network)
         self.file: EventFile | None = None
+        self.scalars: dict[str, float] = {}
+        self.images: dict[str, bytes] = {}
 
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment not in ("train_start", "epoch_end", "train_end"):
@@ -39,10 +47,12 @@ class TensorBoard:
         if self.file is None:
             self.file = self._start(trainer)
         if moment == "epoch_end":
-            self._scalars(trainer)
+            self._write_scalars(trainer)
         elif moment == "train_end":
             # One step further than any epoch: a run stopped between here and its end writes this again, and only this.
             self._look(trainer, "architecture/after", _describe(trainer.network), trainer.epoch + 1)
+            for tag, png in self.images.items():
+                self._add(_image(tag, png), trainer.epoch + 1)
         # A run killed after its next checkpoint must not miss what came before it.
         self.file.flush()
         if moment == "train_end":
@@ -62,13 +72,13 @@ class TensorBoard:
             self._look(trainer, "architecture/before", self.before, 0)
         return self.file
 
-    def _scalars(self, trainer: Any) -> None:
+    def _write_scalars(self, trainer: Any) -> None:
         from torch.utils.tensorboard.summary import scalar
 
         values = dict(self.result.numbers(trainer))
         for name, sparsity in trainer.network.layer_sparsities().items():
             values[f"sparsity_per_layer/{name}"] = sparsity
-        for name, value in values.items():
+        for name, value in (values | self.scalars).items():
             self._add(scalar(name, value), trainer.epoch)
 
     def _look(self, trainer: Any, tag: str, architecture: str, step: int) -> None:
@@ -76,12 +86,21 @@ class TensorBoard:
 
         self._add(text(tag, architecture), step)
         for name, weight in trainer.network.prunable().items():
-            if weight.numel():
+            if weight.numel() and self.histograms:
                 self._add(histogram(f"weights/{name}", weight.detach().float().cpu().numpy(), HISTOGRAM_BINS), step)
 
     def _add(self, summary: Any, step: int) -> None:
         assert self.file is not None
         self.file.add(step, summary=summary)
+
+
+def _image(tag: str, png: bytes) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    # The header of a PNG file holds width and height after its first sixteen bytes.
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 class EventFile:
