@@ -265,3 +265,54 @@ def test_options_out_of_range_are_refused(options, message):
 def test_one_sample_cannot_be_split_for_tuning():
     with pytest.raises(UsageError, match="needs 2 samples"):
         batches(Numbered(1), tuning=True)
+
+
+# --- shuffled labels
+def pairs_of(loader):
+    return sorted((number, int(label)) for number, (_, label) in zip(numbers(loader), samples(loader), strict=True))
+
+
+def samples(loader):
+    return [sample for images, labels in loader for sample in zip(images, labels, strict=True)]
+
+
+@pytest.mark.parametrize("tuning", [False, True])
+def test_shuffled_labels_are_a_permutation_of_the_training_labels_only(tuning):
+    options = {"tuning": tuning, "random_shuffle_labels": True, "seed": 3}
+    data_set = Numbered(50)
+    plain, shuffled = pairs_of(batches(data_set, tuning=tuning, seed=3)), pairs_of(batches(data_set, **options))
+    assert [number for number, _ in plain] == [number for number, _ in shuffled]
+    assert sorted(label for _, label in plain) == sorted(label for _, label in shuffled)
+    right = sum(one == other for one, other in zip(plain, shuffled, strict=True))
+    assert right < len(plain) / 2
+    assert pairs_of(batches(data_set, "score", **options)) == shuffled
+    assert same(batches(data_set, "test", **options), batches(data_set, "test", tuning=tuning, seed=3))
+    assert pairs_of(batches(Numbered(50), tuning=tuning, random_shuffle_labels=True, seed=4)) != shuffled
+    assert pairs_of(batches(data_set, tuning=tuning, seed=3)) == plain  # what was read is as it was
+
+
+class Read(torch.utils.data.Dataset):
+    """Sample by sample; it may know its labels without reading."""
+
+    def __init__(self, known):
+        self.images, labels = Numbered(30).train()
+        self.own = labels
+        if known:
+            self.targets = labels.tolist()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], int(self.own[index])
+
+
+def test_labels_of_a_data_set_that_is_read_are_shuffled_alike():
+    data_set = Numbered(30, train=lambda: Read(known=True))
+    shuffled = pairs_of(batches(data_set, random_shuffle_labels=True, seed=3))
+    assert shuffled == pairs_of(batches(Numbered(30), random_shuffle_labels=True, seed=3))
+
+
+def test_labels_that_are_not_known_cannot_be_shuffled():
+    with pytest.raises(UsageError, match="random_shuffle_labels needs class numbers known beforehand"):
+        batches(Numbered(30, train=lambda: Read(known=False)), random_shuffle_labels=True)
