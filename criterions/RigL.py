@@ -1,8 +1,8 @@
 import math
-from typing import Literal
 
 from torch import Tensor
 
+from criterions._densities import Distribution
 from criterions.SET import SET
 from pruning import PrunableNetwork
 from pruning.criterion import Batches
@@ -22,7 +22,7 @@ class RigL(SET):
         delta_t: optimizer steps between updates.
         update_end: share of training after which the masks stay as they are, above 0 to 1.
         distribution: how many weights a layer gets at the start: "erk" in proportion to its width (Erdos-Renyi-Kernel),
-            "uniform" the same share of every layer.
+            "uniform" the same share of every layer, "global" as it falls.
         seed: of the first mask (the run's own seed).
     """
 
@@ -34,7 +34,7 @@ class RigL(SET):
         growing_rate: float = 0.3,
         delta_t: int = 100,
         update_end: float = 0.75,
-        distribution: Literal["erk", "uniform"] = "erk",
+        distribution: Distribution = "erk",
         seed: int = 333,
     ) -> None:
         super().__init__(growing_rate=growing_rate, delta_t=delta_t, distribution=distribution, seed=seed)

@@ -1,12 +1,11 @@
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from criterions._densities import layer_quotas, random_scores
+from criterions._densities import Distribution, keep_by, random_scores
 from criterions.Magnitude import Magnitude
-from pruning import Budget, PrunableNetwork, select
+from pruning import Budget, PrunableNetwork
 from pruning.criterion import Batches
 
 
@@ -20,7 +19,7 @@ class SET(Magnitude):
         growing_rate: share of each layer's weights that an update replaces, above 0 to 1 (the paper's zeta).
         delta_t: optimizer steps between updates; once at the end of every epoch if not given.
         distribution: how many weights a layer gets at the start: "erk" in proportion to its width (Erdos-Renyi-Kernel,
-            which is the paper's own for linear layers), "uniform" the same share of every layer.
+            which is the paper's own for linear layers), "uniform" the same share of every layer, "global" as it falls.
         seed: of the first mask (the run's own seed).
     """
 
@@ -29,7 +28,7 @@ class SET(Magnitude):
         *,
         growing_rate: float = 0.3,
         delta_t: int | None = None,
-        distribution: Literal["erk", "uniform"] = "erk",
+        distribution: Distribution = "erk",
         seed: int = 333,
     ) -> None:
         if not 0 < growing_rate <= 1:
@@ -41,8 +40,7 @@ class SET(Magnitude):
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
         # The first mask is random: before training, |w| says nothing.
-        draws = random_scores(budget.alive, self.seed)
-        return select.keep_top_per_layer(draws, budget, layer_quotas(budget, self.distribution))
+        return keep_by(self.distribution, random_scores(budget.alive, self.seed), budget)
 
     def grow_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         """Returns random numbers: every free place is as good as any other."""

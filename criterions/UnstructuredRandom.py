@@ -1,9 +1,8 @@
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor
 
-from criterions._densities import layer_quotas, random_scores
+from criterions._densities import Distribution, keep_by, random_scores
 from pruning import Budget, Criterion, PrunableNetwork, WeightCriterion, select
 from pruning.criterion import Batches
 
@@ -24,7 +23,7 @@ class UnstructuredRandom(WeightCriterion):
         self,
         *,
         seed: int = 333,
-        distribution: Literal["global", "uniform", "erk"] = "global",
+        distribution: Distribution = "global",
         quotas_of: Criterion | None = None,
     ) -> None:
         if quotas_of is not None and quotas_of.unit != "weights":
@@ -50,11 +49,7 @@ class UnstructuredRandom(WeightCriterion):
         return random_scores(network.weights(), self.seed)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        if isinstance(self.quotas_of, WeightCriterion):
-            chosen = self.quotas_of.select(self._model_scores, budget)
-            quotas = {name: int(mask.sum()) for name, mask in chosen.items()}
-        elif self.distribution == "global":
-            return select.keep_top_global(scores, budget)
-        else:
-            quotas = layer_quotas(budget, self.distribution)
-        return select.keep_top_per_layer(scores, budget, quotas)
+        if not isinstance(self.quotas_of, WeightCriterion):
+            return keep_by(self.distribution, scores, budget)
+        chosen = self.quotas_of.select(self._model_scores, budget)
+        return select.keep_top_per_layer(scores, budget, {name: int(mask.sum()) for name, mask in chosen.items()})

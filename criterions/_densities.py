@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pruning import Budget, select
 
+Distribution = Literal["global", "uniform", "erk"]
 
-def layer_quotas(budget: Budget, distribution: str) -> dict[str, int]:
-    """Returns how many weights each layer keeps, `budget.keep` in all.
+
+def keep_by(distribution: Distribution, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
+    """Returns keep-masks of the best `budget.keep` weights, as many of each layer as the distribution says.
 
     Args:
+        distribution: "global" ranks over all layers together; "uniform" keeps the same share of every layer; "erk" one
+            in proportion to its width (Erdos-Renyi-Kernel, arXiv:1911.11134): of a linear layer (outputs + inputs) /
+            (outputs * inputs), as in SET (arXiv:1707.04780), of a convolution with its kernel's sides in both.
+        scores: of every weight.
         budget: what may stay, and what is still there.
-        distribution: "uniform", the same share of every layer, or "erk", in proportion to its width (Erdos-Renyi-
-            Kernel, arXiv:1911.11134): a linear layer keeps a share proportional to (outputs + inputs) / (outputs *
-            inputs), as in SET (arXiv:1707.04780), a convolution one that counts its kernel's sides too.
     """
+    if distribution == "global":
+        return select.keep_top_global(scores, budget)
+    return select.keep_top_per_layer(scores, budget, _quotas(distribution, budget))
+
+
+def _quotas(distribution: Distribution, budget: Budget) -> dict[str, int]:
     sizes = {name: mask.numel() for name, mask in budget.alive.items()}
     density = budget.keep / sum(sizes.values())
     densities = dict.fromkeys(sizes, density)
