@@ -1,7 +1,8 @@
-"""Networks small enough for full Hessians and hand counts, and data for them."""
+"""Networks small enough for full Hessians and hand counts, data for them, and what they compute with zeros."""
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -76,3 +77,13 @@ def data(shape, sizes=(3, 6), dtype=torch.float32, classes=4, seed=1):
 def tokens(sizes=(3, 5)):
     generator = torch.Generator().manual_seed(1)
     return [(torch.randint(20, (n, 6), generator=generator), torch.arange(n) % 4) for n in sizes]
+
+
+def with_zeros(model: nn.Module, x: Tensor, keeps: dict) -> Tensor:
+    """Returns what a network computes with the removed slices set to zero."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, keep in keeps.items():
+        for dim, kept in keep.items():
+            gone = np.setdiff1d(np.arange(state[name].shape[dim]), kept.numpy())
+            state[name].index_fill_(dim, torch.from_numpy(gone), 0)
+    return torch.func.functional_call(model, state, (x,))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph
+from tests.pruning.small_networks import with_zeros
 
 Move = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, nn.ModuleList], Tensor]
@@ -130,16 +131,6 @@ class Program(nn.Module):
         for step in self.steps:
             x = self._run(step, x)
         return x
-
-
-def with_zeros(model: nn.Module, x: Tensor, keeps: dict) -> Tensor:
-    """Returns what a network computes with the removed slices set to zero."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, keep in keeps.items():
-        for dim, kept in keep.items():
-            gone = np.setdiff1d(np.arange(state[name].shape[dim]), kept.numpy())
-            state[name].index_fill_(dim, torch.from_numpy(gone), 0)
-    return torch.func.functional_call(model, state, (x,))
 
 
 def check(seed: int) -> int:

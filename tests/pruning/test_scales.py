@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.graph import DependencyGraph
+from tests.pruning.small_networks import with_zeros
 
 
 class Attention(nn.Module):
@@ -53,16 +54,6 @@ def build(how: str) -> tuple[nn.Module, Tensor, DependencyGraph, np.ndarray]:
     graph = DependencyGraph(model, x)
     rows = graph.nodes_along("conv.weight" if how == "convolution" else "qkv.weight", 0)
     return model, x, graph, rows[[0, 3]]
-
-
-def with_zeros(model: nn.Module, x: Tensor, keeps: dict) -> Tensor:
-    """Returns what the network computes with the removed slices set to zero, without changing it."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for name, keep in keeps.items():
-        for dim, kept in keep.items():
-            gone = [index for index in range(state[name].shape[dim]) if index not in kept.tolist()]
-            state[name].index_fill_(dim, torch.tensor(gone), 0)
-    return torch.func.functional_call(model, state, (x,))
 
 
 @pytest.mark.parametrize("how", ["before", "after", "both", "twice", "given", "convolution"])
