@@ -56,7 +56,7 @@ def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stop
     parts = prepare(chosen)
     pruning = make_pruning(chosen, parts, console)
     load_start(parts["network"], chosen.core, stopped)
-    trainer = chosen.build("trainers", **parts, train_batches=parts["batches"]("train"))
+    trainer = chosen.build("trainers", **parts, train_batches=parts["batches"]("train"), report=console.info)
     # Whatever the user may have got wrong has been said by now; only a run that starts leaves a folder.
     folder = stopped or RunFolder.create(chosen, argv)
     console.log_file = folder.output / "log.txt"

@@ -94,7 +94,7 @@ def _gates_where_needed(network: PrunableNetwork) -> Iterator[list[_Gate]]:
     gates, hooks = [], []
     try:
         for path, module in network.model.named_modules():
-            if isinstance(module, WEIGHTED) and path in sources and not _acts_as_it_is(module):
+            if isinstance(module, WEIGHTED) and path in sources and not acts_as_it_is(module):
                 along = _nodes_of_outputs(network, module, sources[path])
                 if along is not None:
                     gates.append(_Gate(path, module, along))
@@ -105,7 +105,7 @@ def _gates_where_needed(network: PrunableNetwork) -> Iterator[list[_Gate]]:
             hook.remove()
 
 
-def _acts_as_it_is(module: nn.Module) -> bool:
+def acts_as_it_is(module: nn.Module) -> bool:
     """Says whether the layer multiplies by its own parameter, in torch's own forward."""
     return module._parameters.get("weight") is not None and type(module).forward in _PLAIN_FORWARDS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from pruning.paths import effective_weights
 from pruning.prunable import normalised_dimension, prunable_weights
 from pruning.schedule import check_limit
 from pruning.select import NodeRules
+
+if TYPE_CHECKING:
+    from pruning.hard_concrete import NodeGates
 
 
 @dataclass
@@ -98,6 +101,8 @@ class PrunableNetwork:
         self.outer_layers = outer_layers
         self.node_rules = node_rules or NodeRules()
         self.masks = WeightMasks()
+        self.gates: NodeGates | None = None  # closed ones count as removed
+        self.learns_nodes = False  # whether gates are or were there: how many nodes go is then an outcome
         self.last_scores: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}  # between events of a criterion that revives: values of before the first one
         self.events = 0  # so far; penalties that prepare for pruning end with the first
@@ -148,9 +153,13 @@ class PrunableNetwork:
 
     def weights_left(self, names: list[str] | None = None) -> int:
         """Returns how many weights are neither masked nor gone, of all prunable ones or of those named."""
-        parameters = self.prunable()
-        chosen = parameters if names is None else names
-        return sum(parameters[name].numel() - self.masks.removed(name) for name in chosen)
+        left = self._left_by_weight()
+        return sum(left.values()) if names is None else sum(left[name] for name in names)
+
+    def _left_by_weight(self) -> dict[str, int]:
+        if self.gates is not None:
+            return self.gates.left
+        return {name: weight.numel() - self.masks.removed(name) for name, weight in self.prunable().items()}
 
     def weights_total(self) -> int:
         """Returns how many prunable weights there were at the start."""
@@ -176,11 +185,8 @@ class PrunableNetwork:
 
     def layer_sparsities(self) -> dict[str, float]:
         """Returns the fraction removed per prunable weight."""
-        parameters = self.prunable()
-        return {
-            name: 1 - (parameters[name].numel() - self.masks.removed(name)) / total
-            for name, total in self.start_sizes.items()
-        }
+        left = self._left_by_weight()
+        return {name: 1 - left[name] / total for name, total in self.start_sizes.items()}
 
     def size(self) -> int:
         """Returns how many parameters are neither masked nor gone, biases and norms included."""
@@ -226,7 +232,11 @@ class PrunableNetwork:
     def node_sparsity(self) -> float:
         """Returns the fraction of the nodes that is gone; nodes are only what could be removed at all."""
         total = self.nodes_total()
-        return 1 - len(self.graph.nodes) / total if total else 0.0
+        return 1 - self.nodes_left() / total if total else 0.0
+
+    def nodes_left(self) -> int:
+        """Returns how many of these nodes are there, less those that closed gates will remove."""
+        return len(self.graph.nodes) - (0 if self.gates is None else int(self.gates.gone.sum()))
 
     def note_start(self, *, structure: bool = True, latency: bool = False) -> None:
         """Takes down what later counts are compared with, while everything is still there."""

@@ -45,8 +45,8 @@ class Accuracy:
             folder.write_output("accuracy.json", report)
         if report and self.draw:
             draw_confusion(folder, report, self.classes)
-        found = {"test_accuracy": accuracy, "test_loss": loss}
-        return found | {name: report[name] for name in ("expected_calibration_error", "class_accuracy") if report}
+        few = {name: report[name] for name in ("expected_calibration_error", "class_accuracy") if name in report}
+        return {"test_accuracy": accuracy, "test_loss": loss, **few}
 
     def rows(self, found: dict[str, Any]) -> list[tuple[str, str]]:
         """Returns the lines of the table at the end."""

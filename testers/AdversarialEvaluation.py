@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pruning import PrunableNetwork, UsageError
 from pruning.count import look
-from testers._adversarial_report import Example, compare, curve, draw_curves, draw_examples, rows, worst
+from testers._adversarial_report import compare, curve, draw_curves, draw_examples, rows, worst
 from testers._attacks import ATTACKS, EPSILONS, SEED, check_fits, perturbations
 from testers._memory import memory_advice
 from testers._pixels import OnPixels, Pixels, check_classified, clean_pass
@@ -97,9 +97,8 @@ class AdversarialEvaluation:
             console: shows progress.
         """
         targets = self._targets(console)
-        report: dict[str, Any] = {"epsilons_in": self.pixels.describe(), "attack_seed": SEED}
-        report |= {"carlini_steps": self.carlini_steps, "differences": {}}
-        report |= {"networks": {target.name: self._describe(target) for target in targets}}
+        report = {"epsilons_in": self.pixels.describe(), "attack_seed": SEED, "carlini_steps": self.carlini_steps}
+        report |= {"networks": {target.name: self._describe(target) for target in targets}, "differences": {}}
         for attack in self.attacks:
             for target in targets:
                 found, examples = self._attack(attack, target, console)
@@ -144,13 +143,12 @@ class AdversarialEvaluation:
         sizes = {"clean_accuracy": target.clean, "weight_sparsity": sparsity, "attacked": len(target.labels)}
         return {**sizes, "attacks": {}}
 
-    def _attack(self, attack: str, target: Target, console: Any) -> tuple[dict[str, Any], list[Example]]:
+    def _attack(self, attack: str, target: Target, console: Any) -> tuple[dict[str, Any], list[Any]]:
         """The curve of one attack on one network, and a few images that it changed."""
         kind, size = ATTACKS[attack], min(self.batch_size, CHUNK)
         epsilons = self.epsilons or list(EPSILONS[kind.norm])
         chunks = list(zip(target.images.split(size), target.labels.split(size), strict=True))
-        needed: list[Tensor] = []
-        examples: list[Example] = []
+        needed, examples = [], []
         console.info(f"{attack}: {len(target.labels):,} images, {target.name} ...")
         for images, labels in console.track(chunks, f"{attack}, {target.name}"):
             with memory_advice(f"an attack on {size} images", "batch_size"):

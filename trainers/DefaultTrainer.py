@@ -57,7 +57,7 @@ class DefaultTrainer:
         self.callbacks = list(callbacks)
         self.model = torch.compile(network.model) if compile else network.model
         self.device = next(network.model.parameters()).device
-        self.optimizer = optimization.make_optimizer(network.model.parameters())
+        self.optimizer = self.make_optimizer()
         self.schedule = self.make_schedule()
         half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.precision = half if amp else None
@@ -145,6 +145,10 @@ class DefaultTrainer:
         if loss != loss:
             raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
         return {"test_accuracy": accuracy, "test_loss": loss}
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """What moves the weights."""
+        return self.optimization.make_optimizer(self.network.model.parameters())
 
     def make_schedule(self) -> LRScheduler:
         """The learning rate, which steps once per batch."""

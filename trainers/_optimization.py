@@ -73,7 +73,7 @@ class Optimization:
         warm = min(self.warmup * steps_per_epoch, epochs * steps_per_epoch - 1)
         rest = epochs * steps_per_epoch - warm
         if self.lr_schedule == "onecycle":
-            main: LRScheduler = OneCycleLR(optimizer, self.learning_rate, total_steps=rest + 1)
+            main: LRScheduler = OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], rest + 1)
         elif self.lr_schedule == "cosine":
             main = CosineAnnealingLR(optimizer, T_max=rest)
         elif self.lr_schedule == "multistep":

@@ -112,7 +112,7 @@ class Pruning:
     @property
     def asked(self) -> float:
         """The sparsity that the events lead to, NaN where it is an outcome."""
-        if self.criterion.threshold is not None:
+        if self.criterion.threshold is not None or self.network.learns_nodes:
             return math.nan
         return self.targets[-1] if self.targets else 0.0
 

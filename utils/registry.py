@@ -36,7 +36,7 @@ METHODS = {"data_sets": ("train", "test"), "losses": ("__call__",), "trainers": 
 # What the framework gives by name; every other constructor parameter is a flag.
 HANDED_OVER = frozenset(
     ("num_classes", "input_shape", "network", "criterion", "loss_function", "callbacks")
-    + ("train_batches", "test_batches", "batches", "data_set", "device")
+    + ("train_batches", "test_batches", "batches", "data_set", "device", "report")
 )
 
 

@@ -69,7 +69,7 @@ def _sizes(network: PrunableNetwork) -> dict[str, float]:
         "weights_left": network.weights_left(),
         "node_sparsity": network.node_sparsity(),
         "nodes_total": network.nodes_total(),
-        "nodes_left": len(network.graph.nodes),
+        "nodes_left": network.nodes_left(),
         "parameter_bytes": count.parameter_bytes(network.model),
         "parameter_bytes_dense": network.start_bytes,
         "flops_per_sample_dense": network.start_flops(),

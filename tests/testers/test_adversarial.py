@@ -231,17 +231,6 @@ def test_two_networks_in_one_report(command):
     assert done.result["test_accuracy"] == report["networks"]["this network"]["clean_accuracy"]
 
 
-def test_the_other_network_may_be_another_model(command):
-    other = command.quick("--model", "LogisticRegression", "--run_name", "a").folder
-    wider = command.quick("--hidden", "20", "--run_name", "b").folder
-    run = command.quick("--run_name", "c").folder
-    argv = [*ATTACK, "--checkpoint_name", run, "--attack", "FGSM", "--attack_samples", "3", "--epsilons", "0.1"]
-    for number, against in enumerate((other, wider)):
-        done = command(*argv, "--against", against.name, "--run_name", f"zz{number}", "--limit_batches", "1")
-        accuracy = done.result["networks"][against.name]["clean_accuracy"]
-        assert accuracy == json.loads((against / "result.json").read_text())["test_accuracy"]
-
-
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
