@@ -29,9 +29,10 @@ def attach(trainer: Any, saving: Saving, chosen: Settings, console: Console) -> 
     """Gives a trainer its callbacks and returns the one that knows the numbers."""
     network, folder = saving.network, saving.folder
     result = Result(chosen, network, saving.pruning, trainer.device)
-    board = chosen.construct(TensorBoard, folder=folder.summary, result=result) if chosen.core.tensorboard else None
+    plots = chosen.construct(Plots)
+    board = TensorBoard(folder.summary, result, plots.histograms) if chosen.core.tensorboard else None
     recorder = Recorder(folder, result)
-    drawing = chosen.construct(Pictures, folder=folder, recorder=recorder, board=board, report=console.info)
+    drawing = Pictures(folder=folder, recorder=recorder, board=board, report=console.info, plots=plots)
     tracking = [WeightTracking(folder, network, board)] if chosen.core.track_weights else []
     shrinking = chosen.construct(DeadNodes, network=network, report=console.info)
     exporting = chosen.construct(Export, network=network, report=console.info, folder=folder)
