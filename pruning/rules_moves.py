@@ -113,6 +113,19 @@ def split(trace: Trace, table: Labels, zero: bool) -> list[Axis | None]:
     return [Axis(front[0], zero) if place == chosen else None for place in range(len(fronts))]
 
 
+@rule("as_strided")
+def as_strided(call: Call) -> Axes:
+    """A change of memory layout alone passes (pooling in channels-last makes one); all else reads memory freely."""
+    axes, out = call.axes("self"), call.outs[0]
+    wide = [dim for dim, size in enumerate(out.shape) if size > 1]
+    same = len(axes) == out.dim() and list(call["size"]) == list(out.shape)
+    if same and not call["storage_offset"] and all(call.trace.strides[dim] == call["stride"][dim] for dim in wide):
+        return axes
+    for axis in axes:
+        call.trace.pin(axis, "is read with strides of its own")
+    return (None,) * out.dim()
+
+
 @rule("permute")
 def permute(call: Call) -> Axes:
     """Dimensions change places."""

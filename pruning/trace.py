@@ -49,6 +49,7 @@ class Trace(TorchDispatchMode):
         self.bias_of = np.full(first_label, -1, dtype=np.int64)
         self.stack: list[tuple[str, nn.Module]] = []
         self.entry = Entry(None, "", "")
+        self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
         self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
         self._twins: dict[int, Tensor] = {}
         self._stained: set[int] = set()  # storages whose values were written over and may be non-zero
@@ -201,6 +202,8 @@ class Trace(TorchDispatchMode):
                 entry.scales.extend(info.summed)
                 for labels in info.points_at:
                     self.pins.append((labels, len(self.entries), "positions along it are used as numbers"))
+        if entry.name in ("aten.as_strided", "aten.as_strided_"):
+            self.strides = inputs[0].stride()
         if pointwise or entry.name in _NUMERIC:
             entry.numbers += tuple(
                 value for value in (*args, *kwargs.values()) if isinstance(value, (int, float)) and value is not True
