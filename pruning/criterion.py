@@ -20,7 +20,8 @@ class Criterion:
     """Base of every criterion.
 
     Class attributes say what the method is:
-        unit: what it removes and what its limit counts, "weights" or "nodes".
+        unit: what it removes, "weights" or "nodes".
+        counts: what its limit counts, its unit if not said.
         moment: when it acts, "before", "during" or "after" training.
         needs_data: whether its scores look at batches.
         threshold: score under which a unit goes. Sparsity is then an outcome, whatever the limit (of 0: no event); None
@@ -33,6 +34,7 @@ class Criterion:
     """
 
     unit: ClassVar[str] = "weights"
+    counts: ClassVar[str] = ""
     moment: Moment = "before"
     needs_data: bool = True
     threshold: float | None = None

@@ -355,11 +355,11 @@ class PrunableNetwork:
         return Step(asked, self.reached(self.counted(criterion)), before - left, left, reason, nodes_left)
 
     def counted(self, criterion: Criterion) -> str:
-        """Returns what a criterion's limit counts: what the user wants counted, else its own unit."""
+        """Returns what a criterion's limit counts: what the user wants counted, else what it says itself."""
         if criterion.unit != "nodes" and self.node_rules.target not in (None, criterion.unit):
             name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target
             raise UsageError(f"{name} removes {unit}, so its limit counts {unit}; --target {target} is for nodes.")
-        return self.node_rules.target or criterion.unit
+        return self.node_rules.target or criterion.counts or criterion.unit
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""
