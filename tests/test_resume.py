@@ -44,7 +44,7 @@ CASES = {
     "nodes and weights": ["--prune_criterion", "CNIPitDuring", *DURING, "--optimizer", "SGD"],
     "growing": ["--prune_criterion", "RigL", "--delta_t", "2", "--dropout", "0.3", "--optimizer", "SGD"],
     "coming back": ["--prune_criterion", "FORCE", "--force_steps", "5", "--pruning_limit", "0.98"],
-    "gates": ["--l0", "--l0_reg", "3", "--gate_rate", "200", "--local_rep", "--ema_decay", "0.5", "--dropout", "0.3"]
+    "gates": ["--l0", "--l0_reg", "30", "--gate_rate", "200", "--local_rep", "--ema_decay", "0.5", "--dropout", "0.3"]
     + ["--lr_schedule", "onecycle", "--eval_freq", "2"],
     "random": ["--prune_criterion", "UnstructuredRandom", "--dropout", "0.5", "--l1_reg", "0.001"],
 }

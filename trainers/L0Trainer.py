@@ -52,7 +52,7 @@ class L0Trainer(DefaultTrainer):
             raise ValueError(f"gate_rate must be at least 0; {gate_rate} was given")
         if hasattr(loss_function, "l2_reg"):  # the loss decays the weights, by the chance that they are there
             optimization = dataclasses.replace(optimization, l2_reg=0.0)
-        self.gates = NodeGates(network, droprate=droprate, per_sample=local_rep, samples=train_batches.samples)
+        self.gates = NodeGates(network, droprate=droprate, per_sample=local_rep, samples=len(train_batches.indices))
         self.average = Average(self._learned, ema_decay)
         self.report, self.gate_rate = report, gate_rate
         super().__init__(

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_one_line():
 
 def test_a_run_from_the_command_line(capsys, tmp_path):
     command = Commands(capsys, tmp_path / "results")
-    strong = ["--l0", "--l0_reg", "3", "--gate_rate", "100", "--ema_decay", "0.5", "--epochs", "9"]
+    strong = ["--l0", "--l0_reg", "30", "--gate_rate", "100", "--ema_decay", "0.5", "--epochs", "9"]
     done = command.quick(*strong, "--limit_batches", "4", "--hidden", "32", "--measure_latency")
     result = done.result
     assert result["status"] == "finished" and result["sparsity_asked"] is None
