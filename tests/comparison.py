@@ -48,7 +48,8 @@ class Comparison:
         """Names a method in tables and run folders."""
         rewinding = " with rewinding" if method.get("enable_rewinding") else ""
         limit = f" {method['pruning_limit']:g}" if method["name"] != "EmptyCrit" else ""
-        return " ".join([method["name"] + rewinding + limit, *(str(method[key]) for key in self.others)])
+        name = method.get("label", method["name"] + rewinding + limit)
+        return " ".join([name, *(str(method[key]) for key in self.others)])
 
     def run_cell(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
         """Returns result.json of one run, which is made unless it is there."""
@@ -57,7 +58,7 @@ class Comparison:
             record = json.loads(file.read_text())
             if record["status"] == "finished":
                 return record
-        settings = self.base | {k: v for k, v in method.items() if k != "name"}
+        settings = self.base | {k: v for k, v in method.items() if k not in ("name", "label")}
         settings |= {"prune_criterion": method["name"], "seed": seed, "run_name": name, "results_dir": self.results}
         settings |= {"plugin_dir": PLUGINS, "save_freq": 100}
         argv = [part for k, v in settings.items() for part in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
