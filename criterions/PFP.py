@@ -1,13 +1,13 @@
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from criterions._points import first_points, outputs_of_layers, points_needed
 from criterions._sampling import draws_for
-from pruning import NodeCriterion, PrunableNetwork
+from pruning import CompressedNetwork, NodeCriterion, PrunableNetwork
 from pruning.criterion import Batches
 from pruning.sensitivity import channel_sensitivities
 
@@ -45,6 +45,7 @@ class PFP(NodeCriterion):
         """
         number = self.points or points_needed(network, self.delta)
         sensitivities, scales = self.sensitivities(network, first_points(batches, number))
+        self.node_sensitivities = sensitivities
         entering = torch.empty_like(sensitivities)
         for group in network.graph.groups:
             nodes = torch.from_numpy(group.nodes)
@@ -62,9 +63,10 @@ class PFP(NodeCriterion):
         count, outputs = len(network.graph.nodes), outputs_of_layers(network)
         largest, scales = torch.full((count,), -1.0, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
         for name, shares in channel_sensitivities(network, batches, self.channel_reduce).items():
-            if len(shares) > 1 and shares.shape[1] == 1:
-                continue  # depthwise: a channel alone makes outputs that go with it, so those who read them decide
-            nodes, values = consumed(network, name, shares)
+            dim, along = reader(network, name)
+            places = torch.from_numpy(np.flatnonzero(along >= 0))
+            nodes = torch.from_numpy(along)[places]
+            values = (shares.flatten() if dim == 0 else shares.amax(0)).cpu().double()[places]
             own = torch.zeros(count, dtype=torch.float64)
             how = "amax" if self.channel_reduce == "max" else "sum"  # a node may have several columns, after a flatten
             own.scatter_reduce_(0, nodes, values, how)
@@ -75,19 +77,18 @@ class PFP(NodeCriterion):
         return torch.where(largest < 0, 1.0, largest), scales
 
 
-def consumed(network: PrunableNetwork, name: str, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the nodes whose values a weight reads, one for each of its input channels, and their values.
+def reader(network: PrunableNetwork, name: str) -> tuple[int, np.ndarray]:
+    """Returns the dimension along which a weight reads channels, and their nodes, -1 for those that are none.
 
-    Args:
-        network: whose nodes are meant.
-        name: of the weight.
-        shares: (groups, channels / groups) something per input channel.
+    A depthwise layer counts as no reader: a channel alone makes outputs that go with it, so those who read them decide.
     """
-    weight = network.model.get_parameter(name)
-    for dim, values in ((1, shares.amax(0)), (0, shares.flatten())):
-        if weight.shape[dim] == len(values):
-            nodes = network.graph.nodes_along(name, dim, role="consumer")
-            if (nodes >= 0).any():
-                places = np.flatnonzero(nodes >= 0)
-                return torch.from_numpy(nodes[places]), values.detach().cpu().double()[torch.from_numpy(places)]
-    return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64)
+    weight, module = network.model.get_parameter(name), network.model.get_submodule(network.owners()[name])
+    if getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1:
+        return 1, np.full(weight.shape[1], -1)
+    dim = 0 if getattr(module, "transposed", False) else 1
+    return dim, network.graph.nodes_along(name, dim, role="consumer")
+
+
+def PFPNet(model: nn.Module, loader: Batches, **options: Any) -> CompressedNetwork:
+    """Returns a copy of a network that PFP compresses, see `CompressedNetwork`; options are those of PFP."""
+    return CompressedNetwork(model, loader, PFP(**options))

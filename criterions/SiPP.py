@@ -1,9 +1,9 @@
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from criterions._points import first_points, points_needed
-from pruning import PrunableNetwork, WeightCriterion
+from pruning import CompressedNetwork, PrunableNetwork, WeightCriterion
 from pruning.criterion import Batches
 from pruning.sensitivity import weight_sensitivities
 
@@ -31,3 +31,8 @@ class SiPP(WeightCriterion):
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         number = self.points or points_needed(network, self.delta)
         return weight_sensitivities(network, first_points(batches, number), self.over_positions)
+
+
+def SiPPNet(model: nn.Module, loader: Batches, **options: Any) -> CompressedNetwork:
+    """Returns a copy of a network that SiPP compresses, see `CompressedNetwork`; options are those of SiPP."""
+    return CompressedNetwork(model, loader, SiPP(**options))

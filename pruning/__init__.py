@@ -1,6 +1,7 @@
 """Espalier's engine: scores, masks, structure and shrinkage. Usable alone, on any network."""
 
 from pruning import schedule, select
+from pruning.compressed import CompressedNetwork
 from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
 from pruning.dead import ShrinkReport, shrink_dead
 from pruning.errors import UsageError
@@ -15,6 +16,7 @@ from pruning.shrink import load_pruned, resize_like
 
 __all__ = [
     "Budget",
+    "CompressedNetwork",
     "Criterion",
     "DependencyGraph",
     "JointCriterion",

@@ -93,15 +93,21 @@ class NodeCriterion(Criterion):
         ranking: "global" ranks all nodes together, "local" takes the same share of every layer.
         min_share: share of the nodes that every layer had at the start which it keeps, or half of what the target
             leaves where that is less.
+        carried: tensors by parameter name, of the shapes of the parameters, that an event cuts along with them.
     """
 
     unit = "nodes"
+    carried: Mapping[str, Tensor] = {}
     ranking: ClassVar[select.Ranking] = "global"
     min_share: ClassVar[float] = 0.0
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         """Returns one value per node of `network.graph`, shape (nodes,); higher is kept."""
         raise TypeError(f"{type(self).__name__} must define node_scores(network, batches)")
+
+    def draw(self, network: PrunableNetwork, keep: Tensor) -> Tensor:
+        """Returns which nodes stay, as many of each group as in `keep`, (nodes,) bool; by default the best, `keep`."""
+        return keep
 
 
 class JointCriterion(Criterion):

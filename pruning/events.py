@@ -115,8 +115,11 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
     def choose() -> Tensor:
         if criterion.threshold is not None:
             return layout.keep(ranking, int(layout.keep_above(scores, criterion.threshold).sum()))
-        return layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
+        keep = layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
+        # The criterion may choose others; how many of each group, and what cannot go, is not its business.
+        return layout.best(criterion.draw(network, keep).double(), layout.counts(keep))
 
+    event = dataclasses.replace(event, companions=[*event.companions, criterion.carried])
     before = len(scores)
     refusals = remove_nodes(network, layout, choose, event, ranking=ranking)
     network.last_scores = {"nodes": scores}

@@ -56,7 +56,7 @@ def test_every_core_option_is_explained(command):
     text = command("--help").out.split("\ncore:\n")[1].split("\n\n")[0]
     entries = re.split(r"\n  (?=--)", "\n" + text)[1:]
     explained = {re.match(r"--(\w+)", entry)[1]: entry for entry in entries}
-    assert set(CORE_OPTIONS) | {"pruning_rate"} == set(explained)
+    assert set(CORE_OPTIONS) | {"pruning_rate", "keep_ratio"} == set(explained)
     for name, entry in explained.items():
         assert re.search(r"[a-z]{2,} [a-z]", entry.split(None, 2)[2]), f"--{name} has no meaning in --help"
 
@@ -79,6 +79,7 @@ def test_help_beats_whatever_else_is_typed(command):
 
 def test_aliases(command):
     assert command.quick("--pruning_rate", "0.8").result["sparsity_asked"] == 0.8
+    assert command.quick("--keep_ratio", "0.3").result["sparsity_asked"] == 0.7
     both = command.quick("--pruning_rate", "0.7", "--pruning_limit", "0.7", "--run_name", "z")
     assert both.result["sparsity_asked"] == 0.7
     rewinding = ["--prune_criterion", "IMP", "--enable_rewinding", "--rewind_epoch", "1", "--prune_delay", "1"]

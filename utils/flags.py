@@ -31,6 +31,14 @@ class _Own:
 OWN = _Own()
 
 
+COMPLEMENTS = frozenset(("keep_ratio",))  # spellings that say 1 minus what their setting says
+
+
+def meant(spelling: str, value: Any) -> Any:
+    """Returns the value of a setting that was given under some spelling."""
+    return round(1 - value, 12) if spelling in COMPLEMENTS else value
+
+
 @dataclass(frozen=True)
 class Flag:
     """One command-line flag: `name` with its annotation, default, help text, and the group it stands in."""

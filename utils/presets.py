@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from pruning.errors import UsageError, nearest
-from utils.flags import Flag
+from utils.flags import Flag, meant
 from utils.registry import KINDS
 
 AUTOCONFIG = Path(__file__).with_name("autoconfig.json")
@@ -58,7 +58,7 @@ def checked(content: Mapping[Any, Any], known: Mapping[str, Flag], where: Lines)
         if name not in known:
             raise UsageError(f"{where(name)}: there is no setting {name!r}.{nearest(str(name), known)}")
         flag = known[name]
-        value = flag.check(value, where(name))
+        value = meant(name, flag.check(value, where(name)))
         if values.setdefault(flag.name, value) != value:
             raise UsageError(f"{where(name)}: {flag.name} is given twice, as {values[flag.name]} and as {value}.")
     return values

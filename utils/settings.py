@@ -17,14 +17,14 @@ from pruning.export import check_export
 from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
-from utils.flags import OWN, REQUIRED, Flag, flags_of
+from utils.flags import OWN, REQUIRED, Flag, flags_of, meant
 from utils.pictures import Plots
 from utils.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
 from utils.registry import KINDS, ROOT
 from utils.runs import find_run, taken_over
 from utils.switches import Switches
 
-CORE_ALIASES = {"pruning_rate": "pruning_limit"}
+CORE_ALIASES = {"pruning_rate": "pruning_limit", "keep_ratio": "pruning_limit"}
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Core:
         loss: what training minimises.
         train_scheme: trainer, which runs the training loop.
         test_scheme: what --eval runs.
-        pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1.
+        pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1; --keep_ratio k
+            says 1 - k.
         outer_layer_pruning: rank the first and last layer too (default: on for criteria of weights, off for nodes).
         recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
         mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
@@ -257,9 +258,10 @@ def _aliases(flags: list[Flag]) -> dict[str, str]:
 def _without_aliases(typed: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
     for alias, name in _aliases(flags).items():
         if alias in typed:
-            value = typed.pop(alias)
+            given = typed.pop(alias)
+            value = meant(alias, given)
             if typed.setdefault(name, value) != value:
-                raise UsageError(f"--{alias} {value} and --{name} {typed[name]} say two things; they are one setting.")
+                raise UsageError(f"--{alias} {given} and --{name} {typed[name]} say two things; they are one setting.")
     return typed
 
 

@@ -9,16 +9,20 @@ from torch import nn
 
 from criterions._points import points_needed
 from criterions._sampling import K, Parts, draw, error_of, inclusion, water_filling
+from criterions.FT import FT
 from criterions.Magnitude import Magnitude
-from criterions.PFP import PFP
-from criterions.SiPP import SiPP
+from criterions.PFP import PFP, PFPNet
+from criterions.PFPRand import PFPRand
+from criterions.PFPTop import PFPTop
+from criterions.SiPP import SiPP, SiPPNet
 from criterions.SiPPHybrid import SiPPHybrid
 from criterions.SiPPRand import SiPPRand
+from criterions.SoftNet import SoftNet
 from criterions.UniformWeights import UniformWeights
 from criterions.WT import WT
 from models.LeNet300 import LeNet300
 from models.ResNet20 import ResNet20
-from pruning import PrunableNetwork
+from pruning import PrunableNetwork, UsageError
 from pruning.sensitivity import channel_sensitivities, weight_sensitivities
 from tests.pruning.small_networks import SHAPES, Residual, build, conv_net, data, mlp
 
@@ -238,3 +242,76 @@ def test_of_two_readers_the_larger_share_counts():
 def test_wrong_settings_are_refused(cls, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         cls(**options)
+
+
+@pytest.mark.parametrize("cls", [PFPRand, PFPTop])
+def test_filters_that_stay_are_re_weighted_where_they_are_read(cls):
+    torch.manual_seed(0)
+    model, inputs = two_layers(), torch.randn(5, 2, 6, 6)
+    network = PrunableNetwork(model, inputs[:1])
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    chances = []
+
+    class Watched(cls):
+        def _chances(self, sizes, count):
+            chances.append(super()._chances(sizes, count))
+            return chances[-1]
+
+    report = network.prune(Watched(seed=5), [(inputs, torch.zeros(5))], keep_ratio=0.5)
+    assert report.reached >= 0.5
+    kept = network.survivors()["0.weight"][0]
+    # PFPTop asks PFPRand for its own: the first answer of the outermost call is the group's.
+    group = next(c for c in chances if len(c) == 8)
+    assert float(group.sum()) == pytest.approx(int(kept.sum()), abs=1e-6)
+    rows = network.survivors()["2.weight"][0]
+    expected = dense["2.weight"][rows][:, kept] / group[kept].float().view(1, -1, 1, 1)
+    assert torch.allclose(model[2].weight, expected, rtol=1e-5)
+    assert torch.equal(model[0].weight, dense["0.weight"][kept])
+
+
+def test_pfptop_keeps_for_certain_what_draws_would_hit_anyway():
+    sizes = torch.tensor([0.5, 0.3, 0.02, 0.02, 0.02], dtype=torch.float64)
+    assert PFPTop()._chances(sizes, 3).tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 1 / 3])
+    assert float(PFPRand()._chances(sizes, 4).sum()) == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("cls", "power"), [(FT, 1), (SoftNet, 2)])
+def test_filter_norms_keep_the_same_share_of_every_layer(cls, power):
+    torch.manual_seed(0)
+    model = two_layers()
+    norms = [model[at].weight.detach().flatten(1).norm(p=power, dim=1) for at in (0, 2)]
+    network = PrunableNetwork(model, torch.zeros(1, 2, 6, 6))
+    network.prune(cls(), keep_ratio=0.5)
+    for name, norm in zip(("0.weight", "2.weight"), norms, strict=True):
+        kept = network.survivors()[name][0]
+        assert norm[kept].min() > norm[~kept].max()
+    left = sum(weight.numel() for weight in network.prunable().values())
+    assert left <= 0.5 * network.weights_total()
+
+
+# -- a copy beside the original --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SiPPNet, PFPNet])
+def test_a_compressed_copy_leaves_the_original_alone(make):
+    model, batches = build(conv_net), data(SHAPES[conv_net])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    net = make(model, batches, points=3)
+    dense = net.size(), net.flops()
+    net.compress(keep_ratio=0.5)
+    assert net.size() < dense[0] and net.flops() < dense[1]
+    first = net.size()
+    net.compress(keep_ratio=0.3, from_original=False)
+    assert net.size() < first
+    net.compress(keep_ratio=0.5)
+    assert net.size() == first and net.cpu() is net
+    assert net(batches[0][0]).shape == (3, 4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    net.compress(keep_ratio=1.0)
+    assert (net.size(), net.flops()) == dense
+    assert torch.equal(net.eval()(batches[0][0]), build(conv_net).eval()(batches[0][0]))
+
+
+def test_a_compressed_copy_needs_batches():
+    with pytest.raises(UsageError, match="loader must give pairs"):
+        SiPPNet(build(mlp), [])
