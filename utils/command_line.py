@@ -42,7 +42,7 @@ def make_parser(flags: list[Flag], aliases: Mapping[str, str], *, grouped: bool 
             groups[flag.group] = parser.add_argument_group(flag.group) if grouped else parser
         flag.add_to(groups[flag.group])
         for alias in (alias for alias, name in aliases.items() if name == flag.name):
-            how = "1 minus" if alias in COMPLEMENTS else "the same as"
+            how = "stands for 1 minus" if alias in COMPLEMENTS else "the same as"
             other = dataclasses.replace(flag, name=alias, default=None, help=f"{how} --{flag.name}")
             other.add_to(groups[flag.group])
     if any(flag.name == "autoconfig" for flag in flags):
