@@ -18,8 +18,8 @@ import yaml
 
 from models.MLP5 import MLP5
 from tests.running import QUICK, Commands, write_plug_in
+from utils.core import Core
 from utils.registry import KINDS, ROOT, names
-from utils.settings import Core
 
 # Typed in many scripts and notebooks by now: changing one is a decision, not an accident.
 CORE_OPTIONS = Path(__file__).with_name("core_options.txt").read_text().split()

@@ -12,7 +12,8 @@ from typing import Any
 
 from pruning import Criterion
 from pruning.errors import UsageError
-from utils import registry, settings
+from utils import registry
+from utils.core import CORE_ALIASES, core_flags
 from utils.flags import REQUIRED, Flag, format_value
 from utils.listing import first_line, paper
 
@@ -68,13 +69,13 @@ def lines_table(kind: str, what: str, names: Names) -> list[str]:
 
 def core_flags_table(_names: Names) -> list[str]:
     """Returns one row per core setting."""
-    rows = [_row(flag) for flag in settings.core_flags()]
+    rows = [_row(flag) for flag in core_flags()]
     return _table(["flag", "type", "meaning", "default"], rows)
 
 
 def part_flags_table(names: Names) -> list[str]:
     """Returns one row per flag of a plug-in's constructor, with the parts that share it."""
-    core = {flag.name for flag in settings.core_flags()}
+    core = {flag.name for flag in core_flags()}
     owners: dict[tuple[str, ...], list[str]] = {}
     for kind in registry.KINDS:
         sources = {name: name for name in names(kind)} | FROM_LIBRARIES.get(kind, {})
@@ -105,7 +106,7 @@ def _row(flag: Flag) -> list[str]:
 
 
 def _aliases() -> dict[str, str]:
-    return settings.CORE_ALIASES | registry.loaded_aliases()
+    return CORE_ALIASES | registry.loaded_aliases()
 
 
 def _type(flag: Flag) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from pruning.errors import UsageError
 from utils import settings
+from utils.core import Core
 from utils.files import write_atomic
 from utils.registry import KINDS, ROOT
 from utils.runs import find_run, read_settings
@@ -95,7 +96,7 @@ def resumed(argv: Sequence[str]) -> tuple[RunFolder, Settings] | None:
     if wrong:
         allowed = ", ".join(f"--{flag}" for flag in RESUMABLE[1:])
         raise UsageError(f"--resume takes all settings from the run; {wrong[0]} cannot be given ({allowed} can).")
-    folder = RunFolder.open(typed["resume"], typed.get("results_dir", settings.Core().results_dir))
+    folder = RunFolder.open(typed["resume"], typed.get("results_dir", Core().results_dir))
     chosen = settings.load(folder.settings(), typed, folder.settings_file)
     if chosen.core.eval:
         raise UsageError(f"--resume {typed['resume']}: this was an evaluation; only training can be taken up again.")

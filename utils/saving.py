@@ -10,9 +10,10 @@ from typing import Any
 from pruning import PrunableNetwork, UsageError, count
 from pruning.errors import nearest
 from utils import checkpoints, registry
+from utils.core import Core
 from utils.run_folder import RunFolder
 from utils.runs import known_runs, taken_over
-from utils.settings import Core, Settings
+from utils.settings import Settings
 
 
 class Saving:

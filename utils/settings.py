@@ -10,143 +10,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pruning.errors import UsageError, nearest
-from pruning.export import check_export
-from pruning.select import NodeRules
 from utils import registry
 from utils.command_line import make_parser
-from utils.flags import OWN, REQUIRED, Flag, flags_of, meant
-from utils.pictures import Plots
+from utils.flags import OWN, REQUIRED, Flag, meant
 from utils.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
-from utils.registry import KINDS, ROOT
+from utils.registry import KINDS
 from utils.runs import find_run, taken_over
 from utils.switches import Switches
-
-CORE_ALIASES = {"pruning_rate": "pruning_limit", "keep_ratio": "pruning_limit"}
-
-
-@dataclass
-class Core:
-    """Settings that many parts share.
-
-    Args:
-        model: network to train and prune; also torchvision/NAME or timm/NAME.
-        data_set: data to train and test on.
-        prune_criterion: what scores the weights, and when it prunes.
-        loss: what training minimises.
-        train_scheme: trainer, which runs the training loop.
-        test_scheme: what --eval runs.
-        pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1; --keep_ratio k
-            says 1 - k.
-        outer_layer_pruning: rank the first and last layer too (default: on for criteria of weights, off for nodes).
-        recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
-        mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
-            ranking (keep the worst).
-        epochs: passes over the training data.
-        prune_delay: events of criteria that prune during training come after this epoch.
-        prune_freq: epochs between such events; one falls at the end of epoch e where e > delay and (e - delay) is a
-            multiple of it, never at the end of the last epoch.
-        score_batches: training batches, not augmented, on which each pruning event scores.
-        batch_size: samples per batch.
-        seed: of initial values, data order and draws.
-        device: where to compute.
-        augment: random flips and crops of training images, as the data set declares them.
-        tuning: train on 80 % of the training data and evaluate on the other 20 % instead of the test set.
-        random_shuffle_labels: train on labels permuted among the training samples, which tells what a network can learn
-            by heart; the test data stay as they are.
-        limit_batches: train and evaluate on this many batches an epoch only, for trying things out.
-        workers: processes that load data sets too large for memory.
-        eval_freq: epochs between evaluations.
-        save_freq: epochs between checkpoints.
-        max_training_minutes: stop after this many minutes of training in one session; the run can be resumed.
-        eval: evaluate a checkpoint instead of training.
-        checkpoint_name: run folder (or its name under the results) to load a network from.
-        checkpoint_model: file in its models/ folder (default: the finished model).
-        weights: file with a state dict of one's own to start from (.pt or .safetensors).
-        run_name: name in the run folder's name (default: criterion, model and data set).
-        results_dir: where run folders are made.
-        data_dir: where data sets lie, and are downloaded to.
-        plugin_dir: folder with plug-ins of one's own, in sub-folders such as criterions/.
-        config: YAML file with settings; what is typed wins over it.
-        resume: run folder of a stopped run to go on with; all other settings come from there.
-        autoconfig: use the presets in utils/autoconfig.json (--disable_autoconfig is --no-autoconfig).
-        shrink_dead: after training, remove the nodes that masked weights leave dead; what is computed stays the same.
-        track_weights: after every epoch write each layer's sign flips, mean and variance to output/weights.csv and
-            TensorBoard.
-        measure_latency: measure the forward pass of one sample on this device, dense and pruned.
-        export: also write the pruned network in this format, and check that it computes the same.
-        tensorboard: write scalars, histograms and the architecture for TensorBoard.
-        quiet: print warnings and the result only.
-        list: print every plug-in with one line each.
-    """
-
-    model: str = "MLP5"
-    data_set: str = "DIGITS"
-    prune_criterion: str = "SNIPit"
-    loss: str = "CrossEntropy"
-    train_scheme: str = "DefaultTrainer"
-    test_scheme: str = "Accuracy"
-    pruning_limit: float = 0.9
-    outer_layer_pruning: bool | None = None
-    recalibrate: int = 0
-    mask_control: Literal["none", "shuffle", "reinit", "invert"] = "none"
-    epochs: int = 80
-    prune_delay: int = 0
-    prune_freq: int = 1
-    score_batches: int = 5
-    batch_size: int = 512
-    seed: int = 333
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    augment: bool = True
-    tuning: bool = False
-    random_shuffle_labels: bool = False
-    limit_batches: int | None = None
-    workers: int | None = None
-    eval_freq: int = 1
-    save_freq: int = 1
-    max_training_minutes: float | None = None
-    eval: bool = False
-    checkpoint_name: str = ""
-    checkpoint_model: str = ""
-    weights: str = ""
-    run_name: str = ""
-    results_dir: str = "gitignored/results"
-    data_dir: str = "gitignored/data"
-    plugin_dir: str = ""
-    config: str = ""
-    resume: str = ""
-    autoconfig: bool = True
-    shrink_dead: bool = False
-    track_weights: bool = False
-    measure_latency: bool = False
-    export: Literal["none", "onnx", "torch_export"] = "none"
-    tensorboard: bool = True
-    quiet: bool = False
-    list: bool = False
-
-    def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
-        at_least |= {"recalibrate": 0, "limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
-        if self.seed >= 2**63:
-            raise UsageError(f"--seed must be below 2**63; {self.seed} was given.")
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} must be at least {least}; {value} was given.")
-        if not 0 <= self.pruning_limit < 1:
-            raise UsageError(f"--pruning_limit is a fraction removed, 0 to below 1; {self.pruning_limit} was given.")
-        if self.export != "none":
-            check_export(self.export)
-        for name in ("results_dir", "data_dir"):
-            # The defaults lie beside main.py, wherever it is called from.
-            start = ROOT if getattr(self, name) == getattr(type(self), name) else Path()
-            setattr(self, name, str((start / Path(getattr(self, name)).expanduser()).resolve()))
-        if self.plugin_dir:
-            self.plugin_dir = str(Path(self.plugin_dir).expanduser().resolve())
-        if self.max_training_minutes is not None and not self.max_training_minutes > 0:
-            raise UsageError(f"--max_training_minutes must be positive; {self.max_training_minutes} was given.")
 
 
 @dataclass
@@ -168,11 +41,6 @@ class Settings:
     def construct(self, part: Callable[..., Any], /, **given: Any) -> Any:
         """Calls a class or function that is no plug-in in the same way."""
         return registry.construct(part, self.values, given)
-
-
-def core_flags() -> list[Flag]:
-    """Returns the flags of the core settings."""
-    return flags_of(Core, "core") + flags_of(NodeRules, "nodes") + flags_of(Plots, "pictures")
 
 
 def parse(argv: Sequence[str]) -> Settings | None:

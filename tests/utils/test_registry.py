@@ -6,7 +6,7 @@ import pytest
 from pruning import UsageError
 from tests.running import write_plug_in
 from utils import registry
-from utils.settings import core_flags
+from utils.core import core_flags
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import yaml
 
 from pruning import UsageError
 from utils import presets, settings
+from utils.registry import ROOT
 from utils.run_folder import RunFolder
 
 
@@ -85,7 +86,7 @@ def test_a_settings_file_that_was_damaged_is_named(tmp_path):
 
 def test_folders_by_default_lie_beside_the_program(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert settings.parse([]).core.results_dir == str(settings.ROOT / "gitignored" / "results")
+    assert settings.parse([]).core.results_dir == str(ROOT / "gitignored" / "results")
     assert settings.parse(["--results_dir", "mine"]).core.results_dir == str(tmp_path / "mine")
     assert settings.parse(["--data_dir", "~/mine"]).core.data_dir.endswith("/mine")
     assert "~" not in settings.parse(["--data_dir", "~/mine"]).core.data_dir
