@@ -15,6 +15,7 @@ from typing import Any
 from pruning.errors import UsageError, nearest
 from utils import registry
 from utils.command_line import make_parser
+from utils.core import CORE_ALIASES, Core, core_flags
 from utils.flags import OWN, REQUIRED, Flag, meant
 from utils.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
 from utils.registry import KINDS
