@@ -18,6 +18,7 @@ import yaml
 
 from models.MLP5 import MLP5
 from tests.running import QUICK, Commands, write_plug_in
+from utils import settings
 from utils.core import Core
 from utils.registry import KINDS, ROOT, names
 
@@ -95,6 +96,18 @@ def test_known_flag_that_no_chosen_part_uses_is_one_warning_line(command):
     assert len(lines) == 2
     assert re.fullmatch(r"warning: --snip_steps is not used: it belongs to criterion \w+\.", lines[0])
     assert lines[1] == "warning: --no-enable_rewinding is not used: it belongs to criterion IMP."
+
+
+def test_flags_of_testers_without_eval_are_one_warning_line(tmp_path):
+    without = "Not used without --eval --checkpoint_name RUN: "
+    assert settings.parse(["--attack", "FGSM"]).warnings == [f"{without}--attack."]
+    both = settings.parse(["--attack", "FGSM", "--attack_samples", "20", "--test_scheme", "AdversarialEvaluation"])
+    assert both.warnings == [f"{without}--test_scheme, --attack, --attack_samples."]
+    config = tmp_path / "mine.yaml"
+    config.write_text("test_scheme: Corruption\n")
+    assert settings.parse(["--config", str(config)]).warnings == [], "it may be the settings of another run"
+    assert settings.parse(["--eval", "--attack", "FGSM"]).warnings == []
+    assert settings.parse([]).warnings == []
 
 
 def test_what_is_typed_wins_over_config_over_presets_over_defaults(command, tmp_path):

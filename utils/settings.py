@@ -67,6 +67,10 @@ def parse(argv: Sequence[str]) -> Settings | None:
     values |= _checked_wishes(values, origins, flags)
     names = {flag.name for flag in typable}
     warnings += [_unused(name, every_flag()[name]) for name in start | config if name not in names]
+    # A file may be the settings of another run, which name a tester too.
+    idle = [f"--{flag.name}" for flag in flags if flag.name in vars(namespace) and _of_testers(flag)]
+    if idle and not values.get("eval"):
+        warnings.append(f"Not used without --eval --checkpoint_name RUN: {', '.join(idle)}.")
     return _finish(values, flags, warnings)
 
 
@@ -234,6 +238,11 @@ def _check_extras(extras: list[str], flags: list[Flag], values: Mapping[str, Any
 
 def _unused(name: str, owner: Flag) -> str:
     return f"--{name} is not used: it belongs to {owner.group}."
+
+
+def _of_testers(flag: Flag) -> bool:
+    setting, word = KINDS["testers"]
+    return flag.name == setting or flag.group.startswith(f"{word} ")
 
 
 def _of_checkpoint(users: Mapping[str, Any]) -> dict[str, Any]:
