@@ -289,20 +289,22 @@ def _tracked(kind: str) -> list[str]:
 
 
 def test_the_tables_are_current():
-    assert reference.rewrite(README, _tracked) == README, "run: python -m utils.reference"
+    texts = [file.read_text(encoding="utf-8") for file in reference.FILES]
+    assert reference.rewrite(texts, _tracked) == texts, "run: python -m utils.reference"
 
 
 def test_a_readme_without_its_markers_is_refused():
     with pytest.raises(UsageError, match="models"):
-        reference.rewrite(README.replace("<!-- end: models -->", ""), _tracked)
+        reference.rewrite([README.replace("<!-- end: models -->", "")], _tracked)
 
 
 def test_a_table_with_the_wrong_text_is_put_right(tmp_path, capsys):
     copy = tmp_path / "README.md"
     copy.write_text(re.sub(r"\| `SNIPit` \|.*\n", "", README, count=1), encoding="utf-8")
-    assert reference.main(copy) == 0 and "has new tables" in capsys.readouterr().out
+    files = (copy, *reference.FILES[1:])
+    assert reference.main(files) == 0 and "README.md has new tables" in capsys.readouterr().out
     assert "| `SNIPit` |" in copy.read_text(encoding="utf-8")
-    assert reference.main(copy) == 0 and "was current" in capsys.readouterr().out
+    assert reference.main(files) == 0 and "README.md was current" in capsys.readouterr().out
 
 
 def test_what_the_criteria_cite_can_be_cited():

@@ -1,11 +1,11 @@
-"""The README's tables, generated from the plug-ins themselves; `python -m utils.reference` writes them anew."""
+"""The tables of the README and of docs/, made from the plug-ins; `python -m utils.reference` writes them anew."""
 
 from __future__ import annotations
 
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from utils.core import CORE_ALIASES, core_flags
 from utils.flags import REQUIRED, Flag, format_value
 from utils.listing import first_line, paper
 
-README = registry.ROOT / "README.md"
+FILES = (registry.ROOT / "README.md", registry.ROOT / "docs" / "flags.md")
 
 # One network of a library stands for all of them: they share their flags.
 FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18"}}
@@ -31,23 +31,23 @@ def plug_ins(kind: str) -> list[str]:
     return sorted((file.stem for file in files if not file.stem.startswith("_")), key=str.lower)
 
 
-def rewrite(text: str, names: Names = plug_ins) -> str:
-    """Returns a README's text with every generated table made anew.
+def rewrite(texts: list[str], names: Names = plug_ins) -> list[str]:
+    """Returns the texts with every generated table made anew.
 
     Args:
-        text: of the README; `<!-- generated: NAME -->` and `<!-- end: NAME -->` stand around each table.
+        texts: of all files; `<!-- generated: NAME -->` and `<!-- end: NAME -->` stand around each table.
         names: kind -> the plug-ins that the tables speak of.
 
     Raises:
-        UsageError: where a marker is missing.
+        UsageError: where a table has no place, or more than one.
     """
     for name, make in TABLES.items():
         block = re.compile(rf"(<!-- generated: {name} -->\n).*?(\n<!-- end: {name} -->)", re.DOTALL)
+        if sum(len(block.findall(text)) for text in texts) != 1:
+            raise UsageError(f"One file must hold `<!-- generated: {name} -->` ... `<!-- end: {name} -->`, once.")
         lines = "\n".join(make(names))
-        text, count = block.subn(lambda found, lines=lines: f"{found[1]}\n{lines}\n{found[2]}", text)  # type: ignore[misc]
-        if count != 1:
-            raise UsageError(f"README.md must hold `<!-- generated: {name} -->` ... `<!-- end: {name} -->` once.")
-    return text
+        texts = [block.sub(lambda found, lines=lines: f"{found[1]}\n{lines}\n{found[2]}", text) for text in texts]  # type: ignore[misc]
+    return texts
 
 
 def criteria_table(names: Names) -> list[str]:
@@ -137,13 +137,13 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def main(readme: Path = README) -> int:
-    """Writes the tables of a README anew, if they are not current."""
-    text = readme.read_text(encoding="utf-8")
-    new = rewrite(text)
-    if new != text:
-        readme.write_text(new, encoding="utf-8")
-    print(f"{readme.name} {'was current' if new == text else 'has new tables'}")
+def main(files: Sequence[Path] = FILES) -> int:
+    """Writes the tables anew, where they are not current."""
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    for file, text, new in zip(files, texts, rewrite(texts), strict=True):
+        if new != text:
+            file.write_text(new, encoding="utf-8")
+        print(f"{file.name} {'was current' if new == text else 'has new tables'}")
     return 0
 
 
