@@ -63,7 +63,8 @@ def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stop
     saving = chosen.construct(Saving, folder=folder, network=parts["network"], pruning=pruning)
     if stopped and saving.restore(trainer):
         console.info(f"going on at epoch {trainer.epoch}, batch {trainer.batch}")
-    return run_to_the_end(trainer, saving, attach(trainer, saving, chosen, console), console)
+    result = attach(trainer, saving, chosen, console, parts["data_set"])
+    return run_to_the_end(trainer, saving, result, console)
 
 
 def evaluate(chosen: settings.Settings, console: Console, argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ class CIFAR10:
 
     input_shape = (3, 32, 32)
     num_classes = 10
+    classes = CLASSES
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
     flip = True

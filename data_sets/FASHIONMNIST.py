@@ -16,6 +16,7 @@ class FASHIONMNIST:
 
     input_shape = (1, 28, 28)
     num_classes = 10
+    classes = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
     mean = (0.2860,)
     std = (0.3530,)
 

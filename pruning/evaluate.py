@@ -24,24 +24,6 @@ def evaluate(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor]
     return means(sums)
 
 
-def confusion(model: nn.Module, batches: Batches) -> Tensor | None:
-    """Returns counts (classes, classes) of true class (row) and predicted class (column), in eval mode, on the CPU.
-
-    None where outputs (B, C) and class indices (B,) are not what the data and the network are about.
-    """
-    counts: Tensor | None = None
-    with quiet_eval(model), torch.no_grad():
-        for inputs, targets in batches:
-            outputs = call(model, inputs)
-            if not isinstance(outputs, Tensor) or outputs.dim() != 2 or targets.dim() != 1:
-                return None
-            classes = outputs.shape[1]
-            places = targets.long() * classes + outputs.argmax(1)
-            batch = torch.bincount(places, minlength=classes * classes)
-            counts = batch if counts is None else counts + batch
-    return None if counts is None else counts.view(classes, classes).cpu()
-
-
 def batch_sums(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Returns [summed loss, right ones, samples] of a batch, left on its device so that nothing waits for it."""
     return sums_of(loss(outputs, targets), outputs, targets)

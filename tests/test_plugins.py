@@ -243,7 +243,7 @@ def test_plug_ins_dropped_into_the_rooms_themselves(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     # The tester's flag is known, though training does not run a tester.
-    assert done.stderr == ""
+    assert done.stderr == "warning: Not used without --eval --checkpoint_name RUN: --test_scheme, --threshold.\n"
     [run] = (copy / "gitignored" / "results").iterdir()
     record = json.loads((run / "result.json").read_text())
     assert [record["model"], record["data_set"], record["prune_criterion"]] == ["MyNet", "MyData", "MyIdea"]

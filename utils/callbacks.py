@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from pruning import PrunableNetwork, shrink_dead
-from pruning.evaluate import confusion
 from pruning.export import SUFFIXES, export
+from pruning.tally import draw_confusion, tally_of
 from utils import pictures
 from utils.console import Console, ProgressLines
-from utils.files import read_rows, write_atomic
+from utils.files import read_rows
 from utils.interrupts import StopRequests
 from utils.pictures import Plots
 from utils.recorder import Recorder
@@ -25,14 +24,15 @@ from utils.tensorboard import TensorBoard
 from utils.tracking import WeightTracking
 
 
-def attach(trainer: Any, saving: Saving, chosen: Settings, console: Console) -> Result:
+def attach(trainer: Any, saving: Saving, chosen: Settings, console: Console, data_set: Any) -> Result:
     """Gives a trainer its callbacks and returns the one that knows the numbers."""
     network, folder = saving.network, saving.folder
     result = Result(chosen, network, saving.pruning, trainer.device)
     plots = chosen.construct(Plots)
     board = TensorBoard(folder.summary, result, plots.histograms) if chosen.core.tensorboard else None
     recorder = Recorder(folder, result)
-    drawing = Pictures(folder=folder, recorder=recorder, board=board, report=console.info, plots=plots)
+    names = getattr(data_set, "classes", None)
+    drawing = Pictures(folder=folder, recorder=recorder, board=board, report=console.info, plots=plots, classes=names)
     tracking = [WeightTracking(folder, network, board)] if chosen.core.track_weights else []
     shrinking = chosen.construct(DeadNodes, network=network, report=console.info)
     exporting = chosen.construct(Export, network=network, report=console.info, folder=folder)
@@ -105,6 +105,7 @@ class Pictures:
         board: shows the same pictures; None for none.
         report: told what could not be drawn.
         plots: which pictures.
+        classes: names of the classes, if the data set has any.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class Pictures:
         board: TensorBoard | None,
         report: Callable[[str], None],
         plots: Plots,
+        classes: Sequence[str] | None = None,
     ) -> None:
-        self.folder, self.recorder, self.board, self.report, self.plots = folder, recorder, board, report, plots
+        self.folder, self.recorder, self.board, self.report = folder, recorder, board, report
+        self.plots, self.classes = plots, classes
 
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment == "train_end":
@@ -130,7 +133,8 @@ class Pictures:
         if self.plots.weightplot or self.plots.netplot:
             self._put("layers", pictures.draw_layers(trainer.network, self.plots.weightplot, self.plots.netplot))
         if self.plots.confusion:
-            self._put("confusion", pictures.draw_confusion(confusion(trainer.network.model, trainer.test_batches)))
+            tally = tally_of(trainer.network.model, trainer.test_batches)
+            self._put("confusion", draw_confusion(tally.report(), self.classes))
         if self.plots.saliency:
             self._put("saliency", pictures.draw_saliency(self._saliency(trainer)))
 
@@ -145,8 +149,6 @@ class Pictures:
     def _put(self, name: str, figure: Any) -> None:
         if figure is None:
             return
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        write_atomic(self.folder.output / f"{name}.png", buffer.getvalue())
+        png = self.folder.write_picture(f"{name}.png", figure)
         if self.board is not None:
-            self.board.images[name] = buffer.getvalue()
+            self.board.images[name] = png

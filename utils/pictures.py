@@ -21,7 +21,6 @@ Rows = Sequence[Mapping[str, float]]
 
 DARK, LIGHT, MARK = "#33669a", "#c9d6e4", "#b5443a"
 SAMPLES = 6  # pictures that saliency is shown of
-CLASSES = 1000  # a confusion matrix of more is no picture
 
 
 @dataclass
@@ -31,7 +30,8 @@ class Plots:
     Args:
         weightplot: the sparsity of each layer (in layers.png).
         netplot: the nodes that each layer has kept, drawn as the network's outline (in layers.png).
-        confusion: which class of the test data is taken for which (confusion.png).
+        confusion: which class of the test data is taken for which, and how far to trust the network's confidence
+            (confusion.png).
         saliency: which pixels of six test pictures the loss hangs on (saliency.png).
         histograms: the weights of each layer before and after training (in TensorBoard).
     """
@@ -145,28 +145,6 @@ def _outputs_left(network: PrunableNetwork) -> list[int]:
 def _short(name: str) -> str:
     name = name.removesuffix(".parametrizations.weight.original1").removesuffix(".weight")
     return name if len(name) <= 40 else f"{name[:18]}…{name[-21:]}"
-
-
-def draw_confusion(counts: Tensor | None) -> Figure | None:
-    """The confusion matrix, (classes, classes) counts of samples: rows are the true classes, as shares of each."""
-    if counts is None or len(counts) > CLASSES:
-        return None
-    shares, classes = counts / counts.sum(1, keepdim=True).clamp_min(1), len(counts)
-    side = min(9.0, 3.2 + 0.3 * classes)
-    figure = new_figure(side + 0.8, side)
-    axes = figure.add_axes((0.11, 0.1, 0.75, 0.82))
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, cax=figure.add_axes((0.88, 0.1, 0.03, 0.82)))
-    every = max(1, classes // 20)
-    axes.set(xlabel="predicted class", ylabel="true class", title="share of each class's test samples")
-    axes.set_xticks(range(0, classes, every))
-    axes.set_yticks(range(0, classes, every))
-    if classes <= 20:
-        for row, column in counts.nonzero().tolist():
-            share = float(shares[row, column])
-            text, colour = f"{share:.2f}".removeprefix("0"), "white" if share > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    return figure
 
 
 def input_saliency(network: PrunableNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:

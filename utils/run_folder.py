@@ -77,11 +77,12 @@ class RunFolder:
         """Writes a JSON file into output/."""
         write_atomic(self.output / name, json.dumps(_finite(content), indent=1) + "\n")
 
-    def write_picture(self, name: str, figure: Any) -> None:
-        """Writes a matplotlib figure into output/, as PNG."""
+    def write_picture(self, name: str, figure: Any) -> bytes:
+        """Writes a matplotlib figure into output/, as PNG, and returns what the file holds."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
         write_atomic(self.output / name, buffer.getvalue())
+        return buffer.getvalue()
 
 
 def resumed(argv: Sequence[str]) -> tuple[RunFolder, Settings] | None:

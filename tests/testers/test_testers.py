@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from testers._corruptions import CORRUPTIONS, blur, corrupted
-from testers._tally import BINS, Tally
 from tests.running import Commands, write_plug_in
 
 LATER = ["--run_name", "zz"]
@@ -24,57 +23,6 @@ def in_output(done, name):
 
 
 # -- accuracy --------------------------------------------------------------------------------------------------------
-
-
-def slow_calibration_error(scores, targets):
-    """Bin by bin and sample by sample, as Guo et al. define it."""
-    bins = [[] for _ in range(BINS)]
-    for row, target in zip(scores.double(), targets.tolist(), strict=True):
-        shares = torch.softmax(row, 0)
-        confidence, said = float(shares.max()), int(shares.argmax())
-        place = next(m for m in range(BINS) if m / BINS < confidence <= (m + 1) / BINS + 1e-12)
-        bins[place].append((confidence, said == target))
-    total = sum(len(members) for members in bins)
-    error = 0.0
-    for members in bins:
-        if members:
-            confidence = sum(one for one, _ in members) / len(members)
-            error += len(members) / total * abs(confidence - sum(right for _, right in members) / len(members))
-    return error
-
-
-def test_tally_is_the_slow_count():
-    rng = torch.Generator().manual_seed(0)
-    scores, targets = torch.randn(200, 4, generator=rng) * 2, torch.randint(0, 3, (200,), generator=rng)
-    targets[::17] = -100  # what a loss leaves out
-    tally = Tally()
-    for part in zip(scores.split(64), targets.split(64), strict=True):
-        tally.add(*part)
-    found, kept = tally.report(), targets >= 0
-    assert found["expected_calibration_error"] == pytest.approx(slow_calibration_error(scores[kept], targets[kept]))
-    said = scores.argmax(1)
-    for row in range(4):
-        for column in range(4):
-            count = sum(t == row and s == column for t, s in zip(targets.tolist(), said.tolist(), strict=True))
-            assert found["confusion"][row][column] == count
-    for place, share in enumerate(found["class_accuracy"][:3]):
-        assert share == pytest.approx(float((said == targets)[targets == place].float().mean()))
-    assert found["class_accuracy"][3] is None, "no sample is of this class"
-    assert sum(found["calibration"]["samples"]) == int(kept.sum())
-
-
-def test_tally_of_a_picture_of_classes_and_of_no_classes():
-    tally = Tally()
-    tally.add(torch.rand(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5)))
-    assert sum(tally.report()["calibration"]["samples"]) == 40
-    for outputs, targets in ((torch.rand(5, 1), torch.rand(5, 1)), (torch.rand(5), torch.zeros(5, dtype=torch.long))):
-        other = Tally()
-        other.add(outputs, targets)
-        assert other.report() == {}
-    assert Tally().report() == {}
-    certain = Tally()
-    certain.add(torch.tensor([[1e4, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
-    assert certain.report()["expected_calibration_error"] == pytest.approx(0.25)
 
 
 def test_evaluation_reports_classes_and_calibration(command):

@@ -12,7 +12,6 @@ from criterions.Magnitude import Magnitude
 from criterions.SNAP import SNAP
 from criterions.UnstructuredRandom import UnstructuredRandom
 from pruning import PrunableNetwork
-from pruning.evaluate import confusion
 from tests.pruning.small_networks import SHAPES, build, conv_net, data, mlp
 from utils import pictures
 from utils.recorder import score_curve
@@ -125,29 +124,6 @@ def test_events_are_marked_where_they_fell():
 def test_an_empty_run_has_pictures_as_well():
     figure = pictures.draw_overview([], [], [])
     assert figure.axes[1].get_title() == "no scores: nothing was pruned"
-
-
-def test_confusion_counts_every_sample():
-    network, batches = network_of(), data(SHAPES[conv_net], sizes=(7, 9))
-    counts = [[0] * 4 for _ in range(4)]
-    model = network.model.eval()
-    for inputs, targets in batches:
-        for picture, target in zip(inputs, targets, strict=True):
-            counts[int(target)][int(model(picture[None]).argmax())] += 1
-    assert confusion(model, batches).tolist() == counts
-
-
-@pytest.mark.parametrize("model", [nn.Unflatten(1, (2, 3)), nn.LSTM(6, 4)])
-def test_outputs_that_are_no_classes_have_no_confusion(model):
-    assert confusion(model, [(torch.randn(5, 6), torch.arange(5) % 2)]) is None
-    assert pictures.draw_confusion(None) is None
-
-
-def test_confusion_draws_shares_of_each_class():
-    counts = torch.tensor([[3, 1], [0, 0]])
-    axes = pictures.draw_confusion(counts).axes[0]
-    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
-    assert [text.get_text() for text in axes.texts] == [".75", ".25"]
 
 
 def test_saliency_is_the_slope_of_the_loss_and_leaves_no_trace():

@@ -1,26 +1,35 @@
-"""Counts of true and predicted classes and of confidence, added up on the device."""
+"""Counts of true and predicted classes and of confidence, added up on the device, and their picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pruning.count import call, quiet_eval
+from pruning.criterion import Batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15  # of confidence, as in Guo et al. 2017
+CLASSES = 2000  # counts of every pair of more classes (the words of a language) would fill the memory
 
 
 class Tally:
-    """Adds up batches of outputs (B, C, ...) and targets (B, ...); what are no classes is left out."""
+    """Adds up batches of outputs (B, C, ...) and targets (B, ...); what are no classes, or too many, is left out."""
 
     def __init__(self) -> None:
         self.confusion: Tensor | None = None  # (classes + 1, classes), the last row for what is left out
         self.bins = torch.zeros(0)  # (3, BINS + 1): samples, summed confidence, right ones
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, outputs: Any, targets: Tensor) -> None:
         """Counts a batch, without waiting for the device."""
-        if targets.is_floating_point() or outputs.ndim < 2 or outputs.shape[:1] + outputs.shape[2:] != targets.shape:
+        if targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            return
+        if outputs.shape[:1] + outputs.shape[2:] != targets.shape or outputs.shape[1] > CLASSES:
             return
         classes, wide = outputs.shape[1], torch.float32 if outputs.device.type == "mps" else torch.float64
         if self.confusion is None:
@@ -56,10 +65,27 @@ class Tally:
         }
 
 
-def draw_confusion(folder: Any, report: dict[str, Any], names: Sequence[str] | None) -> None:
-    """Draws the confusion matrix, each row as shares of its class, and the calibration, as confusion.png."""
+def tally_of(model: nn.Module, batches: Batches) -> Tally:
+    """Counts every sample that the batches hold, in eval mode."""
+    tally = Tally()
+    with quiet_eval(model), torch.no_grad():
+        for inputs, targets in batches:
+            tally.add(call(model, inputs), targets)
+    return tally
+
+
+def draw_confusion(report: dict[str, Any], names: Sequence[str] | None = None) -> Figure | None:
+    """Draws the confusion matrix, each row as shares of its class, and the calibration.
+
+    Args:
+        report: of a `Tally`; of an empty one there is no picture.
+        names: of the classes.
+    """
+    # Late: it takes longer than everything else that a short run needs.
     from matplotlib.figure import Figure
 
+    if not report:
+        return None
     counts = torch.tensor(report["confusion"], dtype=torch.float32)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     classes = len(counts)
@@ -81,4 +107,4 @@ def draw_confusion(folder: Any, report: dict[str, Any], names: Sequence[str] | N
     right.plot(confidence, accuracy, marker="o", label=f"error {report['expected_calibration_error']:.4f}")
     right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     right.legend()
-    folder.write_picture("confusion.png", figure)
+    return figure
