@@ -7,6 +7,7 @@ run. An operation that fails is given the result it should have had, so that one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,7 +170,9 @@ class Replay(Trace):
             if problem:
                 self._fail(problem)
         if self.entry.numbers != self._now.numbers:
-            changed = self._failure(f"{_shown(self._now.numbers)} becomes {_shown(self.entry.numbers)}")
+            now = self._now
+            message = f"{_shown(now.numbers)} becomes {_shown(self.entry.numbers)}"
+            changed = self._failure(message, now, now.summed + now.scales)
             changed.numbers = self.entry.numbers
             self.report.numbers.append(changed)
         self._go_on(call, not failed and bool(problem))
@@ -233,15 +236,11 @@ class Replay(Trace):
     def _fail(self, message: str) -> None:
         self.report.failures.append(self._failure(message))
 
-    def _failure(self, message: str, entry: Entry | None = None) -> Failure:
+    def _failure(self, message: str, entry: Entry | None = None, scales: Sequence[Labels] = ()) -> Failure:
+        """Notes what shrinks around an operation, and which dimensions its numbers may have been taken from."""
         entry = entry or self._now
         rows = entry.inputs + [axis.labels for _, _, axes in entry.outs for axis in axes if axis is not None]
-        widths, removed = set(), [np.empty(0, np.int64)]
-        for place, labels in enumerate([*rows, *entry.summed, *entry.scales]):
-            gone = labels[self.removed[labels]]
-            if len(gone) and place >= len(rows):
-                removed.append(gone)
-            elif len(gone):
-                widths.add((int(self.before[labels].sum()), int(self.survive[labels].sum())))
-                removed.append(gone)
-        return Failure(self._at, entry, widths, np.concatenate(removed), message)
+        shrinking = [labels for labels in rows if self.removed[labels].any()]
+        widths = {(int(self.before[labels].sum()), int(self.survive[labels].sum())) for labels in shrinking}
+        removed = [labels[self.removed[labels]] for labels in (*shrinking, *scales)]
+        return Failure(self._at, entry, widths, np.concatenate([np.empty(0, np.int64), *removed]), message)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pruning.labels import CONSUMER, NORM, PRODUCER, Axes, Axis, Call
-from pruning.rules import kept, rule
+from pruning.rules import RULES, kept, rule
 
 # -- matrix products ---------------------------------------------------------------------------------------------------
 
@@ -136,6 +136,19 @@ def convolution(call: Call) -> Axes:
     axes: Axes = (x[0], channels, *(None for _ in x[2:]))
     bias = call["bias"] if call.has("bias") else None
     return axes if bias is None else _channel_bias(call, axes, bias)
+
+
+def deformable(call: Call) -> Axes:
+    """A convolution whose kernel looks where offsets say (Dai et al. 2017, arXiv:1703.06211); those are places."""
+    for axis in (*call.axes("offset"), *call.axes("mask")):
+        call.trace.pin(axis, "says where a kernel looks")
+    channels = call.axes("input")[1]
+    if channels is not None and call["offset_groups"] > 1:
+        call.trace.couple(channels.labels.reshape(call["offset_groups"], -1))
+    return convolution(call)
+
+
+RULES["torchvision.deform_conv2d"] = deformable
 
 
 def _channel_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import DeformConv2d
 
 
 class Case(NamedTuple):
@@ -208,6 +209,46 @@ class C2f(nn.Module):
         return self.head(self.leave(torch.cat(found, 1)))
 
 
+@case(picture(), 19)
+class Deformable(nn.Module):
+    """Convolutions whose kernels look where another layer says; the second has two groups of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = conv(3, 8), Head(6)
+        self.places, self.more = nn.Conv2d(8, 18, 3, padding=1), nn.Conv2d(10, 36, 3, padding=1)
+        self.one, self.two = DeformConv2d(8, 10, 3, padding=1), DeformConv2d(10, 6, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        x = self.one(x, self.places(x)).relu()
+        return self.head(self.two(x, self.more(x)).relu())
+
+
+@case(rows(6, 9), 16)
+class SelectiveScan(nn.Module):
+    """The block of a state-space model: its step widths are written into the code, its inner width is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 32), nn.Linear(16, 6)
+        self.mix = nn.Conv1d(16, 16, 4, groups=16, padding=3)
+        self.steps, self.widen = nn.Linear(16, 10), nn.Linear(2, 16)
+        self.decay, self.skip = nn.Parameter(torch.rand(16, 4)), nn.Parameter(torch.rand(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.enter(x).chunk(2, -1)
+        x = F.silu(self.mix(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+        step, into, out = self.steps(x).split([2, 4, 4], -1)
+        step = F.softplus(self.widen(step))[..., None]
+        kept, new = torch.exp(-step * self.decay), step * into[:, :, None] * x[..., None]
+        state, found = torch.zeros_like(new[:, 0]), []
+        for turn in range(x.shape[1]):
+            state = kept[:, turn] * state + new[:, turn]
+            found.append((state * out[:, turn, None]).sum(-1))
+        return self.leave((torch.stack(found, 1) + x * self.skip) * F.silu(gate))
+
+
 @case(lambda: (torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)), 10)
 class TwoInTwoOut(nn.Module):
     def __init__(self) -> None:
@@ -281,7 +322,7 @@ def grouped() -> nn.Module:
     return nn.Sequential(conv(3, 8), conv(8, 12, groups=4), conv(12, 6, groups=2), Head(6))
 
 
-@case(picture(), 20)
+@case(picture(), 19)
 def depthwise() -> nn.Module:
     return nn.Sequential(
         conv(3, 6), conv(6, 6, groups=6), conv(6, 8, 1), conv(8, 16, groups=8), conv(16, 6, 1), Head(6)
