@@ -1,18 +1,20 @@
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from criterions._points import first_points, outputs_of_layers, points_needed
+from criterions._guarantee import CUT, Guaranteed, largest_epsilon, log_term
+from criterions._points import outputs_of_layers
 from criterions._sampling import draws_for
 from pruning import CompressedNetwork, NodeCriterion, PrunableNetwork
 from pruning.criterion import Batches
 from pruning.sensitivity import channel_sensitivities
 
 
-class PFP(NodeCriterion):
+class PFP(Guaranteed, NodeCriterion):
     """Filters by the largest share they have in any output that reads them (Liebenwein et al. 2020, arXiv:1911.07412).
 
     A node's sensitivity is the largest over all layers that read it. One error level for all layers says how many each
@@ -26,15 +28,14 @@ class PFP(NodeCriterion):
     """
 
     counts = "weights"
+    theorem = CUT
 
     def __init__(
         self, *, points: int | None = None, delta: float = 1e-16, channel_reduce: Literal["max", "sum"] = "max"
     ) -> None:
-        if points is not None and points < 1:
-            raise ValueError(f"points must be at least 1; {points} was given")
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must lie in (0, 1); {delta} was given")
-        self.points, self.delta, self.channel_reduce = points, delta, channel_reduce
+        super().__init__(points, delta)
+        self.channel_reduce = channel_reduce
+        self._factors: Tensor | None = None  # (nodes,) what readers of a drawn node are multiplied by
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         """Returns minus the log of the error-level parameter at which each node comes in: ranking it is the allocation.
@@ -43,9 +44,8 @@ class PFP(NodeCriterion):
         sensitivity, as many as m draws hit on average, rounded up. So its i-th node comes in at one t, and the nodes
         of smallest t over the whole network are the papers' allocation for the common error level that fits the budget.
         """
-        number = self.points or points_needed(network, self.delta)
-        sensitivities, scales = self.sensitivities(network, first_points(batches, number))
-        self.node_sensitivities = sensitivities
+        sensitivities, scales = self.sensitivities(network, self.draw_points(network, batches).own)
+        self.node_sensitivities, self._factors = sensitivities, None
         entering = torch.empty_like(sensitivities)
         for group in network.graph.groups:
             nodes = torch.from_numpy(group.nodes)
@@ -54,6 +54,25 @@ class PFP(NodeCriterion):
             draws = draws_for(sizes / sizes.sum(), torch.arange(len(sizes), dtype=torch.float64))
             entering[nodes[order]] = draws - (sizes.sum() * scales[nodes].max()).log()
         return -entering
+
+    def before_cut(self, network: PrunableNetwork, keep: Tensor) -> None:
+        factors = torch.ones_like(self.node_sensitivities) if self._factors is None else self._factors
+        along = dict(along_readers(network, factors * keep))
+        changed = {name: weight.detach() * along.get(name, 1.0) for name, weight in network.weights()}
+        epsilons = {name: self._epsilon(network, name, keep, factors) if name in along else 0.0 for name in changed}
+        self.tell(network, changed, epsilons if self.theorem else dict.fromkeys(changed))
+
+    def _epsilon(self, network: PrunableNetwork, name: str, keep: Tensor, factors: Tensor) -> float | None:
+        along, weight = reader(network, name)[1], network.model.get_parameter(name)
+        if self._drawn is None:
+            return None
+        nodes, columns = np.unique(along[along >= 0], return_counts=True)
+        # The largest share of one entry says of a channel with many of them that much of each.
+        entries = columns * math.prod(weight.shape[2:]) if self.channel_reduce == "max" else np.ones_like(columns)
+        nodes, part = torch.from_numpy(nodes), torch.zeros(len(nodes), dtype=torch.long)
+        sizes = self.node_sensitivities[nodes] * torch.from_numpy(entries)
+        logarithm = log_term(outputs_of_layers(network)[name], self._drawn.delta)
+        return largest_epsilon(sizes, factors[nodes], keep[nodes], part, logarithm)
 
     def sensitivities(self, network: PrunableNetwork, batches: Batches) -> tuple[Tensor, Tensor]:
         """Returns (nodes,) the sensitivity of each node and the factor 2 K ln(...) of its largest consumer.
@@ -87,6 +106,15 @@ def reader(network: PrunableNetwork, name: str) -> tuple[int, np.ndarray]:
         return 1, np.full(weight.shape[1], -1)
     dim = 0 if getattr(module, "transposed", False) else 1
     return dim, network.graph.nodes_along(name, dim, role="consumer")
+
+
+def along_readers(network: PrunableNetwork, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, what each entry is multiplied by) of the weights that read nodes, from one value per node."""
+    for name, weight in network.weights():
+        dim, nodes = reader(network, name)
+        if (nodes >= 0).any():
+            column = torch.from_numpy(np.where(nodes >= 0, values.numpy()[nodes], 1.0)).to(weight)
+            yield name, column.view([-1 if d == dim else 1 for d in range(weight.dim())]).expand(weight.shape).clone()
 
 
 def PFPNet(model: nn.Module, loader: Batches, **options: Any) -> CompressedNetwork:

@@ -1,12 +1,11 @@
-from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from criterions._guarantee import SAMPLED
 from criterions._sampling import Parts, draw, inclusion
-from criterions.PFP import PFP, reader
+from criterions.PFP import PFP, along_readers
 from pruning import PrunableNetwork
 from pruning.criterion import Batches
 
@@ -24,6 +23,8 @@ class PFPRand(PFP):
         channel_reduce: a channel's share is that of its largest kernel entry ("max") or of all together ("sum").
         seed: of the draw (the run's own seed).
     """
+
+    theorem = SAMPLED
 
     def __init__(
         self,
@@ -45,8 +46,13 @@ class PFPRand(PFP):
             chances = self._chances(sizes, int(keep[nodes].count_nonzero()))
             drawn[nodes], factors[nodes] = draw(chances, generator), 1 / chances.clamp_min(1e-300)
         self.carried.clear()
-        self.carried.update(_along_columns(network, factors))
+        self.carried.update(along_readers(network, factors))
+        self._factors, self._stay = factors, drawn
         return drawn
+
+    def before_cut(self, network: PrunableNetwork, keep: Tensor) -> None:
+        if torch.equal(keep, self._stay):  # nobody else had a say in the draw
+            super().before_cut(network, keep)
 
     def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         factors, self.carried = self.carried, {}  # good for one event
@@ -59,12 +65,3 @@ class PFPRand(PFP):
         one = torch.ones(1, dtype=torch.float64)
         part = Parts(torch.zeros(len(sizes), dtype=torch.long), one, one)
         return inclusion(sizes, part, count * one)[0]
-
-
-def _along_columns(network: PrunableNetwork, factors: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, factor of each entry) of the weights that read nodes."""
-    for name, weight in network.weights():
-        dim, nodes = reader(network, name)
-        if (nodes >= 0).any():
-            column = torch.from_numpy(np.where(nodes >= 0, factors.numpy()[nodes], 1.0)).to(weight)
-            yield name, column.view([-1 if d == dim else 1 for d in range(weight.dim())]).expand(weight.shape).clone()

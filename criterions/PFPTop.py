@@ -18,6 +18,8 @@ class PFPTop(PFPRand):
         seed: of the draw (the run's own seed).
     """
 
+    theorem = ""
+
     def _chances(self, sizes: Tensor, count: int) -> Tensor:
         shares = sizes / sizes.sum()
         draws = draws_for(shares, torch.tensor([float(count)], dtype=torch.float64)).exp()

@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor
 
+from criterions._guarantee import CUT, SAMPLED
 from criterions._sampling import K, Parts, error_of, inclusion, water_filling
 from criterions.SiPPRand import SiPPRand
 
@@ -15,6 +16,8 @@ class SiPPHybrid(SiPPRand):
         delta: probability with which the theory's promise may fail, above 0 to below 1.
         seed: of the draw (the run's own seed).
     """
+
+    theorem = f"{SAMPLED}; where a filter is cut, {CUT}"
 
     def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
         alpha = parts.alpha(sizes)

@@ -2,11 +2,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from criterions._guarantee import SAMPLED
 from criterions._points import outputs_of_layers
 from criterions._sampling import Parts, draw, inclusion, water_filling
-from criterions.SiPP import SiPP
+from criterions.SiPP import SiPP, parts_of
 from pruning import Budget, PrunableNetwork, select
 from pruning.criterion import Batches
 
@@ -25,20 +26,19 @@ class SiPPRand(SiPP):
     """
 
     over_positions = "max"
+    theorem = SAMPLED
 
     def __init__(self, *, points: int | None = None, delta: float = 1e-16, seed: int = 333) -> None:
         super().__init__(points=points, delta=delta)
         self.seed = seed
         self._layers: dict[str, tuple[Tensor, float]] = {}
-        self._factors: dict[str, Tensor] = {}
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         outputs = outputs_of_layers(network)
         for name, weight in network.weights():
-            rows = filters_of(weight, network.model.get_submodule(network.owners()[name])).cpu()
             positions, kernel = outputs[name] / weight.shape[0], math.prod(weight.shape[2:])
             scale = 6 * math.log(8 * (positions + 1) * kernel / self.delta)
-            self._layers[name] = ((2 * rows + (weight.detach().cpu() < 0)).flatten(), scale)
+            self._layers[name] = (parts_of(network, name), scale)
         return super().weight_scores(network, batches)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
@@ -56,25 +56,11 @@ class SiPPRand(SiPP):
         pieces = zip(least.items(), drawn.split(lengths), strict=True)
         return {name: mask | part.view(mask.shape).to(mask.device) for (name, mask), part in pieces}
 
-    def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
-        factors, self._factors = self._factors, {}  # good for one event
-        weights = network.prunable()
-        return {name: weights[name].detach() * factor.to(weights[name]) for name, factor in factors.items()}
-
     def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
         """Returns each weight's probability to stay, and what it is multiplied by if it does."""
         counts = water_filling(parts.alpha(sizes), parts.filters, parts.sums((sizes > 0).double()), places)
         chances, _ = inclusion(sizes, parts, counts)
         return chances, torch.where(chances > 0, 1 / chances, 1.0)
-
-
-def filters_of(weight: Tensor, module: nn.Module) -> Tensor:
-    """Returns the output that each entry of a weight contributes to, shaped like it."""
-    rows = torch.arange(weight.shape[0])
-    if getattr(module, "transposed", False):  # (channels, outputs of the channel's group, *kernel)
-        groups, width = module.groups, weight.shape[1]
-        rows = (rows * groups // weight.shape[0] * width)[:, None] + torch.arange(width)
-    return rows.view(*rows.shape, *[1] * (weight.dim() - rows.dim())).expand(weight.shape)
 
 
 def _sizes(scores: Tensor, pool: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class UniformWeights(SiPPRand):
     """
 
     needs_data = False
+    wants = {}
 
     def __init__(self, *, seed: int = 333) -> None:
         super().__init__(seed=seed)

@@ -1,16 +1,38 @@
-"""The set S on which sensitivities are measured: how many points the theory asks for, and the first so many."""
+"""The set S on which sensitivities are measured: how many points the theory asks for, and which they are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from pruning import PrunableNetwork
+from pruning import PrunableNetwork, UsageError
 from pruning.count import batch_size_of, mapped
 from pruning.criterion import Batches
+
+C = 3.0  # the papers' constant of |S|: how fast S comes to know the largest shares
+
+
+@dataclass
+class Points:
+    """Points from a loader, in one pass, for a loader that shuffles gives others the next time.
+
+    Args:
+        own: batches of S.
+        fresh: batches of points that are not in S.
+        number: |S|.
+        fresh_number: how many are fresh.
+        delta: the probability of failure that so many points allow, the asked one if there are enough.
+    """
+
+    own: list[Any]
+    fresh: list[Any]
+    number: int
+    fresh_number: int
+    delta: float
 
 
 def outputs_of_layers(network: PrunableNetwork) -> dict[str, float]:
@@ -20,21 +42,46 @@ def outputs_of_layers(network: PrunableNetwork) -> dict[str, float]:
 
 
 def points_needed(network: PrunableNetwork, delta: float) -> int:
-    """Returns |S| = K ln(8 eta_max eta_sum / delta), eta being the outputs of each layer per point, K = 3."""
+    """Returns |S| = C ln(8 eta_max eta_sum / delta), eta being the outputs of each layer per point, C = 3."""
+    return math.ceil(C * math.log(max(_pairs(network) / delta, math.e)))
+
+
+def draw_points(network: PrunableNetwork, batches: Batches, number: int | None, delta: float) -> Points:
+    """Takes S and as many fresh points from a loader; its order is the draw.
+
+    Args:
+        network: its layers' outputs say how many points the theory asks for.
+        batches: the loader.
+        number: points of S; None for as many as the theory asks for, or nine tenths of what there is.
+        delta: the asked probability of failure.
+    """
+    wanted = number or points_needed(network, delta)
+    found = list(_between(batches, 0, 2 * wanted))
+    total = sum(batch_size_of(batch[0]) for batch in found)
+    if not total:
+        raise UsageError("This criterion scores on data, and it was given no batches.")
+    own = min(wanted, total if number else math.ceil(0.9 * total))
+    allowed = max(delta, _pairs(network) * math.exp(-own / C))
+    return Points(list(_between(found, 0, own)), list(_between(found, own, total)), own, total - own, allowed)
+
+
+def _pairs(network: PrunableNetwork) -> float:
     outputs = outputs_of_layers(network).values()
-    return math.ceil(3 * math.log(max(8 * max(outputs) * sum(outputs) / delta, math.e)))
+    return 8 * max(outputs) * sum(outputs)
 
 
-def first_points(batches: Batches, number: int) -> Iterator[tuple[Any, Any]]:
-    """Yields batches until so many points have come, the last one cut; their order is the draw of the loader."""
-    left = number
-    for batch in batches:
-        size = batch_size_of(batch[0])
-        yield batch if size <= left else mapped(batch, _first(left))
-        left -= size
-        if left <= 0:
+def _between(batches: Batches, start: int, end: int) -> Iterator[tuple[Any, Any]]:
+    """Yields the points from one place to another, in batches as they come."""
+    first = 0
+    for batch in batches if end > start else ():
+        last = first + batch_size_of(batch[0])
+        if last > start:
+            whole = start <= first and last <= end
+            yield batch if whole else mapped(batch, _cut(max(0, start - first), end - first))
+        if last >= end:
             return
+        first = last
 
 
-def _first(number: int) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[:number]
+def _cut(start: int, end: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[start:end]

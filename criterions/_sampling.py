@@ -120,8 +120,8 @@ def water_filling(alpha: Tensor, per: Tensor, most: Tensor, budget: float) -> Te
 
     def counts(multiplier: float) -> Tensor:
         steep = K / (alpha * multiplier * per)
-        root = (steep / 3) ** (1 / 3)
-        for _ in range(40):  # Newton's method comes down from above the root of a convex function
+        root = torch.minimum((steep / 3) ** (1 / 3), steep.sqrt())  # above the root by less than half of it
+        for _ in range(8):  # Newton's method comes down to the root of a convex function
             root = root - (3 * root**3 + root**2 - steep) / (9 * root**2 + 2 * root)
         return torch.minimum(alpha * (3 * root**2 + 2 * root) / (2 * K), most)
 

@@ -19,7 +19,7 @@ from pruning.errors import UsageError
 
 PARTS = ("train", "test", "score")
 HELD_OUT = 0.2  # of the training data, for tuning
-SPLIT_SEED = 20  # constant: every run that tunes must hold out the same samples
+SPLIT_SEED = 20  # constant: every run that tunes or holds out must hold out the same samples
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class Batches:
         normalise: what is done to every batch last.
     """
 
-    def __init__(
-        self, source: Resident | Streamed, indices: Tensor, delivery: Delivery, normalise: Normaliser
-    ) -> None:
+    def __init__(self, source: Resident | Streamed, indices: Tensor, delivery: Delivery, normalise: Normaliser) -> None:
         self.source, self.indices, self.delivery, self.normalise = source, indices, delivery, normalise
         self.bounds = _bounds(len(indices), delivery)
         self.samples = self.bounds[-1][1]  # delivered per epoch
@@ -117,6 +115,7 @@ def make_batches(
     device: torch.device | str,
     seed: int = 0,
     tuning: bool = False,
+    hold_out: float = 0.0,
     augment: bool | None = None,
     limit: int | None = None,
     workers: int | None = None,
@@ -131,6 +130,7 @@ def make_batches(
         device: where the batches are wanted.
         seed: of order and augmentation.
         tuning: split the training data 80 : 20 (stratified, the same for every seed); "test" is then the second part.
+        hold_out: share of the training data (stratified, the same for every seed) that is "score", and not in "train".
         augment: None or True does what the data set declares, False nothing.
         limit: batches per epoch at most.
         workers: processes that read a Dataset; None chooses.
@@ -151,6 +151,9 @@ def make_batches(
     source = _source(data_set, "test" if part == "test" and not tuning else "train", form, device)
     labels = source.class_labels if isinstance(source, Resident) else dataset_labels(source)
     indices = _indices(len(source), labels, part, form) if tuning else torch.arange(len(source))
+    if hold_out and part != "test":
+        known = None if labels is None else labels.cpu()[indices]
+        indices = indices[_split(len(indices), known, hold_out, form)[part == "score"]]
     if part == "test" and limit and limit * batch_size < len(indices):
         # Test data may lie class by class; its first batches would then know a class or two.
         indices = indices[torch.linspace(0, len(indices) - 1, limit * batch_size).round().long()]
@@ -232,7 +235,11 @@ def _read(data_set: Any, which: str, form: Form, device: torch.device) -> Any:
 
 def _indices(count: int, labels: Tensor | None, part: str, form: Form) -> Tensor:
     """The samples of a part when tuning; both parts have at least one."""
+    return _split(count, labels, HELD_OUT, form)[part == "test"]
+
+
+def _split(count: int, labels: Tensor | None, share: float, form: Form) -> tuple[Tensor, Tensor]:
+    """The rest, and the share that is held out; both have at least one sample."""
     if count < 2:
-        raise UsageError(f"{form.name}: tuning splits the training data, which needs 2 samples; there is {count}")
-    rest, held = stratified_split(labels, count, max(1, round(HELD_OUT * count)), SPLIT_SEED)
-    return held if part == "test" else rest
+        raise UsageError(f"{form.name}: holding out training data needs 2 samples; there is {count}")
+    return stratified_split(labels, count, min(count - 1, max(1, round(share * count))), SPLIT_SEED)

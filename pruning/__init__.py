@@ -8,8 +8,9 @@ from pruning.errors import UsageError
 from pruning.graph import DependencyGraph, keep, tie
 from pruning.growing import regrow
 from pruning.masks import WeightMasks
-from pruning.network import PrunableNetwork, PruneReport, Step
+from pruning.network import PrunableNetwork
 from pruning.plan import PruningPlan
+from pruning.report import PruneReport, Step
 from pruning.rules import register_rule
 from pruning.select import Budget, NodeRules
 from pruning.shrink import load_pruned, resize_like

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pruning.count import mapped
 from pruning.criterion import Batches, Criterion
 from pruning.errors import UsageError
-from pruning.network import PrunableNetwork, PruneReport
+from pruning.network import PrunableNetwork
+from pruning.report import PruneReport
 from pruning.select import NodeRules
 
 

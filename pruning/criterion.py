@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pruning.network import PrunableNetwork
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Facts = Mapping[str, Mapping[str, float | None]]
 Moment = Literal["before", "during", "after"]
 
 
@@ -53,6 +54,10 @@ class Criterion:
             return ""
         how = f"removes what scores under {self.threshold}"
         return f"{type(self).__name__} {how}: the sparsity is an outcome, no limit is enforced"
+
+    def facts(self) -> tuple[str, Facts]:
+        """Returns a line and {weight: numbers to stand beside it in the report} for the last event; asked once."""
+        return "", {}
 
     def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor] | None:
         """Returns {parameter name: new values} for weights that change with a cut, or None. Called after each event."""
@@ -108,6 +113,9 @@ class NodeCriterion(Criterion):
     def draw(self, network: PrunableNetwork, keep: Tensor) -> Tensor:
         """Returns which nodes stay, as many of each group as in `keep`, (nodes,) bool; by default the best, `keep`."""
         return keep
+
+    def before_cut(self, network: PrunableNetwork, keep: Tensor) -> None:
+        """Told which nodes stay, (nodes,) bool, once all is decided and nothing is cut yet."""
 
 
 class JointCriterion(Criterion):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Event:
         shuffle: keep as many nodes of each layer, but which ones is drawn from this generator (another control).
         optimizers: whose state is cut along with the parameters.
         companions: dicts of tensors by parameter name that are cut along.
+        before_cut: told which nodes stay, just before the others go.
     """
 
     target: float
@@ -47,6 +48,7 @@ class Event:
     shuffle: torch.Generator | None = None
     optimizers: Iterable[torch.optim.Optimizer] = ()
     companions: Iterable[Any] = ()
+    before_cut: Callable[[Tensor], None] = lambda keep: None
 
 
 @singledispatch
@@ -119,7 +121,8 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
         # The criterion may choose others; how many of each group, and what cannot go, is not its business.
         return layout.best(criterion.draw(network, keep).double(), layout.counts(keep))
 
-    event = dataclasses.replace(event, companions=[*event.companions, criterion.carried])
+    told, carried = partial(criterion.before_cut, network), [*event.companions, criterion.carried]
+    event = dataclasses.replace(event, companions=carried, before_cut=told)
     before = len(scores)
     refusals = remove_nodes(network, layout, choose, event, ranking=ranking)
     network.last_scores = {"nodes": scores}
@@ -199,6 +202,9 @@ def remove_nodes(
         else:
             plan = more
     if plan is not None:
+        keep = torch.ones(len(ranking), dtype=torch.bool)
+        keep[torch.from_numpy(plan.nodes)] = False
+        event.before_cut(keep)
         plan.exec(event.optimizers, [network.masks.keep, *event.companions])
         network.masks.refresh()
     return list(refusals)

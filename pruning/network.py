@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,66 +11,19 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from pruning import controls, count, history, limits
-from pruning.criterion import Batches, Criterion, JointCriterion
+from pruning.criterion import Batches, Criterion, Facts, JointCriterion
 from pruning.errors import UsageError
 from pruning.events import Event, carry_out
 from pruning.graph import DependencyGraph
 from pruning.masks import WeightMasks
 from pruning.paths import effective_weights
 from pruning.prunable import normalised_dimension, prunable_weights
+from pruning.report import PruneReport, Step
 from pruning.schedule import check_limit
 from pruning.select import NodeRules
 
 if TYPE_CHECKING:
     from pruning.hard_concrete import NodeGates
-
-
-@dataclass
-class Step:
-    """One pruning event, in the criterion's own unit: fractions removed of what was there at the start.
-
-    `asked` is None where the criterion's threshold decides how much goes.
-    """
-
-    asked: float | None
-    reached: float
-    removed: int
-    left: int
-    reason: str = ""
-    nodes_left: int | None = None
-
-    def describe(self, unit: str) -> str:
-        """One line for a person."""
-        why = f" ({self.reason})" if self.reason else ""
-        left = f"{self.left:,} weights left" if self.nodes_left is None else self._both_left()
-        return f"pruned {unit}: asked {self.asked_text}, reached {self.reached:.4f}, {left}{why}"
-
-    @property
-    def asked_text(self) -> str:
-        return "none" if self.asked is None else f"{self.asked:.4f}"
-
-    def _both_left(self) -> str:
-        return f"{self.nodes_left:,} nodes and {self.left:,} weights left"
-
-
-@dataclass
-class PruneReport:
-    """All events of one call, and what they leave."""
-
-    criterion: str
-    unit: str
-    steps: list[Step] = field(default_factory=list)
-
-    @property
-    def reached(self) -> float:
-        return self.steps[-1].reached if self.steps else 0.0
-
-    def __str__(self) -> str:
-        lines = [f"{self.criterion}: {self.reached:.4f} of the {self.unit} removed in {len(self.steps)} steps"]
-        for number, step in enumerate(self.steps, start=1):
-            why = f"  ({step.reason})" if step.reason else ""
-            lines.append(f"  {number}: asked {step.asked_text} reached {step.reached:.4f} left {step.left:,}{why}")
-        return "\n".join(lines)
 
 
 class PrunableNetwork:
@@ -352,7 +304,19 @@ class PrunableNetwork:
         left = self.weights_left()
         nodes_left = len(self.graph.nodes) if cuts_nodes else None
         asked = target if criterion.threshold is None else None
-        return Step(asked, self.reached(self.counted(criterion)), before - left, left, reason, nodes_left)
+        reached, (note, facts) = self.reached(self.counted(criterion)), criterion.facts()
+        return Step(asked, reached, before - left, left, reason, nodes_left, self._rows(facts), note)
+
+    def _rows(self, facts: Facts) -> list[dict[str, Any]]:
+        """Returns what is kept of each ranked layer, with a criterion's facts beside it; nothing without facts."""
+        unknown, left = dict.fromkeys(next(iter(facts.values()), ())), self._left_by_weight()
+        rows = [
+            {"layer": self._prunable[name], "kept": left[name], "of": self.start_sizes[name]}
+            | {"budget_share": left[name] / max(1, self.weights_left())}
+            | (dict(facts[name]) if name in facts else unknown)
+            for name in self.ranked_names()
+        ]
+        return rows if facts else []
 
     def counted(self, criterion: Criterion) -> str:
         """Returns what a criterion's limit counts: what the user wants counted, else what it says itself."""

@@ -101,10 +101,11 @@ class Layer:
         if how is None:  # all points side by side, as the positions of one image
             self.inputs = self.inputs.t()[None]
 
-    def halves(self) -> Iterator[Tensor]:
-        """Yields the sizes of the weights of either sign."""
-        yield self.weight.clamp_min(0)
-        yield (-self.weight).clamp_min(0)
+    def halves(self, weight: Tensor | None = None) -> Iterator[Tensor]:
+        """Yields the sizes of the weights of either sign, of the layer's own or of another weight."""
+        weight = self.weight if weight is None else weight.to(self.weight)
+        yield weight.clamp_min(0)
+        yield (-weight).clamp_min(0)
 
     def weight_shares(self, over_positions: str) -> Tensor:
         """Returns the largest share of each weight, or over the images the largest mean over the positions."""
@@ -127,9 +128,16 @@ class Layer:
         """Returns the inverse of `by_group`."""
         return (values.transpose(1, 2) if self.transposed else values).reshape(self.weight.shape)
 
+    def sums(self, half: Tensor) -> Tensor:
+        """Returns what the outputs of all points would be with this weight and no bias."""
+        return self._sums(self.inputs, half)
+
+    def _sums(self, images: Tensor, half: Tensor) -> Tensor:
+        return aten.convolution(images, half, None, *self.how) if self.how else half @ images
+
     def _inverse_sums(self, image: Tensor, half: Tensor) -> Tensor:
         """Returns 1 / z per output and position of one image, 0 where z is zero: (1, outputs, *positions)."""
-        sums = half @ image if not self.how else aten.convolution(image, half, None, *self.how)
+        sums = self._sums(image, half)
         return torch.where(sums > TINY, 1 / sums, 0)
 
     def _mean_ratios(self, half: Tensor) -> Tensor:

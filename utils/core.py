@@ -43,6 +43,7 @@ class Core:
         device: where to compute.
         augment: random flips and crops of training images, as the data set declares them.
         tuning: train on 80 % of the training data and evaluate on the other 20 % instead of the test set.
+        hold_out: share of the training data that is not trained on but scored on, the same samples for every seed.
         random_shuffle_labels: train on labels permuted among the training samples, which tells what a network can learn
             by heart; the test data stay as they are.
         limit_batches: train and evaluate on this many batches an epoch only, for trying things out.
@@ -90,6 +91,7 @@ class Core:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     augment: bool = True
     tuning: bool = False
+    hold_out: float = 0.0
     random_shuffle_labels: bool = False
     limit_batches: int | None = None
     workers: int | None = None
@@ -126,6 +128,8 @@ class Core:
                 raise UsageError(f"--{name} must be at least {least}; {value} was given.")
         if not 0 <= self.pruning_limit < 1:
             raise UsageError(f"--pruning_limit is a fraction removed, 0 to below 1; {self.pruning_limit} was given.")
+        if not 0 <= self.hold_out < 1:
+            raise UsageError(f"--hold_out is a share of the training data, 0 to below 1; {self.hold_out} was given.")
         if self.export != "none":
             check_export(self.export)
         for name in ("results_dir", "data_dir"):

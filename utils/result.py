@@ -52,6 +52,7 @@ class Result:
             "target": self.pruning.counted,
             "sparsity_reason": next((step.reason for step in reversed(steps) if step.reason), self._surplus()),
             "pruning_events": len(steps),
+            **({"layers": steps[-1].layers, "layers_note": steps[-1].note} if steps and steps[-1].layers else {}),
             "limit_batches": core.limit_batches,
             **describe(self.device),
         }

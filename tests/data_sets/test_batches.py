@@ -262,6 +262,19 @@ def test_options_out_of_range_are_refused(options, message):
         batches(Numbered(), **options)
 
 
+@pytest.mark.parametrize("tuning", [False, True])
+def test_what_is_held_out_is_scored_on_and_never_trained_on(tuning):
+    options = {"tuning": tuning, "hold_out": 0.1, "seed": 4}
+    train, score, test = (batches(Numbered(100), part, **options) for part in ("train", "score", "test"))
+    held = numbers(score)
+    assert len(held) == (8 if tuning else 10)
+    whole = {part: set(numbers(batches(Numbered(100), part, tuning=tuning))) for part in ("train", "test")}
+    assert set(numbers(train)) | set(held) == whole["train"] and not set(numbers(train)) & set(held)
+    assert set(numbers(test)) == whole["test"]
+    other = batches(Numbered(100), "score", tuning=tuning, hold_out=0.1, seed=9)
+    assert sorted(numbers(other)) == sorted(held)
+
+
 def test_one_sample_cannot_be_split_for_tuning():
     with pytest.raises(UsageError, match="needs 2 samples"):
         batches(Numbered(1), tuning=True)
