@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
@@ -7,13 +10,16 @@ from pruning.scores import norm_scales
 
 
 class Slimming(NodeCriterion):
-    """Absolute scale of the norm behind each node, |gamma| (Liu et al. 2017, arXiv:1708.06519).
+    """Absolute scale of the norm behind each node, |gamma|, that training shrank (Liu et al. 2017, arXiv:1708.06519).
 
-    Where several norms follow a node, the largest counts. A node without a norm takes the median of those that have
-    one. No data; give it a trained network.
+    Scales are all alike at first: the loss SlimmingL1 tells them apart until the one event, which --prune_delay puts
+    off; fine-tuning is without it. Where several norms follow a node, the largest counts. A node without a norm takes
+    the median of those that have one. No data.
     """
 
+    moment = "during"
     needs_data = False
+    wants: ClassVar[Mapping[str, Any]] = {"loss": "SlimmingL1"}
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         scales = {name: scale.detach().abs() for name, scale in norm_scales(network)}

@@ -9,11 +9,10 @@ from pruning.scores import norm_scales
 class SlimmingL1(SparsityLoss):
     """Cross-entropy and the sum of the norms' absolute scales |gamma| (Liu et al. 2017, arXiv:1708.06519).
 
-    Prepares a network for the criterion Slimming, which then starts from that run's checkpoint. The penalty ends with
-    the first pruning event.
+    The criterion Slimming asks for it. The penalty ends with the first pruning event.
 
     Args:
-        slimming_reg: strength of the penalty.
+        slimming_reg: strength of the penalty; 1e-4 for VGG and 1e-5 for residual networks in the paper.
     """
 
     def __init__(self, *, slimming_reg: float = 1e-4) -> None:

@@ -208,8 +208,10 @@ class Layout:
         if self.local:
             counts = _same_share(self.sizes, lowest, n_keep)
         else:
-            protected = scores.masked_fill(self._stay(scores), torch.inf)
-            counts = self.counts(keep_top(protected, max(n_keep, int(lowest.sum()))))
+            # Equal scores of different groups take turns, by the share of the group that is better.
+            protected = -scores.masked_fill(self._stay(scores), torch.inf).numpy()
+            order = np.lexsort((self._places(scores) / self.sizes[self.groups], protected))
+            counts = np.bincount(self.groups[order[: max(n_keep, int(lowest.sum()))]], minlength=len(self.sizes))
         if self.multiples is not None:
             counts = _in_multiples(counts, lowest, self.sizes, self.multiples, n_keep)
         return self.best(scores, counts)
@@ -257,14 +259,8 @@ class Layout:
             scores: (nodes,) on the CPU.
             counts: how many of each group, one number or one per group.
         """
-        first = scores if self.fixed is None else scores.masked_fill(self.fixed, torch.inf)
-        order = torch.sort(-first, stable=True).indices.numpy()
-        by_group = order[np.argsort(self.groups[order], kind="stable")]
-        groups = self.groups[by_group]
-        place = np.arange(len(groups)) - (self.sizes.cumsum() - self.sizes)[groups]
-        best = np.zeros(len(groups), dtype=bool)
-        best[by_group] = place < (counts[groups] if isinstance(counts, np.ndarray) else counts)
-        return torch.from_numpy(best)
+        least = counts[self.groups] if isinstance(counts, np.ndarray) else counts
+        return torch.from_numpy(self._places(scores) < least)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -278,6 +274,15 @@ class Layout:
         if isinstance(self.min_keep, np.ndarray):
             return "every layer keeps a share of its nodes"
         return f"every layer keeps {self.min_keep}" if self.min_keep > 1 else "no layer is emptied"
+
+    def _places(self, scores: Tensor) -> np.ndarray:
+        """Returns (nodes,) the place of each node in its group, from 0, the best and fixed ones first."""
+        first = scores if self.fixed is None else scores.masked_fill(self.fixed, torch.inf)
+        order = torch.sort(-first, stable=True).indices.numpy()
+        by_group = order[np.argsort(self.groups[order], kind="stable")]
+        places = np.empty(len(order), dtype=np.int64)
+        places[by_group] = np.arange(len(order)) - (self.sizes.cumsum() - self.sizes)[self.groups[by_group]]
+        return places
 
     def _stay(self, scores: Tensor) -> Tensor:
         """Marks what no choice may take: each group's best, and what is fixed."""

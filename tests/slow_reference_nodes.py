@@ -315,11 +315,17 @@ def _cut(masks: dict[str, Tensor], groups: Sequence[Group], gone: list[set[int]]
 
 
 def keep_nodes(scores: list[Tensor], n_keep: int, *, least: int = 1) -> list[set[int]]:
-    """The best `n_keep` of all groups together, by a Python sort; the best `least` of each group stay first."""
-    entries = [(-float(score), g, node) for g, row in enumerate(scores) for node, score in enumerate(row)]
-    first = [entry for g in range(len(scores)) for entry in sorted(e for e in entries if e[1] == g)[:least]]
+    """The best `n_keep` of all groups together, by a Python sort; the best `least` of each group stay first.
+
+    Of equal scores those stay that have fewer better ones in their group, as a share of it.
+    """
+    entries = []
+    for g, row in enumerate(scores):
+        ordered = sorted((-float(score), node) for node, score in enumerate(row))
+        entries += [(score, place / len(row), g, node) for place, (score, node) in enumerate(ordered)]
+    first = [entry for g in range(len(scores)) for entry in sorted(e for e in entries if e[2] == g)[:least]]
     rest = sorted(entry for entry in entries if entry not in first)
     kept: list[set[int]] = [set() for _ in scores]
-    for _, g, node in first + rest[: max(0, n_keep - len(first))]:
+    for _, _, g, node in first + rest[: max(0, n_keep - len(first))]:
         kept[g].add(node)
     return kept

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import main
+from losses.SlimmingL1 import SlimmingL1
 from models.LeNet5 import LeNet5
 from models.MLP5 import MLP5
 from pruning import PrunableNetwork, count, load_pruned
@@ -19,6 +21,7 @@ from tests.pruning.small_networks import data
 from tests.running import Commands
 from trainers.DefaultTrainer import DefaultTrainer
 from utils import callbacks, registry
+from utils.files import read_rows
 
 TINY = ["--data_set", "DIGITS", "--batch_size", "128", "--limit_batches", "2", "--score_batches", "1"]
 TINY += ["--device", "cpu", "--no-tensorboard"]
@@ -140,11 +143,31 @@ def test_widths_in_multiples(run):
     assert "widths are multiples of 8" in done.result["sparsity_reason"]
 
 
+SLIMMING = ["--model", "MLP5", "--hidden", "16", "--prune_criterion", "Slimming", "--epochs", "4"]
+
+
 def test_slimming_without_norms_is_one_clear_line(run):
-    flags = ["--model", "MLP5", "--hidden", "16", "--prune_criterion", "Slimming", "--epochs", "1"]
-    done = run(*flags, "--no-norm")
+    done = run(*SLIMMING, "--no-norm")
+    assert done.code == 2 and done.err == "error: SlimmingL1 shrinks norm scales, and MLP5 has none.\n"
+    done = run(*SLIMMING, "--no-norm", "--loss", "CrossEntropy")
     assert done.code == 2 and "error: Slimming ranks norm scales, and MLP5 has none on its nodes." in done.err
-    assert run(*flags).code == 0
+
+
+def test_slimming_shrinks_the_scales_and_then_ranks_them(run, monkeypatch):
+    penalties, penalty = [], SlimmingL1.penalty
+
+    def watched(value):
+        penalties.append(value and value.item())
+        return value
+
+    monkeypatch.setattr(SlimmingL1, "penalty", lambda *args: watched(penalty(*args)))
+    done = run(*SLIMMING, "--pruning_limit", "0.5", "--slimming_reg", "0.01", "--prune_delay", "1")
+    assert done.result["nodes_left"] == 32 and done.result["pruning_events"] == 1
+    # Two batches an epoch; 64 scales that start at 1; the event ends epoch 2, of 0 to 3.
+    assert penalties[0] == pytest.approx(0.64)
+    assert all(later < sooner for sooner, later in pairwise(penalties[:6])) and penalties[6:] == [0, 0]
+    scores = [float(row["score"]) for row in read_rows(done.folder / "output" / "score_curve.csv")]
+    assert len(set(scores)) > 32, "scales that were alike tell nodes apart"
 
 
 @pytest.mark.parametrize("control", ["shuffle", "reinit", "invert"])

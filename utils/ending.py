@@ -41,7 +41,9 @@ def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Consol
         # A full disk may refuse this file too, and a broken network cannot be counted: the first error is reported.
         with contextlib.suppress(Exception):
             saving.folder.write_result(result.record(trainer, status))
-        _raise_with_advice(error, saving)
+        # What the user must mend before the first batch would stop the same run again.
+        if trainer.totals["samples_seen"] or not isinstance(error, UsageError):
+            _raise_with_advice(error, saving)
         raise
     finally:
         close(trainer)

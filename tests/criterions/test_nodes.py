@@ -267,7 +267,7 @@ def test_the_smaller_network_equals_the_masked_one(kind):
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=128, max_size=128), st.floats(0.01, 0.99))
 @settings(max_examples=25, deadline=None)
-def test_ties_stay_in_order_and_the_count_is_exact(scores, sparsity):
+def test_ties_are_spread_over_the_layers_and_the_count_is_exact(scores, sparsity):
     network = PrunableNetwork(MLP5(4, (1, 2, 3), hidden=32), torch.zeros(1, 1, 2, 3))
     step = network.prune_to(Given(scores), sparsity)
     asked = int((1 - sparsity) * 128 + 1e-6)

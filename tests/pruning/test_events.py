@@ -27,6 +27,16 @@ def layout(sizes, **rules):
     return Layout(np.repeat(np.arange(len(sizes)), sizes), **rules)
 
 
+def test_equal_scores_are_spread_over_the_layers_by_their_sizes():
+    scores = torch.zeros(14, dtype=torch.float64)
+    for n_keep, counts in ((7, [2, 4, 1]), (13, [4, 7, 2]), (3, [1, 1, 1]), (14, [4, 8, 2])):
+        keep = layout([4, 8, 2]).keep(scores, n_keep)
+        assert layout([4, 8, 2]).counts(keep).tolist() == counts
+    assert layout([4, 8, 2]).keep(scores, 7).nonzero().flatten().tolist() == [0, 1, 4, 5, 6, 7, 12], "the first ones"
+    scores[:4] = 1
+    assert layout([4, 8, 2]).counts(layout([4, 8, 2]).keep(scores, 9)).tolist() == [4, 4, 1], "only equals share"
+
+
 def random_scores(count, seed=0):
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
