@@ -21,8 +21,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pruning import DependencyGraph  # noqa: E402 - the path has to be set first
-from pruning.functions import (  # noqa: E402
+from pruning import (  # noqa: E402 - the path has to be set first
+    DependencyGraph,
     prune_batchnorm,
     prune_conv,
     prune_in_channels,

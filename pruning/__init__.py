@@ -5,6 +5,15 @@ from pruning.compressed import CompressedNetwork
 from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
 from pruning.dead import ShrinkReport, shrink_dead
 from pruning.errors import UsageError
+from pruning.functions import (
+    prune_batchnorm,
+    prune_conv,
+    prune_in_channels,
+    prune_linear,
+    prune_out_channels,
+    prune_related_conv,
+    prune_related_linear,
+)
 from pruning.graph import DependencyGraph, keep, tie
 from pruning.growing import regrow
 from pruning.masks import WeightMasks
@@ -33,6 +42,13 @@ __all__ = [
     "WeightMasks",
     "keep",
     "load_pruned",
+    "prune_batchnorm",
+    "prune_conv",
+    "prune_in_channels",
+    "prune_linear",
+    "prune_out_channels",
+    "prune_related_conv",
+    "prune_related_linear",
     "register_rule",
     "regrow",
     "resize_like",

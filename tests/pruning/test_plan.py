@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from pruning import prune_conv, prune_related_conv
 from pruning.errors import UsageError
-from pruning.functions import prune_conv, prune_related_conv
 from pruning.graph import DependencyGraph
 from tests.pruning.networks import Residual, plain
 
