@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning import PrunableNetwork
+from pruning import PrunableNetwork, UsageError
 
 
 class SparsityLoss:
@@ -33,9 +33,9 @@ class SparsityLoss:
 
 
 def checked(name: str, value: float) -> float:
-    """Returns a setting, or raises ValueError unless it is a number of at least 0."""
+    """Returns a setting, or raises UsageError unless it is a number of at least 0."""
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be at least 0; {value} was given")
+        raise UsageError(f"--{name} must be at least 0; {value} was given.")
     return value
 
 

@@ -196,6 +196,6 @@ def test_strengths_that_make_no_sense_are_refused(name):
     assert flags
     for flag in flags:
         for value in (-1.0, math.inf, math.nan):
-            with pytest.raises(ValueError, match=f"{flag.name} must be at least 0"):
-                registry.find("losses", name)(**{flag.name: value})
+            with pytest.raises(UsageError, match=f"{flag.name} must be at least 0"):
+                registry.build("losses", name, {flag.name: value})
         assert flag.kind is float and flag.help
