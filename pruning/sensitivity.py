@@ -93,7 +93,7 @@ class Layer:
     """
 
     def __init__(self, inputs: Tensor, weight: Tensor, how: list[Any] | None) -> None:
-        self.inputs = inputs.float()
+        self.inputs, self.count = inputs.float(), len(inputs)
         if bool((self.inputs < 0).any()):
             self.inputs = torch.cat([self.inputs.clamp_min(0), (-self.inputs).clamp_min(0)])
         self.weight, self.how = weight.float(), how or []
@@ -127,6 +127,30 @@ class Layer:
     def from_groups(self, values: Tensor) -> Tensor:
         """Returns the inverse of `by_group`."""
         return (values.transpose(1, 2) if self.transposed else values).reshape(self.weight.shape)
+
+    def signed_inputs(self) -> Tensor:
+        """Returns the inputs as they came: (B, C, *positions) of a convolution, (N, C) of a linear layer."""
+        halves = (self.inputs if self.how else self.inputs[0].t()).split(self.count)
+        return halves[0] - halves[1] if len(halves) > 1 else halves[0]
+
+    def signed_entries(self) -> Iterator[Tensor]:
+        """Yields what each kernel entry meets, image by image: (groups, channels / groups, kernel, positions).
+
+        Points of a linear layer are the positions of one image.
+        """
+        inputs, kernel = self.signed_inputs(), self.weight.shape[2:].numel()
+        for image in inputs.split(1) if self.how else [inputs.t()[None]]:
+            entries = self._entries(image)
+            yield entries.view(self.groups, -1, kernel, entries.shape[-1])
+
+    def input_squares(self) -> Tensor:
+        """Returns the sum over points and positions of the square of what each weight meets, shaped like the weight."""
+        squares = self.inputs.square()
+        if not self.how:
+            return squares.sum((0, 2)).expand(self.weight.shape)
+        # A convolution's weight gets this sum as its gradient if every output's is 1.
+        ones = torch.ones_like(self._sums(squares, self.weight))
+        return aten.convolution_backward(ones, squares, self.weight, None, *self.how, [False, True, False])[1]
 
     def sums(self, half: Tensor) -> Tensor:
         """Returns what the outputs of all points would be with this weight and no bias."""

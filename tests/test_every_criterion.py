@@ -16,6 +16,7 @@ from utils import registry
 pytestmark = pytest.mark.slow
 
 RANDOM = {"weight": "UnstructuredRandom 0.95", "node": "StructuredRandom 0.8"}
+ALSO_RANDOM = ["UniformWeights 0.95", "UniformFilters 0.8"]
 
 
 @pytest.fixture(params=["weight", "node"])
@@ -42,9 +43,13 @@ def test_asked_sparsity_is_reached_and_beats_random(unit: str) -> None:
                 continue
             total, left = record[f"{record['target']}_total"], record[f"{record['target']}_left"]
             most = total - round(asked * total) if record["target"] == "weights" else int((1 - asked) * total + 1e-6)
-            assert abs(left - most) <= (0.001 * total if name.startswith("CNIP") else 0), name
+            # Nodes come in whole: a limit that counts weights is met within one of them.
+            slack = 0.005 if unit == "node" and record["target"] == "weights" else 0.001 if "CNIP" in name else 0
+            assert abs(left - most) <= slack * total, name
     means = {name: statistics.mean(values) for name, values in accuracies(records).items()}
-    behind = [name for name, mean in means.items() if mean <= means[RANDOM[unit]] and name != RANDOM[unit]]
+    behind = [
+        name for name, mean in means.items() if mean <= means[RANDOM[unit]] and name not in (RANDOM[unit], *ALSO_RANDOM)
+    ]
     assert not behind, f"not above {RANDOM[unit]}: {', '.join(behind)}"
 
 

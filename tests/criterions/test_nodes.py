@@ -53,7 +53,16 @@ def close(one, other, rtol=1e-4):
 
 
 def test_every_node_criterion_has_a_slow_counterpart():
-    elsewhere = {"PFP", "PFPRand", "PFPTop", "FT", "SoftNet", "UniformFilters"}  # tests/criterions/test_provable.py
+    elsewhere = {
+        "PFP",
+        "PFPRand",
+        "PFPTop",
+        "FT",
+        "SoftNet",
+        "UniformFilters",
+        "ThiNet",
+        "HRank",
+    }  # test_provable.py, test_compared.py
     assert set(NODE_NAMES) == {*SLOW, *elsewhere, "StructuredRandom"}
 
 

@@ -1,0 +1,45 @@
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pruning import Budget, PrunableNetwork, WeightCriterion, select
+from pruning.criterion import Batches
+from pruning.sensitivity import Layer, visit_layers
+
+
+class Wanda(WeightCriterion):
+    """Weight times the norm of its input, compared within each output (Sun et al. 2024, arXiv:2306.11695).
+
+    |w_ij| ||a_j||_2, the norm over all points, and in a convolution over all positions that the kernel entry meets.
+    Each output keeps the same share of its weights. Needs a trained network and data without labels.
+    """
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, int] = {}
+
+    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+        squares = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in network.weights()}
+        self._outputs = {name: network.output_dim(name) for name in squares}
+
+        def take(name: str, layer: Layer) -> None:
+            squares[name] += layer.input_squares()
+
+        visit_layers(network, batches, take)
+        return {name: weight.detach().abs() * squares[name].sqrt() for name, weight in network.weights()}
+
+    def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
+        places = {
+            name: _places(score.masked_fill(~budget.alive[name], -torch.inf).movedim(self._outputs[name], 0))
+            for name, score in scores.items()
+        }
+        places = {name: place.movedim(0, self._outputs[name]) for name, place in places.items()}
+        return select.keep_top_global(places, budget)
+
+
+def _places(scores: Tensor) -> Tensor:
+    """Returns minus the place of each score in its row, as a share of the row's length; ties in order of position."""
+    rows = scores.flatten(1).double()
+    order = rows.sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float64).expand_as(rows)
+    return -(torch.empty_like(rows).scatter_(1, order, places) / rows.shape[1]).view(scores.shape)
