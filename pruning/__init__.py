@@ -2,8 +2,9 @@
 
 from pruning import schedule, select
 from pruning.compressed import CompressedNetwork
-from pruning.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
+from pruning.criterion import Criterion, JointCriterion, LowRankCriterion, NodeCriterion, WeightCriterion
 from pruning.dead import ShrinkReport, shrink_dead
+from pruning.decompose import LowRank
 from pruning.errors import UsageError
 from pruning.functions import (
     prune_batchnorm,
@@ -30,6 +31,8 @@ __all__ = [
     "Criterion",
     "DependencyGraph",
     "JointCriterion",
+    "LowRank",
+    "LowRankCriterion",
     "NodeCriterion",
     "NodeRules",
     "PrunableNetwork",

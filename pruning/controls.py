@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pruning.decompose import LowRank
+from pruning.errors import UsageError
 from pruning.history import cut_state
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def shuffle(network: PrunableNetwork, generator: torch.Generator, initial: dict[
 @torch.no_grad()
 def reinitialise(network: PrunableNetwork, fresh: nn.Module) -> None:
     """Takes all values from a freshly drawn dense network; the mask stays, and what was cut out stays out."""
+    if any(isinstance(module, LowRank) for module in network.model.modules()):
+        raise UsageError("A decomposed layer has no initial values to take anew.")
     network.model.load_state_dict(cut_state(fresh.state_dict(), network.survivors()))
     network.enforce()
 

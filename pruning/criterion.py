@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor
 
 from pruning import schedule, select
+from pruning.decompose import Factors, Layer, truncated
 
 if TYPE_CHECKING:
     from pruning.network import PrunableNetwork
@@ -21,7 +22,7 @@ class Criterion:
     """Base of every criterion.
 
     Class attributes say what the method is:
-        unit: what it removes, "weights" or "nodes".
+        unit: what it removes, "weights", "nodes" or "ranks".
         counts: what its limit counts, its unit if not said.
         moment: when it acts, "before", "during" or "after" training.
         needs_data: whether its scores look at batches.
@@ -124,3 +125,39 @@ class JointCriterion(Criterion):
     def joint_scores(self, network: PrunableNetwork, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
         """Returns scores per ranked weight (as `WeightCriterion.weight_scores`) and per node, from one pass."""
         raise TypeError(f"{type(self).__name__} must define joint_scores(network, batches)")
+
+
+class LowRankCriterion(Criterion):
+    """A criterion that puts two smaller layers in the place of one (`pruning.decompose`); its limit counts weights.
+
+    Each layer takes the smallest rank whose error is at most a level that is the same for all of them, and the engine
+    finds the level (`pruning.ranks`).
+
+    Class attributes:
+        lost: what its errors are, in a line for the report.
+    """
+
+    unit = "ranks"
+    counts = "weights"
+    lost: ClassVar[str] = ""
+    chosen: Mapping[str, Mapping[str, Any]] = {}  # by layer, of the last event
+
+    def rank_errors(
+        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+    ) -> dict[str, dict[int, Tensor]]:
+        """Returns layer -> {subspaces: (ranks,) what is lost at rank 1, 2, ... of each of them}, alike for all layers.
+
+        Args:
+            network: as it is before the event.
+            layers: module path -> the layer, as one dense layer if it was decomposed before.
+            batches: (inputs, targets) pairs.
+        """
+        raise TypeError(f"{type(self).__name__} must define rank_errors(network, layers, batches)")
+
+    def factors(self, path: str, layer: Layer, rank: int, subspaces: int) -> Factors:
+        """Returns what takes a layer's place; by default the nearest factors of that rank, by singular values."""
+        return truncated(layer, rank, subspaces)
+
+    def facts(self) -> tuple[str, Facts]:
+        parts = ("encoder", "decoder")
+        return self.lost, {f"{path}.{part}.weight": facts for path, facts in self.chosen.items() for part in parts}

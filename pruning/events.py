@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from pruning import limits, select
-from pruning.criterion import Batches, Criterion, JointCriterion, NodeCriterion, WeightCriterion
+from pruning.criterion import Batches, Criterion, JointCriterion, LowRankCriterion, NodeCriterion, WeightCriterion
 from pruning.errors import UsageError
+from pruning.ranks import lower_ranks
 from pruning.select import Budget, Layout, check_scores, guarded
 
 if TYPE_CHECKING:
@@ -249,6 +250,11 @@ def _shortfall(network: PrunableNetwork, counted: str, target: float, why: str) 
     # No two measurements of time are alike.
     slack = 0.02 if counted == "latency" else 1e-6
     return "" if now >= target - slack else f"{now:.4f} of the {counted} went instead of {target:.4f}: {why}"
+
+
+@carry_out.register(LowRankCriterion)
+def _decompose(criterion: LowRankCriterion, network: PrunableNetwork, event: Event) -> str:
+    return lower_ranks(criterion, network, event)
 
 
 @carry_out.register(JointCriterion)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,9 +58,7 @@ class PrunableNetwork:
         self.last_scores: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}  # between events of a criterion that revives: values of before the first one
         self.events = 0  # so far; penalties that prepare for pruning end with the first
-        self._prunable = prunable_weights(model, example_inputs)
-        dimensions = {name: normalised_dimension(model, name, path) for name, path in self._prunable.items()}
-        self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
+        self._find_weights()
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
         self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in self.prunable().items()}
         self.start_bytes = count.parameter_bytes(model)
@@ -78,6 +76,11 @@ class PrunableNetwork:
     def prunable(self) -> dict[str, Parameter]:
         """Returns every prunable weight by name, in the order in which the layers run."""
         return {name: self.model.get_parameter(name) for name in self._prunable}
+
+    def _find_weights(self) -> None:
+        self._prunable = prunable_weights(self.model, self.example_inputs)
+        dimensions = {name: normalised_dimension(self.model, name, path) for name, path in self._prunable.items()}
+        self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
 
     def owners(self) -> dict[str, str]:
         """Returns prunable weight -> path of the layer that it belongs to."""
@@ -174,6 +177,33 @@ class PrunableNetwork:
         if not known:
             self._graph = None
         self.masks.refresh()
+
+    def relayer(
+        self, change: Callable[[], Any], start_sizes: Mapping[str, int], nodes_total: int | None = None
+    ) -> None:
+        """Lets layers be put in the place of others, whose masks are part of them then.
+
+        Channels between the parts of a decomposed layer are nodes as any; they count as if they had been there before.
+
+        Args:
+            change: replaces modules of the model.
+            start_sizes: weights at the start, by the names after that.
+            nodes_total: nodes that count as those of the start, if that is known.
+        """
+        gone = None if self._start_nodes is None else self._start_nodes - len(self.graph.nodes)
+        outputs = {weight: self.start_outputs[name] for name, weight in self.prunable().items()}
+        change()
+        self._find_weights()
+        if set(start_sizes) != set(self._prunable):
+            raise UsageError(f"{type(self.model).__name__} has other layers than it was counted with.")
+        self.start_sizes = {name: start_sizes[name] for name in self._prunable}
+        weights = self.prunable()
+        self.start_outputs = {n: outputs.get(w, w.shape[self.output_dim(n)]) for n, w in weights.items()}
+        # By object, not by name: layers that are decomposed again keep their names and get other weights.
+        self.masks.keep = {n: mask for n, mask in self.masks.keep.items() if n in weights and weights[n] in outputs}
+        self.reshaped()
+        counted = None if gone is None else gone + len(self.graph.nodes)
+        self._start_nodes = counted if nodes_total is None else nodes_total
 
     def nodes_total(self) -> int:
         """Returns how many nodes could be removed at the start."""
@@ -320,10 +350,11 @@ class PrunableNetwork:
 
     def counted(self, criterion: Criterion) -> str:
         """Returns what a criterion's limit counts: what the user wants counted, else what it says itself."""
-        if criterion.unit != "nodes" and self.node_rules.target not in (None, criterion.unit):
+        counts = criterion.counts or criterion.unit
+        if criterion.unit != "nodes" and self.node_rules.target not in (None, counts):
             name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target
-            raise UsageError(f"{name} removes {unit}, so its limit counts {unit}; --target {target} is for nodes.")
-        return self.node_rules.target or criterion.counts or criterion.unit
+            raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {target} is for nodes.")
+        return self.node_rules.target or counts
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.decompose import decompose_like, substitute
 from pruning.errors import UsageError
 from pruning.sandbox import Attribute, named_tensors
 
@@ -360,13 +361,17 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
     if not isinstance(source, Mapping):
         raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
     state = source.get("state_dict", source)
-    missing = set(model.state_dict()) ^ set(state)
-    if missing:
-        raise UsageError(
-            f"The file does not fit {type(model).__name__}: {sorted(missing)[0]} is only in one of the two."
-        )
-    named_tensors(model)
-    resize_like(model, state, source.get("integers") if state is not source else None)
+    dense = decompose_like(model, state)
+    try:
+        missing = set(model.state_dict()) ^ set(state)
+        if missing:
+            name = type(model).__name__
+            raise UsageError(f"The file does not fit {name}: {sorted(missing)[0]} is only in one of the two.")
+        named_tensors(model)
+        resize_like(model, state, source.get("integers") if state is not source else None)
+    except UsageError:
+        substitute(model, dense)
+        raise
     model.load_state_dict(state)
     pack_recurrent(model)
     return model

@@ -46,6 +46,10 @@ CASES = {
     "coming back": ["--prune_criterion", "FORCE", "--force_steps", "5", "--pruning_limit", "0.98"],
     "gates": ["--l0", "--l0_reg", "30", "--gate_rate", "200", "--local_rep", "--ema_decay", "0.5", "--dropout", "0.3"]
     + ["--lr_schedule", "onecycle", "--eval_freq", "2"],
+    "low rank, before": ["--prune_criterion", "PCA", "--rank_events", "2", "--dropout", "0.3", "--track_weights"],
+    "low rank, during": ["--prune_criterion", "ALDS", "--moment", "during", "--rank_events", "2", "--track_weights"]
+    + ["--optimizer", "SGD", "--lr_schedule", "onecycle", "--pruning_limit", "0.6"],
+    "low rank, after": ["--prune_criterion", "SVD", "--moment", "after", "--optimizer", "RMSPROP", "--save_freq", "3"],
     "random": ["--prune_criterion", "UnstructuredRandom", "--dropout", "0.5", "--l1_reg", "0.001"],
 }
 

@@ -227,6 +227,9 @@ class DefaultTrainer:
         self.epoch, self.batch, self.resumed = state["epoch"], state["batch"], True
         self.metrics, self.totals, self.memory = dict(state["metrics"]), dict(state["totals"]), dict(state["memory"])
         self._sums = state["sums"].to(self.device) if state["sums"] is not None else None
+        # A network that was decomposed has other parameters by now than this trainer was made with.
+        self.optimizer = self.make_optimizer()
+        self.schedule = self.make_schedule()
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

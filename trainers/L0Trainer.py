@@ -45,9 +45,9 @@ class L0Trainer(DefaultTrainer):
         report: Callable[[str], None] = print,
         **given: Any,
     ) -> None:
-        if criterion.unit == "nodes" or isinstance(criterion, JointCriterion) or criterion.rewind_epoch is not None:
-            name = type(criterion).__name__
-            raise UsageError(f"L0Trainer decides itself which nodes go; {name} cuts nodes or rewinds. EmptyCrit fits.")
+        if criterion.unit != "weights" or isinstance(criterion, JointCriterion) or criterion.rewind_epoch is not None:
+            why = f"{type(criterion).__name__} changes shapes or rewinds"
+            raise UsageError(f"L0Trainer decides itself which nodes go; {why}. EmptyCrit fits.")
         if not gate_rate >= 0:
             raise ValueError(f"gate_rate must be at least 0; {gate_rate} was given")
         if hasattr(loss_function, "l2_reg"):  # the loss decays the weights, by the chance that they are there

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning import Criterion, JointCriterion, PrunableNetwork, Step, UsageError
+from pruning import Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
 from pruning.criterion import Batches
 from pruning.growing import grows
 from pruning.scores import recalibrate
@@ -131,7 +131,7 @@ class Pruning:
             companions=[*copies, *memory.values(), *trainer.memory.values()],
             shuffle=torch.Generator().manual_seed(self.seed + number) if self.control == "shuffle" else None,
         )
-        if self.recalibrate and (self.criterion.unit == "nodes" or isinstance(self.criterion, JointCriterion)):
+        if self.recalibrate and (self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)):
             recalibrate(self.network.model, self.draw_batches(number, self.recalibrate))
         self.steps.append(step)
         self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
@@ -199,6 +199,9 @@ class Pruning:
                 self.network.reinitialise(self.fresh_model())
 
     def _check_feasible(self) -> None:
+        if self.control != "none" and isinstance(self.criterion, LowRankCriterion):
+            name = type(self.criterion).__name__
+            raise UsageError(f"--mask_control {self.control} is for masks and nodes; {name} lowers ranks.")
         if self.criterion.moment != "during" or not self.targets:
             return
         events = self.event_epochs

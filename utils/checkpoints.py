@@ -9,6 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import PrunableNetwork, UsageError, resize_like
+from pruning.decompose import decompose_like, undivided
 from pruning.shrink import integers_of
 from utils.files import write_atomic
 
@@ -83,6 +85,7 @@ def network_state(network: PrunableNetwork) -> dict[str, Any]:
         "masks": dict(network.masks.keep),
         "integers": integers_of(network.model),
         "start_sizes": dict(network.start_sizes),
+        "nodes_total": network.nodes_total(),
         "survivors": network.survivors(),
     }
 
@@ -97,10 +100,14 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
         raise UsageError(f"{source} holds no state dict.")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     state = _without_wrappers(state)
-    if content.get("start_sizes") == network.start_sizes:
-        # Pruned from this very network: it takes the file's smaller shapes.
+    sizes, survivors = content.get("start_sizes"), content.get("survivors")
+    if isinstance(sizes, dict) and undivided(sizes, network.start_sizes) == network.start_sizes:
+        # Pruned from this very network: it takes the file's layers and smaller shapes.
+        if set(sizes) != set(network.start_sizes):
+            decompose = partial(decompose_like, network.model, state, survivors)
+            network.relayer(decompose, sizes, content.get("nodes_total"))
         resize_like(network.model, state, content.get("integers"))
-        network.reshaped(content.get("survivors"))
+        network.reshaped(survivors)
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
     network.masks.keep.clear()

@@ -37,9 +37,10 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
-    """Returns lines of numbers as text; the first line names the columns."""
+    """Returns lines of numbers as text; the first line names the columns, of which a line may lack some."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(columns), restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -23,6 +23,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, result: Result) -> None:
         self.folder, self.result = folder, result
         self.rows: list[dict[str, float]] = []
+        self.events = 0  # that are written
 
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment == "train_start":
@@ -36,9 +37,11 @@ class Recorder:
             self._write_events(trainer)
 
     def _write_events(self, trainer: Any) -> None:
-        scores = trainer.network.last_scores
+        scores, history = trainer.network.last_scores, self.result.pruning.history
+        if len(history) > self.events or scores:
+            self.folder.write_output("pruning_events.json", history)
+            self.events = len(history)
         if scores:
-            self.folder.write_output("pruning_events.json", self.result.pruning.history)
             checkpoints.save(self.folder.output / "scores.pt", scores)
             write_atomic(self.folder.output / "score_curve.csv", as_csv(score_curve(trainer.network, scores)))
             trainer.network.last_scores = {}

@@ -50,7 +50,8 @@ class WeightTracking:
         for name, weight in self.network.prunable().items():
             there = weight.detach()[self.network.masks.of(name, weight)].float()
             if there.numel():  # a layer cut to nothing has no statistics
-                flips = (weight.detach().sign() * before[name].to(weight.device) < 0).sum() / there.numel()
+                then = before.get(name, weight.detach())  # a layer that was put in the place of another has no past
+                flips = (weight.detach().sign() * then.to(weight.device) < 0).sum() / there.numel()
                 names += [f"{name} {what}" for what in ("sign_flips", "mean", "variance")]
                 found += [flips, there.mean(), there.var(correction=0)]
         return dict(zip(names, torch.stack(found).tolist(), strict=True)) if found else {}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pruning import PrunableNetwork
-from pruning.criterion import NodeCriterion, WeightCriterion
+from pruning.criterion import LowRankCriterion, NodeCriterion, WeightCriterion
 from tests.pruning.small_networks import SHAPES, Residual, build, conv_net, data, mlp
 from utils import registry
 from utils.flags import parameters_of
@@ -45,7 +45,7 @@ def test_it_says_what_it_is_and_explains_every_parameter(name):
     cls = registry.find("criterions", name)
     first_line = inspect.getdoc(cls).splitlines()[0]
     assert first_line.endswith((".", ":")) and 15 < len(first_line) <= 120
-    assert cls.unit in ("weights", "nodes")
+    assert cls.unit in ("weights", "nodes", "ranks")
     assert cls.moment in ("before", "during", "after")
     for parameter, _, text in parameters_of(cls):
         assert len(text) > 10, f"{name} does not explain {parameter.name} in its docstring's Args"
@@ -113,6 +113,10 @@ def scores_of(criterion, network, batches):
         return criterion.weight_scores(network, batches) if criterion.targets(0.9) else {}
     if isinstance(criterion, NodeCriterion):
         return {"nodes": criterion.node_scores(network, batches)}
+    if isinstance(criterion, LowRankCriterion):
+        layers = {path: network.model.get_submodule(path) for path in network.owners().values()}
+        criterion.rank_errors(network, layers, batches)
+        return {}
     weights, nodes = criterion.joint_scores(network, batches)
     return weights | {"nodes": nodes}
 

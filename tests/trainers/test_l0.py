@@ -132,7 +132,7 @@ def test_the_loss_decays_weights_in_place_of_the_optimizer():
 
 
 def test_what_does_not_fit_is_one_line():
-    with pytest.raises(UsageError, match="SNAP cuts nodes or rewinds. EmptyCrit fits"):
+    with pytest.raises(UsageError, match="SNAP changes shapes or rewinds. EmptyCrit fits"):
         make(criterion=SNAP())
     with pytest.raises(UsageError, match="--train_scheme L0Trainer puts on a network"):
         make(DefaultTrainer, loss=L0CrossEntropy()).train()

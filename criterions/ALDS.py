@@ -1,0 +1,48 @@
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from criterions._low_rank import Decomposition
+from pruning import PrunableNetwork
+from pruning.criterion import Batches
+from pruning.decompose import Layer, blocks_of
+
+
+class ALDS(Decomposition):
+    """Least largest error over layers, each in subspaces of its own number and rank (arXiv:2107.11442).
+
+    A layer's input channels are cut into k equal parts, each with factors of rank j; its error is the paper's bound on
+    the relative operator norm, sqrt(k) max_i sigma_{i, j + 1} / sigma_1. All k and j are weighed, so the choice is the
+    best one there is for the budget, without the paper's random starts. Needs no data; give it a trained network.
+
+    Args:
+        max_subspaces: largest k; all up to it are tried that divide the number of input channels.
+    """
+
+    lost = "error: bound on what is lost of the weight's operator norm, arXiv:2107.11442"
+
+    def __init__(self, *, max_subspaces: int = 16, **given: Any) -> None:
+        super().__init__(**given)
+        if max_subspaces < 1:
+            raise ValueError(f"max_subspaces must be at least 1; {max_subspaces} was given")
+        self.max_subspaces = max_subspaces
+
+    def rank_errors(
+        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+    ) -> dict[str, dict[int, Tensor]]:
+        """Returns sqrt(k) max_i sigma_{i, j + 1} / sigma_1 for every k."""
+        return {path: {k: _errors(layer, k) for k in self._divisors(layer)} for path, layer in layers.items()}
+
+    def _divisors(self, layer: Layer) -> list[int]:
+        channels = layer.weight.shape[1]
+        return [k for k in range(1, min(channels, self.max_subspaces) + 1) if channels % k == 0]
+
+
+def _errors(layer: Layer, subspaces: int) -> Tensor:
+    sizes = torch.linalg.svdvals(blocks_of(layer, subspaces)).amax(0)  # (ranks,)
+    largest = torch.linalg.matrix_norm(blocks_of(layer)[0], 2)
+    after = torch.cat([sizes[1:], sizes.new_zeros(1)])
+    return math.sqrt(subspaces) * after / largest.clamp_min(1e-300)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from pruning import LowRankCriterion, schedule
+
+
+class Decomposition(LowRankCriterion):
+    """When layers are decomposed, and in how many steps.
+
+    Args:
+        moment: when it happens; a trained network may come from --checkpoint_name.
+        rank_events: events, each of which removes the same share of what is left; decomposed layers are merged before.
+    """
+
+    needs_data = False
+
+    def __init__(self, *, moment: Literal["before", "during", "after"] = "before", rank_events: int = 1) -> None:
+        if rank_events < 1:
+            raise ValueError(f"rank_events must be at least 1; {rank_events} was given")
+        self.moment, self.rank_events = moment, rank_events
+
+    def targets(self, limit: float) -> list[float]:
+        return schedule.exponential(limit, self.rank_events)
