@@ -14,7 +14,7 @@ class L0CrossEntropy:
     gate multiplies and N training samples.
 
     Args:
-        l0_reg: lambda, the price of each weight that may be there.
+        l0_reg: lambda, the price of each weight that may be there, by N: few samples want a smaller one, or all goes.
         l2_reg: weight decay of what may be there, by the chance that it is; what has no gate decays in full.
     """
 
