@@ -76,7 +76,7 @@ def _score_curve(axes: Axes, curve: Rows) -> None:
     axes.set(xlabel="share of the units, best first", ylabel="score")
     kept = [row for row in curve if row["kept"]]
     if not kept or len(kept) == len(curve):
-        axes.set_title("no scores: nothing was pruned" if not curve else "scores of the last pruning event")
+        axes.set_title("no scores: no event ranked anything" if not curve else "scores of the last pruning event")
         return
     rest = [row for row in curve if not row["kept"]]
     for part, colour, name in ((kept, DARK, "stays"), (rest, MARK, "goes")):

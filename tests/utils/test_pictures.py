@@ -123,7 +123,7 @@ def test_events_are_marked_where_they_fell():
 
 def test_an_empty_run_has_pictures_as_well():
     figure = pictures.draw_overview([], [], [])
-    assert figure.axes[1].get_title() == "no scores: nothing was pruned"
+    assert figure.axes[1].get_title() == "no scores: no event ranked anything"
 
 
 def test_saliency_is_the_slope_of_the_loss_and_leaves_no_trace():
