@@ -8,7 +8,7 @@ from torch import Tensor
 from criterions._low_rank import Decomposition
 from pruning import PrunableNetwork
 from pruning.criterion import Batches
-from pruning.decompose import Layer, blocks_of
+from pruning.decompose import Layer, blocks_of, singular_values
 
 
 class ALDS(Decomposition):
@@ -42,7 +42,7 @@ class ALDS(Decomposition):
 
 
 def _errors(layer: Layer, subspaces: int) -> Tensor:
-    sizes = torch.linalg.svdvals(blocks_of(layer, subspaces)).amax(0)  # (ranks,)
-    largest = torch.linalg.matrix_norm(blocks_of(layer)[0], 2)
+    sizes = singular_values(blocks_of(layer, subspaces)).amax(0)  # (ranks,)
+    largest = singular_values(blocks_of(layer)).max()
     after = torch.cat([sizes[1:], sizes.new_zeros(1)])
     return math.sqrt(subspaces) * after / largest.clamp_min(1e-300)

@@ -6,7 +6,7 @@ from torch import Tensor
 from criterions._low_rank import Decomposition
 from pruning import PrunableNetwork
 from pruning.criterion import Batches
-from pruning.decompose import Layer, blocks_of
+from pruning.decompose import Layer, blocks_of, singular_values
 
 
 class SVDEnergy(Decomposition):
@@ -24,7 +24,7 @@ class SVDEnergy(Decomposition):
         """Returns (sum of the squares after the j-th) / (sum of all)."""
         found = {}
         for path, layer in layers.items():
-            squares = torch.linalg.svdvals(blocks_of(layer)[0]).square()
+            squares = singular_values(blocks_of(layer))[0].square()
             tails = squares.flip(0).cumsum(0).flip(0)
             lost = torch.cat([tails[1:], tails.new_zeros(1)])
             found[path] = {1: lost / tails[0].clamp_min(1e-300)}

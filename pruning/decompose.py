@@ -125,12 +125,27 @@ def blocks_of(layer: Layer, subspaces: int = 1) -> Tensor:
     return weight.reshape(len(weight), subspaces, -1).transpose(0, 1)
 
 
+def singular_values(blocks: Tensor) -> Tensor:
+    """Returns (subspaces, ranks) the singular values of (subspaces, rows, columns), largest first.
+
+    By the eigenvalues of the smaller square, many times faster: what is under 1e-8 of the largest value is noise.
+    """
+    square = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
+    return torch.linalg.eigvalsh(square).flip(1).clamp_min(0).sqrt()
+
+
 def truncated(layer: Layer, rank: int, subspaces: int = 1) -> Factors:
     """Returns the factors nearest to a layer's blocks (Eckart and Young), each with half of the singular values."""
-    left, sizes, right = torch.linalg.svd(blocks_of(layer, subspaces), full_matrices=False)
-    roots = sizes[:, :rank].sqrt()
-    decoder = (left[:, :, :rank] * roots[:, None]).transpose(0, 1).flatten(1)
-    return Factors(roots[:, :, None] * right[:, :rank], decoder)
+    blocks = blocks_of(layer, subspaces)
+    flat = blocks.shape[1] > blocks.shape[2]
+    blocks = blocks.mT if flat else blocks
+    squares, vectors = torch.linalg.eigh(blocks @ blocks.mT)
+    vectors = vectors.flip(2)[:, :, :rank]
+    # The product is a projection of the blocks, exact whatever becomes of the smallest values here.
+    roots = squares.flip(1)[:, None, :rank].clamp_min(1e-30).sqrt().sqrt()
+    left, right = vectors * roots, (vectors / roots).mT @ blocks
+    left, right = (right.mT, left.mT) if flat else (left, right)
+    return Factors(right, left.transpose(0, 1).flatten(1))
 
 
 @torch.no_grad()

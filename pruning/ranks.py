@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pruning.events import Event
     from pruning.network import PrunableNetwork
 
-NAMED = 3  # layers that a reason names before it only counts
+NAMED = 3  # layers named with each reason before the others are only counted
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def refused_layers(network: PrunableNetwork, paths: list[str]) -> dict[str, str]
     refused = {path: why for path in paths if (why := _why_not(path, model.get_submodule(path), uses))}
     able = [path for path in paths if path not in refused and not isinstance(model.get_submodule(path), LowRank)]
     if not _goes_along(network, able):
-        reason = "its code reads more of the layer than its output, or the example never gets there"
+        reason = "not used by calling it, or not on the example"
         refused |= {path: reason for path in able if not _goes_along(network, [path])}
     return refused
 
@@ -128,19 +128,19 @@ def _why_not(path: str, layer: nn.Module, uses: Mapping[int, int]) -> str:
     if isinstance(layer, LowRank):
         return ""
     if getattr(layer, "_pruning_keep", False):
-        return "is protected"
+        return "protected"
     kind: Any = type(layer)  # classes that inherit may well compute something else
     convolution = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
     if not convolution and kind.forward is not nn.Linear.forward:
-        return f"{type(layer).__name__} is neither Linear nor Conv2d"
+        return f"{type(layer).__name__}"
     if not path:
-        return "is the network itself"
+        return "the network itself"
     if getattr(layer, "groups", 1) > 1:
-        return "has groups already"
+        return "groups"
     weight = layer._parameters.get("weight")
     if weight is None or is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
-        return "computes its weight, or has hooks"
-    return "shares its weight" if uses[id(weight)] > 1 else ""
+        return "weight is computed, or hooks"
+    return "shared weight" if uses[id(weight)] > 1 else ""
 
 
 def _goes_along(network: PrunableNetwork, paths: list[str]) -> bool:
@@ -181,8 +181,6 @@ def lower_ranks(criterion: LowRankCriterion, network: PrunableNetwork, event: Ev
     if keep >= left:
         return "" if keep == left else "the network is already sparser than that"
     refused = refused_layers(network, list(parts))
-    whys = "; ".join(f"{path or type(network.model).__name__} {why}" for path, why in list(refused.items())[:NAMED])
-    whys += f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
     network.enforce()  # masked weights are zeros from here on
     layers = {path: dense_of(network.model.get_submodule(path)) for path in parts if path not in refused}
     wild = next((path for path, layer in layers.items() if not torch.isfinite(layer.weight).all()), None)
@@ -190,7 +188,9 @@ def lower_ranks(criterion: LowRankCriterion, network: PrunableNetwork, event: Ev
         raise UsageError(f"{wild!r} holds weights that are not finite; nothing was decomposed.")
     whole = {path: network.weights_left(parts[path]) for path in layers}
     if not layers:
-        raise UsageError(f"{type(network.model).__name__} has no layer that {name} could decompose: {whys}.")
+        raise UsageError(
+            f"{type(network.model).__name__} has no layer that {name} could decompose: {_reasons(refused)}."
+        )
     options = _options(layers, whole, _checked(criterion.rank_errors(network, layers, event.batches), layers))
     chosen = allocate(options, keep - (left - sum(whole.values())))
     chosen = {path: choice for path, choice in chosen.items() if choice.subspaces}
@@ -200,7 +200,17 @@ def lower_ranks(criterion: LowRankCriterion, network: PrunableNetwork, event: Ev
     running_along = list(event.optimizers), list(event.companions)
     sizes = _start_sizes(network, parts, pairs)
     network.relayer(lambda: replace_layers(network.model, pairs, *running_along), sizes)
-    return _shortfall(network.weights_left(network.ranked_names()), keep, whys)
+    return _shortfall(network.weights_left(network.ranked_names()), keep, _reasons(refused))
+
+
+def _reasons(refused: Mapping[str, str]) -> str:
+    """Returns the names of layers by reason, the first few of each."""
+    found = []
+    for why in dict.fromkeys(refused.values()):
+        paths = [path or "it" for path, other in refused.items() if other == why]
+        more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        found.append(f"{', '.join(paths[:NAMED])}{more} ({why})")
+    return "; ".join(found)
 
 
 def _checked(errors: Mapping[str, Mapping[int, Tensor]], layers: Mapping[str, Layer]) -> dict[str, dict[int, Tensor]]:
