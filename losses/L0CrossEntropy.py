@@ -14,15 +14,16 @@ class L0CrossEntropy:
     gate multiplies and N training samples.
 
     Args:
-        l0_reg: lambda, the price of each weight that may be there, by N: few samples want a smaller one, or all goes.
+        l0_reg: lambda, the price of each weight that may be there (default: all together cost 0.5 before training, as in
+            the paper's runs; higher removes more).
         l2_reg: weight decay of what may be there, by the chance that it is; what has no gate decays in full.
     """
 
     wants: ClassVar[Mapping[str, Any]] = {"train_scheme": "L0Trainer"}
 
-    def __init__(self, *, l0_reg: float = 0.1, l2_reg: float = 5e-5) -> None:
+    def __init__(self, *, l0_reg: float | None = None, l2_reg: float = 5e-5) -> None:
         for name, value in (("l0_reg", l0_reg), ("l2_reg", l2_reg)):
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be at least 0; {value} was given")
         self.l0_reg, self.l2_reg = l0_reg, l2_reg
 

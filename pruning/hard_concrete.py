@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 LOG_ALPHA_RANGE = (math.log(1e-2), math.log(1e2))
 MARGIN = 1e-6  # uniform draws keep away from 0 and 1
+FIRST_PENALTY = 0.5  # about what the paper's own runs start with: 266,200 weights at 0.1 / 60,000, nearly all there
 
 
 def sampled(log_alpha: Tensor, samples: int | None = None) -> Tensor:
@@ -78,6 +79,9 @@ class NodeGates:
         self._put_on()
         start = torch.normal(math.log((1 - droprate) / droprate), 0.01, (len(self.nodes),))
         self.log_alpha = nn.Parameter(start.to(self.readers[0].module.weight))
+        read = sum(int((reader.nodes >= 0).sum()) * reader.weights_each for reader in self.readers)
+        chance = float(probability_open(torch.tensor(math.log((1 - droprate) / droprate))))
+        self.price = FIRST_PENALTY * samples / (chance * read)
         self.note(torch.ones(len(network.graph.nodes)))
 
     def _put_on(self) -> None:
@@ -93,10 +97,10 @@ class NodeGates:
         self.network.gates, self.network.learns_nodes = self, True
 
     def describe(self) -> str:
-        """One line for a person: how many nodes have a gate, and where those are that have none."""
+        """One line for a person: how many nodes have a gate, where those are that have none, and the default price."""
         graph, total = self.network.graph, len(self.network.graph.nodes)
         gated = np.isin(np.arange(total), self.nodes.cpu().numpy())
-        line = f"{len(self.nodes):,} of {total:,} nodes have a gate"
+        line = f"{len(self.nodes):,} of {total:,} nodes have a gate; l0_reg is {self.price:.3g} by default here"
         others = [next(iter(graph.node(int(node)).slices))[0] for node in graph.one_per_group(np.flatnonzero(~gated))]
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         return f"{line}; more than linear and convolutional layers read those of {shown}" if others else line
@@ -124,12 +128,14 @@ class NodeGates:
         every = values.new_ones(*values.shape[:-1], len(self.network.graph.nodes))
         return every.index_copy(-1, self.nodes, values)
 
-    def penalty(self, l0_reg: float, l2_reg: float) -> Tensor:
+    def penalty(self, l0_reg: float | None, l2_reg: float) -> Tensor:
         """Returns the sum over gates of P(z != 0) * (l0_reg / N * size of the group + l2_reg / 2 * sum of its squares).
 
         It is the paper's (1 / N) sum of P * (lambda * n + rho / 2 * |w|^2) with rho = N * l2_reg. What no gate
-        multiplies (biases, norms, weights that read the network's input) decays as what is there for certain.
+        multiplies (biases, norms, weights that read the network's input) decays as what is there for certain. Without
+        an l0_reg it is `price`, at which all weights together cost FIRST_PENALTY before training.
         """
+        price = self.price if l0_reg is None else l0_reg
         chances = self._by_node(probability_open(self.log_alpha))
         gated, total = {reader.name: reader for reader in self.readers}, chances.new_zeros(())
         for name, weight in self.network.model.named_parameters():
@@ -137,7 +143,7 @@ class NodeGates:
                 total = total + l2_reg / 2 * weight.square().sum()
                 continue
             reader, dims = gated[name], [dim for dim in range(weight.dim()) if dim != gated[name].dim]
-            each = (reader.nodes >= 0).to(weight) * (l0_reg / self.samples * weight.numel() / len(reader.nodes))
+            each = (reader.nodes >= 0).to(weight) * (price / self.samples * reader.weights_each)
             total = total + (reader.pick(chances) * (each + l2_reg / 2 * weight.square().sum(dims))).sum()
         return total
 

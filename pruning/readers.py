@@ -40,6 +40,11 @@ class Reader:
     dim: int
     nodes: Tensor
 
+    @property
+    def weights_each(self) -> int:
+        """How many weights one column has."""
+        return int(self.module.weight.numel()) // len(self.nodes)
+
     def pick(self, values: Tensor, repeats: int = 1) -> Tensor:
         """Returns (..., nodes) values by column; 1 where a column is of no node."""
         nodes = self.nodes.repeat(repeats)

@@ -161,8 +161,8 @@ class Unseen(nn.Module):
 def test_what_cannot_be_folded_has_no_gate():
     _, gates = gated(Unseen(), torch.randn(2, 5, 4).double())
     assert [reader.path for reader in gates.readers] == ["out"]
-    line = "7 of 18 nodes have a gate; more than linear and convolutional layers read those of one.weight, two.weight"
-    assert gates.describe() == line
+    line = "; more than linear and convolutional layers read those of one.weight, two.weight"
+    assert gates.describe().startswith("7 of 18 nodes have a gate; l0_reg is ") and gates.describe().endswith(line)
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT))
@@ -194,6 +194,14 @@ def test_the_penalty_is_the_papers():
     ungated = set(model.parameters()) - {model.branch.weight, model.head.weight}
     total += sum(l2_reg / 2 * value**2 for p in ungated for value in p.flatten().tolist())
     assert gates.penalty(l0_reg, l2_reg).item() == pytest.approx(total, rel=1e-12)
+
+
+def test_by_default_the_penalty_starts_at_a_half():
+    for droprate, samples in ((0.5, 50), (0.1, 7)):
+        network = PrunableNetwork(Residual().double(), torch.randn(2, 3, 4, 4).double())
+        gates = NodeGates(network, droprate=droprate, samples=samples)
+        assert gates.penalty(None, 0.0).item() == pytest.approx(0.5, rel=0.02)  # gates start with a little noise
+        assert gates.penalty(gates.price, 0.0).item() == gates.penalty(None, 0.0).item()
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"ByFunctions"}))
