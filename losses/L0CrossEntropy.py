@@ -14,8 +14,8 @@ class L0CrossEntropy:
     gate multiplies and N training samples.
 
     Args:
-        l0_reg: lambda, the price of each weight that may be there (default: all together cost 0.5 before training, as in
-            the paper's runs; higher removes more).
+        l0_reg: lambda, the price of each weight that may be there; higher removes more (default: all together cost 0.5
+            before training, as in the paper's runs).
         l2_reg: weight decay of what may be there, by the chance that it is; what has no gate decays in full.
     """
 
