@@ -299,6 +299,8 @@ class PrunableNetwork:
         """
         if (sparsity is None) == (keep_ratio is None):
             raise UsageError("prune() takes either sparsity= or keep_ratio=.")
+        if keep_ratio is not None and not 0 < keep_ratio <= 1:
+            raise UsageError(f"A keep_ratio must lie in (0, 1], the fraction that stays; {keep_ratio} was given.")
         limit = check_limit(sparsity if sparsity is not None else round(1 - float(keep_ratio or 0.0), 12))
         batches = batches if hasattr(batches, "__len__") else list(batches)
         report = PruneReport(type(criterion).__name__, self.counted(criterion))

@@ -229,6 +229,18 @@ def test_the_latency_benchmark_sets_times_beside_flops(capsys: pytest.CaptureFix
         benchmark.main(["--sparsities", "1.5"])
 
 
+def test_the_sensitivity_benchmark_agrees_with_its_loop_over_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = example("sensitivity", "benchmarks")
+    threads = torch.get_num_threads()
+    try:
+        benchmark.main(["--models", "LeNet5", "--images", "2", "--turns", "1"])  # raises where the two differ
+    finally:
+        torch.set_num_threads(threads)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| LeNet5")]
+    assert [row[1] for row in rows] == ["weights, mean", "weights, largest", "channels"]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 def test_time_behind_flops_is_shared_out() -> None:
     behind = example("latency", "benchmarks").behind
     dense, pruned = {"products": 8.0, "memory": 2.0, "calls": 1.0}, {"products": 3.0, "memory": 1.0, "calls": 1.0}

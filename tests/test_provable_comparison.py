@@ -101,7 +101,7 @@ def test_pruned_networks_before_any_retraining(network: str) -> None:
     print_tables(comparison, cells)
     for label, cell in cells.items():
         asked = float(label.split()[1])
-        assert abs(cell["kept"] - asked) <= 0.005, label
+        assert abs(cell["kept"] - asked) <= 0.01, label  # one filter of LeNet5 has 0.8 % of its weights
         assert cell["accuracy"] > 0.05, label  # a tenth is what guessing gives, and a single class
     means = {
         name: statistics.mean(cells[f"{name} 0.8 {seed}"]["accuracy"] for seed in comparison.seeds)
