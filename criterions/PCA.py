@@ -11,7 +11,7 @@ from criterions._low_rank import Decomposition
 from pruning import PrunableNetwork, UsageError
 from pruning.count import call, device_of, plain_recurrence, quiet_eval, same_random_state
 from pruning.criterion import Batches
-from pruning.decompose import Factors, Layer, blocks_of
+from pruning.decompose import Factors, Layer, blocks_of, precise
 from pruning.scores import on_device
 
 
@@ -45,7 +45,7 @@ class PCA(Decomposition):
     def factors(self, path: str, layer: Layer, rank: int, subspaces: int) -> Factors:
         vectors, mean = self.components[path]
         chosen = vectors[:, :rank]
-        bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach().double()
+        bias = torch.zeros_like(mean) if layer.bias is None else precise(layer.bias)
         projected = mean + chosen @ (chosen.T @ (bias - mean))
         return Factors((chosen.T @ blocks_of(layer)[0])[None], chosen, projected)
 
@@ -59,7 +59,7 @@ def _moments(
 
     def note(module: nn.Module, inputs: Any, output: Tensor, *, path: str) -> None:
         outputs = output.movedim(-3, -1) if isinstance(layers[path], nn.Conv2d) else output
-        rows = outputs.flatten(0, -2).double()
+        rows = precise(outputs.flatten(0, -2))
         if not torch.isfinite(rows).all():
             raise UsageError(f"{path!r} puts out values that are not finite; nothing was decomposed.")
         count, total, squares = found.get(path, (0, rows.new_zeros(()), rows.new_zeros(())))

@@ -95,8 +95,8 @@ class LowRank(nn.Module):
         else:
             inputs = encoder.in_channels if isinstance(encoder, nn.Conv1d) else encoder.in_features
             layer = skip_init(nn.Linear, inputs, decoder.out_features, **how)
-        narrow = encoder.weight.double().reshape(self.subspaces, self.rank, -1)
-        wide = decoder.weight.double().reshape(len(decoder.weight), self.subspaces, self.rank)
+        narrow = precise(encoder.weight).reshape(self.subspaces, self.rank, -1)
+        wide = precise(decoder.weight).reshape(len(decoder.weight), self.subspaces, self.rank)
         layer.weight.copy_((wide.transpose(0, 1) @ narrow).transpose(0, 1).reshape(layer.weight.shape))
         layer.weight.requires_grad_(encoder.weight.requires_grad)
         layer.bias = decoder.bias
@@ -112,6 +112,12 @@ def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
+def precise(values: Tensor) -> Tensor:
+    """Returns values in double precision, on the CPU where the device has none."""
+    values = values.detach()
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 def dense_of(layer: nn.Module) -> Layer:
     """Returns a layer as one dense layer, merged if it was decomposed before."""
     merged = layer.merged() if isinstance(layer, LowRank) else layer
@@ -121,7 +127,7 @@ def dense_of(layer: nn.Module) -> Layer:
 
 def blocks_of(layer: Layer, subspaces: int = 1) -> Tensor:
     """Returns (subspaces, outputs, input channels / subspaces * kernel entries) the weight in double precision."""
-    weight = layer.weight.detach().double()
+    weight = precise(layer.weight)
     return weight.reshape(len(weight), subspaces, -1).transpose(0, 1)
 
 
