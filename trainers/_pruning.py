@@ -133,6 +133,8 @@ class Pruning:
         )
         if self.recalibrate and (self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)):
             recalibrate(self.network.model, self.draw_batches(number, self.recalibrate))
+        if self.control != "none":  # what is said of each layer is of the criterion's own choice
+            step.layers, step.note = [], ""
         self.steps.append(step)
         self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
         if step.removed and self.rewind_copy is not None:

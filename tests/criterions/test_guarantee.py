@@ -212,3 +212,8 @@ def test_a_run_shows_the_promise_and_keeps_it_when_it_is_resumed(capsys, tmp_pat
     assert sum(row["kept"] for row in rows) == done.result["weights_left"]
     (done.folder / "result.json").unlink()
     assert command("--resume", str(done.folder)).result["layers"] == rows
+
+
+def test_a_control_promises_nothing(capsys, tmp_path):
+    controlled = Commands(capsys, tmp_path).quick("--prune_criterion", "SiPP", "--mask_control", "shuffle")
+    assert "layers" not in controlled.result and "measured error" not in controlled.out
