@@ -17,6 +17,7 @@ from criterions.SVD import SVD
 from models.ResNet20 import ResNet20
 from pruning import LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.decompose import blocks_of, factored, truncated
+from pruning.export import export
 from tests.pruning.small_networks import Attention, Residual, data, tokens
 from utils.checkpoints import load_network, network_state
 
@@ -320,3 +321,12 @@ def test_a_residual_network_and_a_shared_path():
         network.prune(PCA(), batches, sparsity=0.2)
         assert low_rank(model) and network.reached() >= 0.2
         assert model(batches[0][0]).shape == (3, 4)
+
+
+@pytest.mark.parametrize("kind", ["torch_export", "onnx"])
+def test_decomposed_layers_can_be_exported(kind, tmp_path):
+    network, batches = mixed(ALDS(max_subspaces=12), 0.2)
+    layer = nn.Linear(6, 4)  # the one that is no plain Linear then
+    model = nn.Sequential(network.model, nn.Linear(4, 6), factored(layer, truncated(layer, 1, 3))).eval()
+    written = export(model, batches[0][0], tmp_path / "file", kind)
+    assert written.any_batch and written.error < 1e-5
