@@ -119,6 +119,8 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
         if criterion.threshold is not None:
             return layout.keep(ranking, int(layout.keep_above(scores, criterion.threshold).sum()))
         keep = layout.keep(ranking, limits.most_to_keep(network, layout, ranking, event.target, counted))
+        if counted == "weights" and not local and layout.multiples is None:
+            keep = limits.filled(network, layout, ranking, keep, event.target)
         # The criterion may choose others; how many of each group, and what cannot go, is not its business.
         return layout.best(criterion.draw(network, keep).double(), layout.counts(keep))
 

@@ -199,7 +199,7 @@ def test_pfp_is_the_papers_allocation_for_one_error_level():
     assert order.tolist() == sorted(range(8), key=lambda c: -layers[0][c])
 
 
-@pytest.mark.parametrize("ratio", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize("ratio", [0.9, 0.8, 0.7, 0.5, 0.3, 0.2])
 def test_pfp_reaches_the_asked_ratio_of_weights_that_are_really_gone(ratio):
     torch.manual_seed(0)
     network = PrunableNetwork(ResNet20(num_classes=10, input_shape=(3, 8, 8)), torch.zeros(1, 3, 8, 8))
