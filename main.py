@@ -18,13 +18,14 @@ from trainers._pruning import Pruning
 from utils import settings
 from utils.callbacks import DeadNodes, Export, attach
 from utils.checkpoints import seed_everything
+from utils.comparing import compare
 from utils.console import Console
 from utils.ending import guarded, run_to_the_end
-from utils.environment import pick_device
+from utils.environment import forget_peak_memory, pick_device
 from utils.listing import print_list
 from utils.result import evaluation_record, evaluation_rows, result_rows
 from utils.run_folder import RunFolder, resumed
-from utils.saving import Saving, load_start, other_run
+from utils.saving import Saving, early_network, load_start, other_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str], console: Console) -> int:
-    """Does what the settings ask for: help, list, evaluate, train, or go on training."""
+    """Does what the settings ask for: compare many runs, help, list, evaluate, train, or go on training."""
+    if (code := compare(argv, console, main, assemble)) is not None:
+        return code
     folder, chosen = resumed(argv) or (None, settings.parse(argv))
     if chosen is None:  # --help was printed
         return 0
@@ -53,10 +56,7 @@ def run(argv: Sequence[str], console: Console) -> int:
 
 def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
     """Trains and prunes, in a new run folder or in that of a stopped run."""
-    parts = prepare(chosen)
-    pruning = make_pruning(chosen, parts, console)
-    load_start(parts["network"], chosen.core, stopped)
-    trainer = chosen.build("trainers", **parts, train_batches=parts["batches"]("train"), report=console.info)
+    parts, pruning, trainer = assemble(chosen, console, stopped)
     # Whatever the user may have got wrong has been said by now; only a run that starts leaves a folder.
     folder = stopped or RunFolder.create(chosen, argv)
     console.log_file = folder.output / "log.txt"
@@ -84,6 +84,7 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
     """Builds data, network, loss and criterion: what constructors of trainers and testers name."""
     core, device = chosen.core, pick_device(chosen.core.device)
     seed_everything(core.seed)
+    forget_peak_memory(device)
     data_set = chosen.build("data_sets")
     shapes = {"num_classes": data_set.num_classes, "input_shape": data_set.input_shape}
 
@@ -104,16 +105,21 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
     return parts | {"load_run": lambda run: other_run(run, chosen, network, shapes)}
 
 
-def make_pruning(chosen: settings.Settings, parts: dict[str, Any], console: Console) -> Pruning:
-    """Builds the callback that prunes."""
-    score = parts["batches"]("score")
-    if chosen.core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":
+def assemble(chosen: settings.Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Any, Pruning, Any]:
+    """Builds everything that training needs, and loads what it starts from."""
+    parts, core = prepare(chosen), chosen.core
+    if core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":
         console.warn("--outer_layer_pruning changes nothing: of nodes, the network's inputs and outputs always stay.")
+    score, network, fresh = parts["batches"]("score"), parts["network"], parts["fresh_model"]
 
-    def draw_batches(event: int, count: int = chosen.core.score_batches) -> list[Any]:
+    def draw_batches(event: int, count: int = core.score_batches) -> list[Any]:
         return list(islice(score.epoch(event), count))
 
-    return chosen.construct(Pruning, **parts, draw_batches=draw_batches, report=console.info)
+    parts |= {"draw_batches": draw_batches, "report": console.info}
+    early = (lambda: early_network(core.rewind_from, fresh(), network)) if core.rewind_from else None
+    pruning = chosen.construct(Pruning, **parts, early_model=early)
+    load_start(network, core, stopped)
+    return parts, pruning, chosen.build("trainers", **parts, train_batches=parts["batches"]("train"))
 
 
 if __name__ == "__main__":

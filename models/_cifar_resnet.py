@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models._layers import check_settings, scaled
+from models._layers import check_settings, init_kaiming, scaled
 from models._resnet import residual_stages
 
 
@@ -73,9 +73,7 @@ class CifarResNet(nn.Module):
         self.stages = residual_stages(PlainBlock, widths[0], widths, [(depth - 2) // 6] * 3)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[-1], num_classes)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        init_kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (batch, channels, height, width) to logits (batch, num_classes)."""

@@ -26,6 +26,13 @@ def init_orthogonal(model: nn.Module) -> None:
             nn.init.orthogonal_(module.weight, gain)
 
 
+def init_kaiming(model: nn.Module) -> None:
+    """Draws normal weights for every linear and convolutional layer, scaled for ReLU (He et al., arXiv:1502.01852)."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
 def scaled(width: int, multiplier: float) -> int:
     """Returns `width` times `multiplier`, rounded, at least 1."""
     return max(1, round(width * multiplier))

@@ -1,74 +1,50 @@
-"""Runs the cells of a tracked comparison (an experiment file) one by one, and prints them as a table.
+"""Runs a tracked comparison (an experiment file) in this process, and prints it as a table.
 
 Finished cells are kept under gitignored/results, so a stopped comparison goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from itertools import product
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 import main
-
-ROOT = Path(__file__).resolve().parent.parent
-PLUGINS = Path(__file__).resolve().parent / "plugins"
+from utils import experiment
+from utils.cells import Cells
+from utils.experiment import DENSE, Cell
+from utils.registry import ROOT
 
 
 class Comparison:
-    """Cells of an experiment file: every method, pruning limit, other setting to compare, and seed.
+    """Cells of an experiment file.
 
     Args:
         file: the experiment file, relative to the repository.
     """
 
     def __init__(self, file: str) -> None:
-        plan = yaml.safe_load((ROOT / file).read_text())
-        self.base, compare = plan["base"], plan["compare"]
-        methods = [{"name": m} if isinstance(m, str) else m for m in compare["prune_criterion"]]
-        limits = compare.get("pruning_limit", [self.base.get("pruning_limit")])
-        self.others = [key for key in compare if key not in ("prune_criterion", "pruning_limit", "seed")]
-        others = [dict(zip(self.others, values, strict=True)) for values in product(*map(compare.get, self.others))]
-        # A dense run has no limit; one is enough.
-        self.methods = [
-            m | {"pruning_limit": limit} | other
-            for other in others
-            for m in methods
-            for limit in (limits if m["name"] != "EmptyCrit" else [0.0])
-        ]
-        self.seeds = compare["seed"]
-        self.results = ROOT / "gitignored" / "results" / Path(file).stem
-
-    def label(self, method: dict[str, Any]) -> str:
-        """Names a method in tables and run folders."""
-        rewinding = " with rewinding" if method.get("enable_rewinding") else ""
-        limit = f" {method['pruning_limit']:g}" if method["name"] != "EmptyCrit" else ""
-        name = method.get("label", method["name"] + rewinding + limit)
-        return " ".join([name, *(str(method[key]) for key in self.others)])
-
-    def run_cell(self, method: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Returns result.json of one run, which is made unless it is there."""
-        name = f"{self.label(method)}_{seed}".replace(" ", "-")
-        for file in self.results.glob(f"*_{name}/result.json"):
-            record = json.loads(file.read_text())
-            if record["status"] == "finished":
-                return record
-        settings = self.base | {k: v for k, v in method.items() if k not in ("name", "label")}
-        settings |= {"prune_criterion": method["name"], "seed": seed, "run_name": name, "results_dir": self.results}
-        settings |= {"plugin_dir": PLUGINS, "save_freq": 100}
-        argv = [part for k, v in settings.items() for part in ([f"--{k}"] if v is True else [f"--{k}", str(v)])]
-        assert main.main([*argv, "--quiet", "--no-tensorboard"]) == 0
-        files = sorted(self.results.glob(f"*_{name}/result.json"))
-        return json.loads(files[-1].read_text())
+        plan = experiment.read(str(ROOT / file), {"plugin_dir": str(ROOT / "tests" / "plugins"), "save_freq": 100})
+        self.cells = Cells(plan, ROOT / "gitignored" / "results" / plan.slug)
+        self.criteria = {cell.settings["prune_criterion"] for cell in plan.cells}
 
     def run(self) -> dict[str, list[dict[str, Any]]]:
-        """Returns the records of every method, seed by seed."""
-        return {self.label(method): [self.run_cell(method, seed) for seed in self.seeds] for method in self.methods}
+        """Returns the records of every method, seed by seed; runs what is not finished."""
+        self.cells.make_folders()
+        self.cells.forget_failures()
+        self.cells.work(main.main, lambda what, cell: None)
+        records: dict[str, list[dict[str, Any]]] = {}
+        for cell in self.cells.experiment.cells:
+            record = self.cells.record(cell)
+            assert record is not None, self.cells.error(cell)
+            records.setdefault(label(cell), []).append(record)
+        return records
+
+
+def label(cell: Cell) -> str:
+    """Names a method in tables: with its limit, and the values of what else is compared."""
+    limit = [f"{cell.limit:g}"] if cell.method else []
+    return " ".join([cell.method or DENSE, *limit, *(part.split(" ", 1)[1] for part in cell.group.split(", ") if part)])
 
 
 def accuracies(records: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:

@@ -143,7 +143,7 @@ def test_what_is_typed_wins_over_config_over_presets_over_defaults(command, tmp_
         ("- epochs\n", r"mine\.yaml must hold `name: value` lines"),
         ("just words", r"mine\.yaml must hold `name: value` lines"),
         ("model: Resnet81\n", r"There is no model 'Resnet81'"),
-        ("epochs: 0\n", r"--epochs must be at least 1"),
+        ("epochs: -1\n", r"--epochs must be at least 0"),
         (b"\xff\xfe\x00", r"mine\.yaml cannot be read"),
     ],
 )

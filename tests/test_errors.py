@@ -77,7 +77,7 @@ def test_flag_like_nothing_is_still_one_line(command):
         ("pruning_limit", "98", "0 to below 1"),
         ("pruning_limit", "nan", "0 to below 1"),
         ("pruning_limit", "much", "a number"),
-        ("epochs", "0", "at least 1"),
+        ("epochs", "-1", "at least 0"),
         ("epochs", "2.5", "a whole number"),
         ("epochs", "inf", "a whole number"),
         ("epochs", "", "a whole number"),

@@ -77,5 +77,5 @@ def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def test_no_criterion_is_left_out() -> None:
     files = [*Path(ROOT / "experiments").glob("*/*.yaml")]
-    named = {method["name"] for file in files for method in Comparison(str(file.relative_to(ROOT))).methods}
+    named = {name for file in files for name in Comparison(str(file.relative_to(ROOT))).criteria}
     assert set(registry.names("criterions")) <= named

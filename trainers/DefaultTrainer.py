@@ -86,6 +86,8 @@ class DefaultTrainer:
                 self.metrics |= self.validate()
             self.epoch, self.batch = self.epoch + 1, 0
             self.at("epoch_end")
+        if not self.epochs:  # a network that is only pruned
+            self.metrics |= self.validate()
         self.at("train_end")
         return self.metrics
 

@@ -29,6 +29,7 @@ class Optimization:
         optimizer: update rule.
         learning_rate: step size at its largest.
         momentum: for SGD and RMSPROP, 0 to below 1.
+        nesterov: for SGD, take the gradient where the momentum leads.
         l2_reg: weight decay (decoupled from the gradient for ADAMW).
         lr_schedule: how the learning rate goes over training.
         milestones: for multistep, the epochs at which it is multiplied by lr_decay.
@@ -41,6 +42,7 @@ class Optimization:
     optimizer: Literal["ADAM", "SGD", "RMSPROP", "ADAMW"] = "ADAM"
     learning_rate: float = 2e-3
     momentum: float = 0.9
+    nesterov: bool = False
     l2_reg: float = 5e-5
     lr_schedule: Literal["constant", "multistep", "cosine", "onecycle"] = "constant"
     milestones: tuple[int, ...] = ()
@@ -55,6 +57,8 @@ class Optimization:
                 raise ValueError(f"{name} must be at least 0; {getattr(self, name)} was given")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1); {self.momentum} was given")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
         """Returns the optimizer over those parameters that are trained."""
@@ -65,20 +69,21 @@ class Optimization:
         # One pass over the weights instead of ten: two to fifteen times faster, on CPUs too.
         common["fused"] = all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in trained)
         if self.optimizer == "SGD":
-            return torch.optim.SGD(trained, momentum=self.momentum, **common)
+            return torch.optim.SGD(trained, momentum=self.momentum, nesterov=self.nesterov, **common)
         return {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}[self.optimizer](trained, **common)
 
     def make_schedule(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
         """Returns a schedule that steps once per batch."""
-        warm = min(self.warmup * steps_per_epoch, epochs * steps_per_epoch - 1)
-        rest = epochs * steps_per_epoch - warm
+        steps = max(1, epochs * steps_per_epoch)
+        warm = min(self.warmup * steps_per_epoch, steps - 1)
+        rest = steps - warm
         if self.lr_schedule == "onecycle":
             main: LRScheduler = OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], rest + 1)
         elif self.lr_schedule == "cosine":
             main = CosineAnnealingLR(optimizer, T_max=rest)
         elif self.lr_schedule == "multistep":
-            steps = [epoch * steps_per_epoch - warm for epoch in self.milestones]
-            main = MultiStepLR(optimizer, steps, gamma=self.lr_decay)
+            falls = [epoch * steps_per_epoch - warm for epoch in self.milestones]
+            main = MultiStepLR(optimizer, falls, gamma=self.lr_decay)
         else:
             main = ConstantLR(optimizer, factor=1.0, total_iters=0)
         if not warm:

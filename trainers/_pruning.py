@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class Pruning:
         fresh_model: makes the network anew with other initial values, for the control "reinit".
         report: told of each event.
         pruning_limit: sparsity to reach, in the criterion's unit.
+        prune_through: sparsities to reach before that, in events of their own.
+        early_model: makes the network with the early weights to which those that stay go back; None for no going back.
         epochs, prune_delay, prune_freq: when events during training fall, see `Timing`.
         mask_control: "none", "shuffle", "reinit" or "invert", see `pruning.controls`.
         seed: of the shuffle and of the other initial values.
@@ -62,11 +64,14 @@ class Pruning:
         prune_freq: int = 1,
         mask_control: str = "none",
         recalibrate: int = 0,
+        prune_through: Sequence[float] = (),
+        early_model: Callable[[], nn.Module] | None = None,
         seed: int = 0,
     ) -> None:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
-        self.limit, self.targets = pruning_limit, criterion.targets(pruning_limit)
+        self.limit, self.early_model = pruning_limit, early_model
+        self.targets = [target for limit in (*prune_through, pruning_limit) for target in criterion.targets(limit)]
         self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
         own = criterion.event_epochs
@@ -199,6 +204,8 @@ class Pruning:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed + 1)
                 self.network.reinitialise(self.fresh_model())
+        if self.early_model is not None:
+            self.network.reinitialise(self.early_model())
 
     def _check_feasible(self) -> None:
         if self.control != "none" and isinstance(self.criterion, LowRankCriterion):

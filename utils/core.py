@@ -33,7 +33,10 @@ class Core:
         recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
         mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
             ranking (keep the worst).
-        epochs: passes over the training data.
+        prune_through: sparsities that are pruned to on the way to pruning_limit, with scores taken anew at each.
+        rewind_from: file with early weights of this network (see keep_epochs) to which those that stay go back after
+            the last pruning event.
+        epochs: passes over the training data; 0 prunes and tests without any training.
         prune_delay: events of criteria that prune during training come after this epoch.
         prune_freq: epochs between such events; one falls at the end of epoch e where e > delay and (e - delay) is a
             multiple of it, never at the end of the last epoch.
@@ -50,6 +53,8 @@ class Core:
         workers: processes that load data sets too large for memory.
         eval_freq: epochs between evaluations.
         save_freq: epochs between checkpoints.
+        keep_epochs: numbers of epochs after which the network is also kept as models/<Model>_epoch_<number>; 0 keeps
+            that of the start.
         max_training_minutes: stop after this many minutes of training in one session; the run can be resumed.
         eval: evaluate a checkpoint instead of training.
         checkpoint_name: run folder (or its name under the results) to load a network from.
@@ -68,6 +73,10 @@ class Core:
         measure_latency: measure the forward pass of one sample on this device, dense and pruned.
         export: also write the pruned network in this format, and check that it computes the same.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
+        experiment: YAML file that says what to compare; --workers is then the number of runs at a time.
+        status: with --experiment, print what is finished, running, failed and left, and the time left.
+        dry_run: with --experiment, print every run that the file stands for, and an estimate of the time.
+        report: make a report of the finished runs whose folders match this pattern.
         quiet: print warnings and the result only.
         list: print every plug-in with one line each.
     """
@@ -82,6 +91,8 @@ class Core:
     outer_layer_pruning: bool | None = None
     recalibrate: int = 0
     mask_control: Literal["none", "shuffle", "reinit", "invert"] = "none"
+    prune_through: tuple[float, ...] = ()
+    rewind_from: str = ""
     epochs: int = 80
     prune_delay: int = 0
     prune_freq: int = 1
@@ -97,6 +108,7 @@ class Core:
     workers: int | None = None
     eval_freq: int = 1
     save_freq: int = 1
+    keep_epochs: tuple[int, ...] = ()
     max_training_minutes: float | None = None
     eval: bool = False
     checkpoint_name: str = ""
@@ -114,11 +126,15 @@ class Core:
     measure_latency: bool = False
     export: Literal["none", "onnx", "torch_export"] = "none"
     tensorboard: bool = True
+    experiment: str = ""
+    status: bool = False
+    dry_run: bool = False
+    report: str = ""
     quiet: bool = False
     list: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
+        at_least = {"epochs": 0, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
         at_least |= {"recalibrate": 0, "limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
         if self.seed >= 2**63:
             raise UsageError(f"--seed must be below 2**63; {self.seed} was given.")
@@ -126,10 +142,14 @@ class Core:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name} must be at least {least}; {value} was given.")
-        if not 0 <= self.pruning_limit < 1:
-            raise UsageError(f"--pruning_limit is a fraction removed, 0 to below 1; {self.pruning_limit} was given.")
+        for name, limits in (("pruning_limit", [self.pruning_limit]), ("prune_through", self.prune_through)):
+            wrong = next((limit for limit in limits if not 0 <= limit < 1), None)
+            if wrong is not None:
+                raise UsageError(f"--{name} is a fraction removed, 0 to below 1; {wrong} was given.")
         if not 0 <= self.hold_out < 1:
             raise UsageError(f"--hold_out is a share of the training data, 0 to below 1; {self.hold_out} was given.")
+        if (self.status or self.dry_run) and not self.experiment:
+            raise UsageError(f"--{'status' if self.status else 'dry_run'} needs --experiment FILE.")
         if self.export != "none":
             check_export(self.export)
         for name in ("results_dir", "data_dir"):

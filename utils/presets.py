@@ -15,11 +15,16 @@ from utils.registry import KINDS
 
 AUTOCONFIG = Path(__file__).with_name("autoconfig.json")
 
-Lines = Callable[[str], str]
+Lines = Callable[..., str]
+Place = tuple[Any, ...]
 
 
-def read_yaml(path: str) -> tuple[dict[str, Any], Lines]:
-    """Returns the content of a --config file, and a function that says where a setting of it stands.
+def read_yaml(path: str, flag: str = "--config") -> tuple[dict[str, Any], Lines]:
+    """Returns the content of a file, and a function that says where a setting of it stands: `where("base", "epochs")`.
+
+    Args:
+        path: the file.
+        flag: what it was given with, for messages.
 
     Raises:
         UsageError: naming the file and, where there is one, the line.
@@ -28,21 +33,39 @@ def read_yaml(path: str) -> tuple[dict[str, Any], Lines]:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        raise UsageError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"--config {path}{line}: no valid YAML, {problem or ' '.join(str(error).split())}.") from error
+        raise UsageError(f"{flag} {path}{line}: no valid YAML, {problem or ' '.join(str(error).split())}.") from error
     if content is None:
-        return {}, lambda name: path
+        return {}, lambda *names: path
     if not isinstance(content, dict):
-        raise UsageError(f"--config {path} must hold `name: value` lines.")
-    nodes = [key for key, _ in tree.value]
-    lines = {key.value: key.start_mark.line + 1 for key in nodes}
-    twice = next((key for key in nodes if lines[key.value] != key.start_mark.line + 1), None)
-    if twice is not None:
-        raise UsageError(f"--config {path}, line {lines[twice.value]}: {twice.value} is given twice.")
-    return content, lambda name: f"{path}, line {lines.get(name, '?')}"
+        raise UsageError(f"{flag} {path} must hold `name: value` lines.")
+    lines: dict[Place, int] = {}
+    for place, number in _places(tree, ()):
+        if place in lines:
+            raise UsageError(f"{flag} {path}, line {number}: {place[-1]} is given twice.")
+        lines[place] = number
+
+    def where(*names: Any) -> str:
+        known = next((lines[names[:size]] for size in range(len(names), 0, -1) if names[:size] in lines), None)
+        return f"{path}, line {known}" if known else path
+
+    return content, where
+
+
+def _places(node: yaml.Node, above: Place) -> Iterator[tuple[Place, int]]:
+    """Yields every key of a tree, and every number of a list's entry, with its line."""
+    if isinstance(node, yaml.MappingNode):
+        inner = [((*above, key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = [((*above, number), value, value) for number, value in enumerate(node.value)]
+    else:
+        return
+    for place, marked, value in inner:
+        yield place, marked.start_mark.line + 1
+        yield from _places(value, place)
 
 
 def checked(content: Mapping[Any, Any], known: Mapping[str, Flag], where: Lines) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from pruning import PrunableNetwork, UsageError, count
 from pruning.errors import nearest
@@ -25,17 +27,28 @@ class Saving:
         pruning: the pruning callback, whose events belong to the state.
         model: the model's name, which names the files (with - for /).
         save_freq: epochs between checkpoints.
+        keep_epochs: numbers of epochs after which the network is kept in a file of its own too.
     """
 
     def __init__(
-        self, *, folder: RunFolder, network: PrunableNetwork, pruning: Any, model: str, save_freq: int
+        self,
+        *,
+        folder: RunFolder,
+        network: PrunableNetwork,
+        pruning: Any,
+        model: str,
+        save_freq: int,
+        keep_epochs: Collection[int] = (),
     ) -> None:
         self.folder = folder
         self.checkpoint = checkpoint_of(folder, model)
         self.finished = self.checkpoint.with_name(self.checkpoint.name.removesuffix("checkpoint") + "finished")
-        self.network, self.pruning, self.save_freq = network, pruning, save_freq
+        self.network, self.pruning, self.save_freq, self.keep_epochs = network, pruning, save_freq, keep_epochs
 
     def __call__(self, trainer: Any, moment: str) -> None:
+        if moment in ("train_start", "epoch_end") and trainer.epoch in self.keep_epochs and not trainer.batch:
+            path = self.finished.with_name(self.finished.name.replace("_finished", f"_epoch_{trainer.epoch}"))
+            checkpoints.save(path, checkpoints.network_state(self.network))
         if moment == "train_start" or (moment == "epoch_end" and trainer.epoch % self.save_freq == 0):
             self.save(trainer)
         elif moment == "train_end":
@@ -96,6 +109,13 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
             raise UsageError(f"{error}{_made_with(core)}") from error
     elif core.eval:
         raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
+
+
+def early_network(path: str, model: nn.Module, like: PrunableNetwork) -> nn.Module:
+    """Returns a fresh dense model with the weights that --keep_epochs kept in a file."""
+    early = PrunableNetwork(model, like.example_inputs)
+    checkpoints.load_network(early, checkpoints.read(Path(path).expanduser()), Path(path))
+    return model
 
 
 def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> PrunableNetwork:

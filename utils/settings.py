@@ -56,12 +56,12 @@ def parse(argv: Sequence[str]) -> Settings | None:
     values, _ = _resolve([start, *users])
     outer = _chosen(values)
     # Only with the flags of the parts is it known whether one of them was given a criterion, which has flags too.
-    flags = _chosen(values | vars(make_parser(outer, _aliases(outer)).parse_known_args(list(argv))[0]))
+    flags = _chosen(values | vars(make_parser(outer, aliases(outer)).parse_known_args(list(argv))[0]))
     if {"-h", "--help"} & set(argv):
         _print_help([start, *users], flags)
         return None
     typable = [*flags, *short.flags]
-    namespace, extras = make_parser(typable, _aliases(flags)).parse_known_args(list(argv))
+    namespace, extras = make_parser(typable, aliases(flags)).parse_known_args(list(argv))
     warnings = _check_extras(extras, typable, values)
     values, origins = _resolve([start, *short.expand([config, _without_aliases(vars(namespace), flags)])])
     values |= _checked_wishes(values, origins, flags)
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> Settings | None:
 def typed(argv: Sequence[str], switches: Iterable[Flag] = ()) -> tuple[dict[str, Any], list[str]]:
     """Returns the core settings and switches that were typed, and the arguments that are none of them."""
     flags = [*core_flags(), *switches]
-    namespace, others = make_parser(flags, _aliases(flags)).parse_known_args(list(argv))
+    namespace, others = make_parser(flags, aliases(flags)).parse_known_args(list(argv))
     return vars(namespace), others
 
 
@@ -119,17 +119,17 @@ def _print_help(layers: list[dict[str, Any]], flags: list[Flag]) -> None:
     if users.get("autoconfig", True):
         short, names = Switches(switches(), core_flags()), {flag.name for flag in flags}
         flags += [flag for flag in (*short.flags, *short.choosing) if flag.name not in names]
-    make_parser(flags, _aliases(flags), grouped=True).print_help()
+    make_parser(flags, aliases(flags), grouped=True).print_help()
 
 
-def _aliases(flags: list[Flag]) -> dict[str, str]:
+def aliases(flags: list[Flag]) -> dict[str, str]:
     """Other spellings of these flags: alias -> name."""
     names = {flag.name for flag in flags}
     return {alias: name for alias, name in (CORE_ALIASES | registry.loaded_aliases()).items() if name in names}
 
 
 def _without_aliases(typed: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
-    for alias, name in _aliases(flags).items():
+    for alias, name in aliases(flags).items():
         if alias in typed:
             given = typed.pop(alias)
             value = meant(alias, given)
@@ -224,11 +224,11 @@ def _check_extras(extras: list[str], flags: list[Flag], values: Mapping[str, Any
             continue
         known = known or every_flag()
         name = extra.removeprefix("--").split("=")[0]
-        aliases = _aliases(list(known.values()))
-        owner = known.get(aliases.get(name, name.removeprefix("no-")))
+        spellings = aliases(list(known.values()))
+        owner = known.get(spellings.get(name, name.removeprefix("no-")))
         if owner is None:
             presets_hold = values.get("autoconfig", True)
-            names = [*known, *aliases, *(flag.name for flag in flags), *(switches() if presets_hold else ())]
+            names = [*known, *spellings, *(flag.name for flag in flags), *(switches() if presets_hold else ())]
             why = "" if presets_hold else " Switches in utils/autoconfig.json are off with --disable_autoconfig."
             raise UsageError(f"There is no flag --{name}.{nearest(name, names, prefix='--')}{why} See --help.")
         follows = True
@@ -275,5 +275,5 @@ def _in_their_types(content: Mapping[str, Any], where: Lines, switches: Iterable
     known = {flag.name: flag for flag in (*core_flags(), *switches)}
     if not set(content) <= set(known):
         known = every_flag() | known
-        known |= {alias: known[name] for alias, name in _aliases(list(known.values())).items()}
+        known |= {alias: known[name] for alias, name in aliases(list(known.values())).items()}
     return checked(content, known, where)

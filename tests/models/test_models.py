@@ -46,7 +46,7 @@ def prunable(model):
 def test_all_promised_models_are_there():
     assert set(NAMES) == {
         *("LogisticRegression", "LeNet300", "LeNet5", "MLP5", "ConvOnly", "Conv6", "AlexNet", "VGG16"),
-        *("ResNet18", "ResNet34", "ResNet20", "ResNet56"),
+        *("ResNet18", "ResNet34", "ResNet20", "ResNet56", "ResNet110", "WRN16_8", "DenseNet22"),
     }
 
 
@@ -138,10 +138,26 @@ def cifar_resnet_parameters(blocks):
     return total + 64 * 10 + 10
 
 
-@pytest.mark.parametrize(("name", "blocks", "parameters"), [("ResNet20", 3, 269_722), ("ResNet56", 9, 853_018)])
+@pytest.mark.parametrize(
+    ("name", "blocks", "parameters"), [("ResNet20", 3, 269_722), ("ResNet56", 9, 853_018), ("ResNet110", 18, 1_727_962)]
+)
 def test_cifar_resnets_have_the_parameters_of_the_paper(name, blocks, parameters):
     model = on_meta(name, 10, CIFAR)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters == cifar_resnet_parameters(blocks)
+
+
+def test_wide_and_dense_networks_have_the_parameters_of_their_papers():
+    # Of convolutions by hand; norms have two values a channel.
+    widths = [(16, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+    wide = 27 * 16 + 2 * 512 + 5130 + sum(9 * (i * o + o * o) + 2 * (i + o) + (i != o) * i * o for i, o in widths)
+    dense, width = 27 * 16, 16
+    for block in range(3):
+        dense += (width * width + 2 * width) * (block > 0)
+        dense += sum(9 * 12 * inputs + 2 * inputs for inputs in range(width, width + 72, 12))
+        width += 72
+    dense += 2 * width + 10 * width + 10
+    found = [sum(p.numel() for p in on_meta(name, 10, CIFAR).parameters()) for name in ("WRN16_8", "DenseNet22")]
+    assert found == [wide, dense] == [10_961_370, 270_706]
 
 
 def test_resnet18_becomes_the_usual_cifar_network():
