@@ -51,7 +51,9 @@ class Block:
 BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
 LINES = [line for block in BLOCKS if block.language == "bash" for line in block.text.splitlines()]
 COMMANDS = [command.strip() for line in LINES for command in line.split("&&")]
-JOBS = list(dict.fromkeys(command for command in COMMANDS if command.startswith("python main.py")))
+ALL_JOBS = list(dict.fromkeys(command for command in COMMANDS if command.startswith("python main.py")))
+MANY = ("--experiment", "--report")  # many runs: test_experiments.py
+JOBS = [job for job in ALL_JOBS if not set(MANY) & set(job.split())]
 
 
 # -- a place to run in ------------------------------------------------------------------------------------------------
@@ -203,6 +205,12 @@ def _check_job(command: str, adapt: Callable[[list[str]], list[str]], capsys: py
 @pytest.mark.parametrize("command", JOBS)
 def test_every_command_runs(command, workplace, capsys):
     _check_job(command, _quick, capsys)
+
+
+@pytest.mark.parametrize("command", [job for job in ALL_JOBS if "--experiment" in job])
+def test_commands_about_many_runs_are_understood(command, workplace, capsys):
+    plan = [word for word in _argv(command) if word not in ("--status", "--dry_run")]
+    assert "93 left of 93" in _run(_elsewhere([*plan, "--dry_run"]), capsys)
 
 
 @pytest.mark.slow
