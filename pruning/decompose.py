@@ -67,6 +67,18 @@ class LowRank(nn.Module):
         return self.decoder(self.encoder(inputs))
 
     @property
+    def weight(self) -> Tensor:
+        """The product of both, for code that reads it beside calling the layer, as torch's fused transformer does."""
+        product = self._product(self.encoder.weight, self.decoder.weight)
+        kernel = self.encoder.kernel_size if isinstance(self.encoder, nn.Conv2d) else ()
+        return product.reshape(len(product), -1, *kernel)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The decoder's."""
+        return self.decoder.bias
+
+    @property
     def subspaces(self) -> int:
         """How many blocks of input channels have factors of their own."""
         return int(getattr(self.encoder, "groups", 1))
@@ -95,12 +107,16 @@ class LowRank(nn.Module):
         else:
             inputs = encoder.in_channels if isinstance(encoder, nn.Conv1d) else encoder.in_features
             layer = skip_init(nn.Linear, inputs, decoder.out_features, **how)
-        narrow = precise(encoder.weight).reshape(self.subspaces, self.rank, -1)
-        wide = precise(decoder.weight).reshape(len(decoder.weight), self.subspaces, self.rank)
-        layer.weight.copy_((wide.transpose(0, 1) @ narrow).transpose(0, 1).reshape(layer.weight.shape))
+        layer.weight.copy_(self._product(precise(encoder.weight), precise(decoder.weight)).reshape(layer.weight.shape))
         layer.weight.requires_grad_(encoder.weight.requires_grad)
         layer.bias = decoder.bias
         return layer
+
+    def _product(self, encoder: Tensor, decoder: Tensor) -> Tensor:
+        """Returns (outputs, input channels * kernel entries) of the two weights."""
+        narrow = encoder.reshape(self.subspaces, self.rank, -1)
+        wide = decoder.reshape(len(decoder), self.subspaces, self.rank)
+        return (wide.transpose(0, 1) @ narrow).transpose(0, 1).flatten(1)
 
 
 def _kind(layer: nn.Module) -> dict[str, Any]:

@@ -150,6 +150,33 @@ def test_attention_keeps_the_layers_whose_weights_it_reads():
     assert set(low_rank(model)) == {"block.linear1", "block.linear2"}
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, padding=1), nn.Linear(4, 6)])
+def test_the_weight_can_be_read(layer, parts):
+    pair = factored(layer, truncated(layer, 2, parts))
+    assert torch.allclose(pair.weight, pair.merged().weight, atol=1e-6) and pair.bias is pair.decoder.bias
+    pair.weight.sum().backward()
+    assert pair.encoder.weight.grad.any() and pair.decoder.weight.grad.any()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_fused_transformers_run_on(layers):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, layers).train(), torch.randn(4, 5, 8)
+    PrunableNetwork(model, x).prune(ALDS(), sparsity=0.2)
+    padding = torch.arange(5) > torch.tensor([[4], [2], [3], [4]])
+    model.eval()
+    with torch.no_grad():
+        fused = model(x, src_key_padding_mask=padding)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            plain = model(x, src_key_padding_mask=padding)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    assert low_rank(model) and torch.allclose(fused[~padding], plain[~padding], atol=1e-5)
+
+
 def test_outer_layers_stay_whole_where_they_are_left_out():
     model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
     network = PrunableNetwork(model, torch.zeros(1, 12), outer_layers=False)

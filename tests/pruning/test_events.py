@@ -11,11 +11,12 @@ from torch import nn
 
 from criterions.EfficientConvNets import EfficientConvNets
 from criterions.SNAP import SNAP
+from criterions.StructuredRandom import StructuredRandom
 from pruning import NodeCriterion, PrunableNetwork, UsageError, limits
 from pruning.criterion import Criterion
 from pruning.events import joint_threshold, layout_of, weight_budget
 from pruning.history import cut_like, cut_state, survivors_of
-from pruning.select import Layout
+from pruning.select import Layout, NodeRules
 from pruning.shrink import integers_of, resize_like
 from tests.criterions.nodes_by_hand import NETWORKS
 from tests.pruning.small_networks import build, data
@@ -204,6 +205,15 @@ def test_a_dense_state_is_cut_like_the_network_with_tied_names_as_well():
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_takes_much_more_than_was_asked_is_said():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network = PrunableNetwork(model, torch.randn(1, 4), node_rules=NodeRules(target="weights"))
+    step = network.prune(StructuredRandom(), sparsity=0.01).steps[0]
+    assert step.reached == 0.25  # one of four nodes
+    assert step.reason == "0.2500 of the weights went instead of 0.0100: with one node more it would be less"
+    assert not network.prune(StructuredRandom(), sparsity=0.4999).steps[0].reason
 
 
 def test_a_criterion_of_neither_kind_is_refused():
