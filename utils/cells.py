@@ -160,8 +160,7 @@ class Cells:
         if cell.start and (start := self.run_of(cell.start)):
             values["checkpoint_name"] = str(start.path)
         if cell.rewind and (early := self.run_of(cell.rewind)):
-            kept = next(early.models.glob("*_epoch_*"))
-            values["rewind_from"] = str(kept)
+            values["rewind_from"] = str(next(early.models.glob("*_epoch_*"), early.models / "epoch"))
         values |= {"run_name": cell.run_name, "results_dir": str(self.runs), "quiet": True}
         return command(values)
 

@@ -28,7 +28,7 @@ def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> in
         check: builds a run from its settings without starting it, and raises what would keep it from running.
     """
     typed, others = settings.typed(argv)
-    asked = next((name for name in ("experiment", "report") if typed.get(name)), None)
+    asked = next((name for name in ("experiment", "report") if name in typed), None)
     if asked is None or {"-h", "--help"} & set(others):
         return None
     if others:

@@ -23,6 +23,8 @@ from utils.switches import Switches
 KEYS = ("name", "base", "compare", "spacing", "retrain", "mode", "rewind_epoch", "dense", "report")
 MODES = ("one_shot", "cascade", "cascade_rewind")
 DENSE = "EmptyCrit"
+# What tells runs apart; training again changes none of it.
+GRID = ("model", "prune_criterion", "pruning_limit", "seed")
 GENERATED = ("seed", "pruning_limit", "prune_through", "keep_epochs")
 # Where and how fast a run is made is no part of what it is.
 WHEREABOUTS = ("results_dir", "data_dir", "plugin_dir", "device", "workers", "tensorboard", "save_freq")
@@ -118,20 +120,20 @@ def read(path: str, typed: Mapping[str, Any] | None = None) -> Experiment:
 class _Reader:
     def __init__(self, path: str, content: dict[str, Any], where: Lines, typed: dict[str, Any]) -> None:
         self.path, self.content, self.where, self.typed = path, content, where, typed
+        if not content:
+            raise UsageError(f"--experiment {path} is empty; it takes {', '.join(KEYS)}.")
         self._refuse_unknown(content, KEYS)
         base = self._block("base")
         registry.use_plugin_dir(str(typed.get("plugin_dir", base.get("plugin_dir")) or ""))
         self.known = _known()
         self.base = {"tensorboard": False} | self._settings("base", base)
-        self.retrain = self._settings("retrain", self._block("retrain"))
+        self.retrain = self._settings_at(self._block("retrain"), ("retrain",), but=GRID)
         self.mode = self._choice("mode", MODES, "one_shot")
         self.from_dense = "retrain" in content or self.mode != "one_shot"
         self.dense = self._choice("dense", ("once per seed", "none"), "once per seed") == "once per seed"
         if self.from_dense and not self.dense:
             raise UsageError(f"{where('dense')}: retraining starts from a dense run; dense: none leaves it out.")
-        self.rewind_epoch = content.get("rewind_epoch", 0)
-        if type(self.rewind_epoch) is not int or self.rewind_epoch < 0:
-            raise UsageError(f"{where('rewind_epoch')}: rewind_epoch is a number of epochs, 0 for the initial weights.")
+        self.rewind_epoch = self._rewind_epoch()
         self.compare = self._compared(self._block("compare"))
         self.limits, self.every = self._limits()
 
@@ -139,12 +141,15 @@ class _Reader:
         """Returns the checked and expanded experiment."""
         methods = self._methods()
         # An entry that prunes nothing is the dense run, with that entry's options; one with a label of its own is not.
-        dense = [method.options for method in methods if method.label.startswith(DENSE)]
-        methods = [method for method in methods if not method.label.startswith(DENSE)]
+        same = [method for method in methods if method.name == DENSE and method.label.startswith(DENSE)]
+        dense = [method.options for method in same]
+        methods = [method for method in methods if method not in same]
         unpruned = Method(DENSE, dense[0] if dense else {}, "", self.where("base"))
-        name = str(self.content.get("name") or Path(self.path).stem)
+        name = self.content.get("name", Path(self.path).stem)
+        if isinstance(name, (dict, list)) or not any(letter.isalnum() for letter in str(name or "")):
+            raise UsageError(f"{self.where('name')}: name is that of a folder, with a letter or digit; got {name!r}.")
         wanted = Wanted.read(self.content.get("report"), partial(self.where, "report"))
-        found = Experiment(name, wanted, [method.label for method in methods], source=self.path)
+        found = Experiment(" ".join(str(name).split()), wanted, [method.label for method in methods], source=self.path)
         for seed, (group, others) in product(self.compare["seed"], self._groups()):
             found.cells += self._cells(methods, unpruned if self.dense else None, seed, (group, others))
         unique = {cell.key: cell for cell in found.cells}
@@ -160,6 +165,10 @@ class _Reader:
         if dense:
             early = {"keep_epochs": [self.rewind_epoch]} if self.mode == "cascade_rewind" else {}
             given = self.base | others | dense.options | early
+            epochs = (given | self.typed).get("epochs", Core().epochs)
+            if self.rewind_epoch > max(epochs, 0):
+                place = self.where("rewind_epoch")
+                raise UsageError(f"{place}: rewind_epoch {self.rewind_epoch} is after the {epochs} of the dense run.")
             yield (start := self._cell(dense, label, 0.0, seed, given))
         for method in methods:
             before = start if self.from_dense else None
@@ -223,7 +232,9 @@ class _Reader:
             options = {k: v for k, v in entry.items() if k not in ("name", "label")} if isinstance(entry, dict) else {}
             label = entry.get("label") if isinstance(entry, dict) else None
             options = self._settings_at(options, place, but=("seed", "prune_criterion"))
-            if not label:
+            if label is not None and (not isinstance(label, str) or not label.strip() or label == "dense"):
+                raise UsageError(f"{self.where(*place)}: a label is text, and not dense; {label!r} was given.")
+            if label is None:
                 told = ", ".join(f"{key} {value}" for key, value in options.items()) if names.count(name) > 1 else ""
                 label = f"{name} ({told})" if told else name
             if label in [method.label for method in found]:
@@ -263,7 +274,10 @@ class _Reader:
             checks = [meant(name, flag.check(value, place)) for value, place in zip(values, places, strict=True)]
             if flag.name in self.typed:
                 raise UsageError(f"--{flag.name} cannot be typed: {places[0]} compares values of it.")
-            found[flag.name] = [value for place, value in enumerate(checks) if value not in checks[:place]]
+            for number, value in enumerate(checks):
+                if value in checks[:number]:
+                    raise UsageError(f"{places[number]}: {name} {value} is there twice.")
+            found[flag.name] = checks
         default = self.base.get("prune_criterion", Core().prune_criterion)
         found.setdefault("prune_criterion", [default])
         found.setdefault("seed", [self.base.get("seed", Core().seed)])
@@ -278,6 +292,15 @@ class _Reader:
             place = self.where("compare", "prune_criterion", number)
             raise UsageError(f"{place}: an entry is a criterion's name or {{name: ..., option: ...}}; got {entry!r}.")
         return entry
+
+    def _rewind_epoch(self) -> int:
+        """Returns the epoch to go back to, which the dense runs must reach: they keep its weights."""
+        epoch, place = self.content.get("rewind_epoch", 0), self.where("rewind_epoch")
+        if type(epoch) is not int or epoch < 0:
+            raise UsageError(f"{place}: rewind_epoch is a number of epochs, 0 for the initial weights.")
+        if "rewind_epoch" in self.content and self.mode != "cascade_rewind":
+            raise UsageError(f"{place}: rewind_epoch is for mode: cascade_rewind; the mode is {self.mode}.")
+        return epoch
 
     def _settings(self, block: str, content: dict[str, Any]) -> dict[str, Any]:
         return self._settings_at(content, (block,))
@@ -297,7 +320,9 @@ class _Reader:
             if name not in known:
                 kind = "setting" if place else "key"
                 raise UsageError(f"{line}: there is no {kind} {name!r}.{nearest(str(name), list(known))}")
-            if place and name in (*RUNNERS, *but):
+            if place and name in but:
+                raise UsageError(f"{line}: {name} cannot stand here; it belongs under base or compare.")
+            if place and name in RUNNERS:
                 raise UsageError(f"{line}: {name} is set by the runner of experiments; it cannot stand here.")
 
     def _block(self, name: str) -> dict[str, Any]:

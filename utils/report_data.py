@@ -70,11 +70,15 @@ class Wanted:
     @staticmethod
     def _listed(name: str, value: Any, where: Callable[..., str]) -> list[Any]:
         values = value if isinstance(value, list) else [value]
+        if not values:
+            raise UsageError(f"{where(name)}: {name} is empty; leave it out for the usual.")
         for number, entry in enumerate(values):
             place = where(name, number)
-            if name == "tolerance" and (not isinstance(entry, (int, float)) or isinstance(entry, bool)):
+            if entry in values[:number]:
+                raise UsageError(f"{place}: {entry} is there twice.")
+            if name == "tolerance" and not (type(entry) in (int, float) and 0 <= entry <= 1):
                 raise UsageError(f"{place}: a tolerance is a loss of accuracy, such as 0.005; {entry!r} was given.")
-            if name in ("x", "y") and entry not in AXES:
+            if name in ("x", "y") and str(entry) not in AXES:
                 near = nearest(str(entry), AXES)
                 raise UsageError(f"{place}: {entry!r} cannot be an axis.{near} There are {', '.join(AXES)}.")
         return values

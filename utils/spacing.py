@@ -34,6 +34,7 @@ KINDS: dict[str, Callable[[float, float, int], np.ndarray]] = {
     "cubic": _cubic,
     "harmonic": _harmonic,
 }
+MOST = 10_000  # sparsities in a series; a slip of the keyboard must not fill the memory
 
 
 def spaced(pieces: Any, where: Callable[..., str]) -> tuple[list[float], int]:
@@ -50,13 +51,15 @@ def spaced(pieces: Any, where: Callable[..., str]) -> tuple[list[float], int]:
         UsageError: naming the line.
     """
     limits: list[float] = []
-    every = 1
+    every = 0
     listed = isinstance(pieces, list)
     for number, piece in enumerate(pieces if listed else [pieces]):
         place = (number,) if listed else ()
         if not isinstance(piece, Mapping):
             raise UsageError(f"{where(*place)}: spacing takes `kind: {{from: ..., to: ..., n: ...}}`.")
         for kind, values in piece.items():
+            if kind == "retrain_every" and every:
+                raise UsageError(f"{where(*place, kind)}: retrain_every is given twice.")
             if kind == "retrain_every":
                 every = _whole(values, f"{where(*place, kind)}: retrain_every")
             elif kind in KINDS:
@@ -69,16 +72,21 @@ def spaced(pieces: Any, where: Callable[..., str]) -> tuple[list[float], int]:
                 )
     if not limits or any(later <= earlier for earlier, later in zip(limits, limits[1:], strict=False)):
         raise UsageError(f"{where()}: spacing must give sparsities that rise; it gives {limits}.")
-    return limits, every
+    if every > len(limits):
+        raise UsageError(f"{where()}: retrain_every is {every}; there are {len(limits)} sparsities.")
+    return limits, every or 1
 
 
 def _series(kind: str, values: Any, place: str) -> list[float]:
     if not isinstance(values, Mapping) or set(values) != {"from", "to", "n"}:
         raise UsageError(f"{place}: {kind} takes {{from: sparsity, to: sparsity, n: how many}}; {values!r} was given.")
     ends = [values["from"], values["to"]]
-    if not all(isinstance(end, (int, float)) and 0 <= end < 1 for end in ends):
+    if not all(type(end) in (int, float) and 0 <= end < 1 for end in ends):
         raise UsageError(f"{place}: from and to are fractions removed, 0 to below 1; {ends} was given.")
-    kept = KINDS[kind](1 - ends[0], 1 - ends[1], _whole(values["n"], f"{place}: n"))
+    count = _whole(values["n"], f"{place}: n")
+    if count > MOST or (count == 1) != (ends[0] == ends[1]):
+        raise UsageError(f"{place}: n is 2 to {MOST:,} from one end to the other, 1 where both are the same; {count}.")
+    kept = KINDS[kind](1 - ends[0], 1 - ends[1], count)
     return [round(float(1 - share), 6) for share in kept]
 
 

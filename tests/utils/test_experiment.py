@@ -102,6 +102,8 @@ def test_an_entry_that_prunes_nothing_is_the_dense_run(read):
     plan = read(GRID.replace("[SNIP,", "[{name: EmptyCrit, epochs: 7}, SNIP,"))
     assert [cell.settings["epochs"] for cell in plan.cells if not cell.method] == [7, 7]
     assert plan.methods == ["SNIP", "IMP rewound"]
+    called_alike = read(GRID.replace("[SNIP,", "[{name: SNIP, label: EmptyCrit2},"))
+    assert called_alike.methods == ["EmptyCrit2", "IMP rewound"]
     assert not any(not cell.method for cell in read(GRID.replace("name: tiny", "name: tiny\n    dense: none")).cells)
 
 
@@ -173,7 +175,7 @@ def test_spacings_by_their_formulas(kind, kept):
         ("[SNIP,", "[3,", r"line 5: an entry is a criterion's name"),
         ("enable_rewinding: true", "enable_rewindin: true", r"line 5: there is no setting .*enable_rewinding"),
         ("enable_rewinding: true", "enable_rewinding: 3", r"line 5: enable_rewinding takes true or false"),
-        ("enable_rewinding: true", "seed: 3", r"line 5: seed is set by the runner"),
+        ("enable_rewinding: true", "seed: 3", r"line 5: seed cannot stand here"),
         ("[0.9, 0.5]", "[0.9, 1.5]", r"line 6: pruning_limit is a fraction removed"),
         ("[0.9, 0.5]", "[]", r"line 6: pruning_limit has no values"),
         ("[1, 2]", "[1, -2]", r"line 7: seed must be 0 to below"),
@@ -181,6 +183,18 @@ def test_spacings_by_their_formulas(kind, kept):
         ("name: tiny", "mode: cascde", r"line 2: mode is one of one_shot, cascade.* Did you mean cascade"),
         ("name: tiny", "dense: twice", r"line 2: dense is one of once per seed, none"),
         ("name: tiny", "mode: cascade\n    dense: none", r"line 3: retraining starts from a dense run"),
+        ("[1, 2]", "[1, 1]", r"line 7: seed 1 is there twice"),
+        ("[SNIP,", "[{name: SNIP, label: 3},", r"line 5: a label is text"),
+        ("[SNIP,", "[{name: SNIP, label: dense},", r"line 5: a label is text, and not dense"),
+        ("name: tiny", "name: ..", r"line 2: name is that of a folder"),
+        ("name: tiny", "name: [a]", r"line 2: name is that of a folder"),
+        ("name: tiny", "retrain: {seed: 3}", r"line 2: seed cannot stand here"),
+        ("name: tiny", "rewind_epoch: 1", r"line 2: rewind_epoch is for mode: cascade_rewind"),
+        ("name: tiny", "rewind_epoch: 9\n    mode: cascade_rewind", r"line 2: rewind_epoch 9 is after the 2"),
+        ("name: tiny", "report: {x: [[a]]}", r"line 2: \['a'\] cannot be an axis"),
+        ("name: tiny", "report: {x: []}", r"line 2: x is empty"),
+        ("name: tiny", "report: {tolerance: [0.1, -0.1]}", r"line 2: a tolerance is a loss of accuracy"),
+        ("name: tiny", "report: {tolerance: [.nan]}", r"line 2: a tolerance is a loss of accuracy"),
         ("name: tiny", "rewind_epoch: -1", r"line 2: rewind_epoch is a number of epochs"),
         ("name: tiny", "retrain: {resume: x}", r"line 2: resume is set by the runner"),
         ("name: tiny", "report: {y: [test_acuracy]}", r"line 2: 'test_acuracy' cannot be an axis. Did you mean"),
@@ -207,6 +221,11 @@ def test_a_mistake_is_one_line_that_names_its_place(read, old, new, message):
         ("{linear: {from: 0.9, to: 0.1, n: 3}}", "sparsities that rise"),
         ("{linear: {from: 0.1, to: 0.9, n: 0}}", "n is a whole number from 1"),
         ("[0.5, 0.9]", "spacing takes"),
+        ("{linear: {from: 0.1, to: 0.9, n: 1}}", "n is 2 to"),
+        ("{linear: {from: 0.1, to: 0.9, n: 1000000000}}", "n is 2 to"),
+        ("{linear: {from: false, to: 0.9, n: 2}}", "fractions removed"),
+        ("{linear: {from: 0.1, to: 0.9, n: 3}, retrain_every: 4}", "retrain_every is 4; there are 3"),
+        ("[{linear: {from: 0.1, to: 0.9, n: 3}, retrain_every: 2}, {retrain_every: 3}]", "given twice"),
     ],
 )
 def test_a_spacing_that_does_not_fit(read, spacing, message):
