@@ -12,6 +12,7 @@ from torch import Tensor
 from pruning import PrunableNetwork, UsageError
 from pruning.count import batch_size_of, mapped
 from pruning.criterion import Batches
+from pruning.scores import pairs
 
 C = 3.0  # the papers' constant of |S|: how fast S comes to know the largest shares
 
@@ -73,7 +74,7 @@ def _pairs(network: PrunableNetwork) -> float:
 def _between(batches: Batches, start: int, end: int) -> Iterator[tuple[Any, Any]]:
     """Yields the points from one place to another, in batches as they come."""
     first = 0
-    for batch in batches if end > start else ():
+    for batch in pairs(batches) if end > start else ():
         last = first + batch_size_of(batch[0])
         if last > start:
             whole = start <= first and last <= end
@@ -84,4 +85,4 @@ def _between(batches: Batches, start: int, end: int) -> Iterator[tuple[Any, Any]
 
 
 def _cut(start: int, end: int) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[start:end]
+    return lambda tensor: tensor[start:end] if tensor.dim() else tensor  # labels may be a placeholder

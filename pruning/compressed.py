@@ -15,6 +15,7 @@ from pruning.criterion import Batches, Criterion
 from pruning.errors import UsageError
 from pruning.network import PrunableNetwork
 from pruning.report import PruneReport
+from pruning.scores import pairs
 from pruning.select import NodeRules
 
 
@@ -43,8 +44,8 @@ class CompressedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.loader = loader if hasattr(loader, "__len__") else list(loader)
-        first = next(iter(self.loader), None)
-        if not isinstance(first, (tuple, list)) or len(first) != 2:
+        first = next(pairs(self.loader), None)
+        if first is None:
             raise UsageError("The loader must give pairs (inputs, targets), at least one.")
         self.criterion = criterion
         self._example = mapped(first[0], lambda tensor: tensor[:1])

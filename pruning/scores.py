@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pruning.count import call, device_of, mapped, plain_recurrence, quiet_eval, same_random_state
+from pruning.count import call, device_of, mapped, plain_recurrence, quiet_eval, same_random_state, tensors_in
 from pruning.criterion import Batches
 from pruning.errors import UsageError
 
@@ -52,15 +52,22 @@ def scoring(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[Non
 
 def on_device(batches: Batches, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Yields the batches on the model's device; raises UsageError if there are none or they are no pairs."""
-    device = device_of(model)
-    empty = True
+    device, empty = device_of(model), True
+    for inputs, targets in pairs(batches):
+        empty = False
+        yield mapped(inputs, lambda tensor: tensor.to(device)), mapped(targets, lambda tensor: tensor.to(device))
+    if empty:
+        raise UsageError("This criterion scores on data, and it was given no batches.")
+
+
+def pairs(batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """Yields the batches that have a sample in them; raises UsageError for what is no pair."""
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise UsageError(f"A batch must be a pair (inputs, targets); a {type(batch).__name__} came that is none.")
-        empty = False
-        yield mapped(batch[0], lambda tensor: tensor.to(device)), mapped(batch[1], lambda tensor: tensor.to(device))
-    if empty:
-        raise UsageError("This criterion scores on data, and it was given no batches.")
+        sizes = [tensor.numel() for tensor in tensors_in(batch[0])]
+        if any(sizes) or not sizes:
+            yield batch[0], batch[1]
 
 
 def accumulate_gradients(

@@ -11,6 +11,7 @@ from criterions._points import points_needed
 from criterions._sampling import K, Parts, draw, error_of, inclusion, water_filling
 from criterions.FT import FT
 from criterions.Magnitude import Magnitude
+from criterions.PCA import PCA
 from criterions.PFP import PFP, PFPNet
 from criterions.PFPRand import PFPRand
 from criterions.PFPTop import PFPTop
@@ -162,6 +163,17 @@ def test_only_so_many_points_are_looked_at():
     cut = [(batches[0][0], batches[0][1]), (batches[1][0][:1], batches[1][1][:1])]
     few = SiPP(points=4).weight_scores(network, batches)
     assert all(torch.equal(few[n], s) for n, s in SiPP(points=99).weight_scores(network, cut).items())
+
+
+@pytest.mark.parametrize("cls", [SiPP, PFP, PCA])
+def test_batches_are_pairs_and_empty_ones_are_passed_over(cls):
+    network, ((inputs, targets), *_) = network_of(mlp)
+    with pytest.raises(UsageError, match="pair .*a dict came"):
+        network.prune(cls(), [{"x": inputs, "y": targets}], keep_ratio=0.5)
+    with pytest.raises(UsageError, match="no batches"):
+        network.prune(cls(), [(inputs[:0], targets[:0])], keep_ratio=0.5)
+    network.prune(cls(), [(inputs[:0], targets[:0]), (inputs, torch.tensor(0))], keep_ratio=0.5)
+    assert network.weight_sparsity() > 0.4
 
 
 # -- filters --------------------------------------------------------------------------------------------------------
