@@ -19,6 +19,7 @@ from pruning import LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.decompose import blocks_of, factored, truncated
 from pruning.export import export
 from tests.pruning.small_networks import Attention, Residual, data, tokens
+from tests.pruning.test_export import NEEDS_ONNX
 from utils.checkpoints import load_network, network_state
 
 
@@ -268,7 +269,9 @@ def test_optimizers_go_on_in_the_order_of_the_parameters(make):
         assert all(torch.equal(value, optimizer.state[bias][key]) for key, value in remembered.items())
         before = [p.detach().clone() for p in owned]
         step()
-        assert all(not torch.equal(p, old) for p, old in zip(owned, before, strict=True))
+        moved = [not torch.equal(p, old) for p, old in zip(owned, before, strict=True)]
+        felt = [float(p.grad.abs().max()) > 1e-6 for p in owned]  # a bias before a batch norm has no say
+        assert sum(felt) >= len(owned) - 1 and all(m for m, f in zip(moved, felt, strict=True) if f)
 
 
 def test_what_is_kept_by_name_is_dropped_with_the_weight_and_frozen_stays_frozen():
@@ -350,7 +353,7 @@ def test_a_residual_network_and_a_shared_path():
         assert model(batches[0][0]).shape == (3, 4)
 
 
-@pytest.mark.parametrize("kind", ["torch_export", "onnx"])
+@pytest.mark.parametrize("kind", ["torch_export", pytest.param("onnx", marks=NEEDS_ONNX)])
 def test_decomposed_layers_can_be_exported(kind, tmp_path):
     network, batches = mixed(ALDS(max_subspaces=12), 0.2)
     layer = nn.Linear(6, 4)  # the one that is no plain Linear then
