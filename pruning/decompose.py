@@ -7,6 +7,7 @@ are subspaces, has the kernel, stride, padding and dilation; the decoder, 1 x 1,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -264,18 +265,24 @@ def decompose_like(
         layer = dict(model.named_modules()).get(path) if path != name else None
         if isinstance(layer, Layer) and isinstance(extra, Tensor) and isinstance(decoder, Tensor):
             rows = len(survivors[name][0]) if survivors and 0 in survivors.get(name, {}) else len(state[name])
-            changes[layer] = _pair_like(path, layer, rows, int(extra), f"{path}.decoder.bias" in state)
+            single = state[name].shape[1] == 1
+            changes[layer] = _pair_like(path, layer, rows, int(extra), f"{path}.decoder.bias" in state, single=single)
     substitute(model, changes)
     return {new: old for old, new in changes.items()}
 
 
-def _pair_like(path: str, layer: Layer, rows: int, subspaces: int, bias: bool) -> LowRank:
+def _pair_like(path: str, layer: Layer, rows: int, subspaces: int, bias: bool, *, single: bool) -> LowRank:
     columns = layer.weight.shape[1]
-    if subspaces < 1 or rows % subspaces:
+    if subspaces < 1 or rows % subspaces or subspaces > columns:
         raise UsageError(f"{path}: {rows} rows in {subspaces} subspaces do not fit {type(layer).__name__}.")
-    rank = rows // subspaces
-    # One channel each: a channel that was removed later took its subspace along.
-    return LowRank(layer, rank, subspaces if columns % subspaces == 0 else columns, bias=bias)
+    if columns % subspaces and single:
+        # One channel each: a channel that was removed later took its subspace along.
+        return LowRank(layer, rows // subspaces, columns, bias=bias)
+    if columns % subspaces:
+        # Channels were gone before the layer was decomposed.
+        layer, width = copy.copy(layer), "in_channels" if isinstance(layer, nn.Conv2d) else "in_features"
+        setattr(layer, width, columns // subspaces * subspaces)
+    return LowRank(layer, rows // subspaces, subspaces, bias=bias)
 
 
 def undivided(sizes: Mapping[str, int], dense: Collection[str]) -> dict[str, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import PrunableNetwork, UsageError, resize_like
-from pruning.decompose import decompose_like, undivided
+from pruning.decompose import Layer, LowRank, decompose_like, undivided
 from pruning.shrink import integers_of
 from utils.files import write_atomic
 
@@ -104,8 +104,7 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     if isinstance(sizes, dict) and undivided(sizes, network.start_sizes) == network.start_sizes:
         # Pruned from this very network: it takes the file's layers and smaller shapes.
         if set(sizes) != set(network.start_sizes):
-            decompose = partial(decompose_like, network.model, state, survivors)
-            network.relayer(decompose, sizes, content.get("nodes_total"))
+            network.relayer(partial(_decompose, network.model, state, content), sizes, content.get("nodes_total"))
         resize_like(network.model, state, content.get("integers"))
         network.reshaped(survivors)
     _check_fits(network.model, state, source)
@@ -119,6 +118,14 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
         raise UsageError(f"{source} is damaged: the mask of {wrong!r} is of another shape than the weight.")
     network.masks.set(masks)
     network.enforce()
+
+
+def _decompose(model: nn.Module, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    changes = decompose_like(model, state, content.get("survivors")).items()
+    pairs = [(new, old) for new, old in changes if isinstance(new, LowRank) and isinstance(old, Layer)]
+    if any(new.weight.shape != old.weight.shape for new, old in pairs):
+        # Channels were gone before the layer was decomposed: it runs in the smaller network only.
+        resize_like(model, state, content.get("integers"))
 
 
 def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from criterions.PCA import PCA
 from criterions.SNAPit import SNAPit
 from criterions.SVD import SVD
 from models.ResNet20 import ResNet20
-from pruning import LowRank, PrunableNetwork, UsageError, keep, load_pruned
+from pruning import DependencyGraph, LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.decompose import blocks_of, factored, truncated
 from pruning.export import export
 from tests.pruning.small_networks import Attention, Residual, data, tokens
@@ -302,6 +302,39 @@ def test_a_file_rebuilds_the_two_layers(criterion, nodes, tmp_path):
     assert torch.equal(loaded(batches[0][0]), model(batches[0][0]))
     assert {n: p.shape for n, p in loaded.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert repr(loaded) == repr(model)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, lambda *sizes: nn.Conv2d(*sizes, 1)])
+@pytest.mark.parametrize("after", [[], [1, 4, 8]])
+def test_subspaces_of_a_layer_that_had_lost_channels_before(kind, after, tmp_path):
+    def make():
+        return nn.Sequential(kind(4, 14), nn.ReLU(), kind(14, 20))
+
+    model, x = make(), torch.randn(2, 4) if kind is nn.Linear else torch.randn(2, 4, 3, 3)
+    DependencyGraph(model, x).get_pruning_plan(model[0], idxs=[0, 1]).exec()
+    model[2] = factored(model[2], truncated(model[2], 2, 3))  # 12 channels in 3 parts, which do not divide 14
+    if after:
+        DependencyGraph(model, x).get_pruning_plan(model[0], idxs=after).exec()
+    torch.save(model.state_dict(), tmp_path / "small.pth")
+    loaded = load_pruned(make(), tmp_path / "small.pth")
+    assert repr(loaded) == repr(model) and torch.equal(loaded(x), model(x))
+
+
+def test_a_handle_takes_subspaces_of_a_layer_that_had_lost_channels_before(tmp_path):
+    class Three(ALDS):
+        def rank_errors(self, network, layers, batches):
+            return {path: {3: by_parts[3]} for path, by_parts in super().rank_errors(network, layers, batches).items()}
+
+    network, other = (PrunableNetwork(nn.Sequential(nn.Conv2d(4, 14, 1), nn.ReLU(), nn.Conv2d(14, 20, 1)),
+                                      torch.randn(1, 4, 3, 3)) for _ in range(2))  # fmt: skip
+    network.graph.get_pruning_plan(network.model[0], idxs=[0, 1]).exec()
+    keep(network.model[0])
+    network.prune(Three(), sparsity=0.4)
+    torch.save(network_state(network), tmp_path / "file")
+    load_network(other, torch.load(tmp_path / "file", weights_only=True), tmp_path / "file")
+    x = torch.randn(2, 4, 3, 3)
+    assert network.model[2].subspaces == 3 and torch.equal(other.model(x), network.model(x))
+    assert (other.size(), other.weights_total()) == (network.size(), network.weights_total())
 
 
 def test_a_file_that_does_not_fit_leaves_the_model_as_it_was():
