@@ -26,7 +26,8 @@ from utils.run_folder import RunFolder
 
 TEMPLATE = Path(__file__).with_name("report.html")
 # Settings that two runs of one method may differ in.
-NO_METHOD = {*WHEREABOUTS, *RUNNERS, "seed", "pruning_limit", "prune_criterion", "model", "data_set", "checkpoint_name"}
+TELLING = ("model", "data_set", "prune_criterion", "pruning_limit", "seed")
+NO_METHOD = {*WHEREABOUTS, *RUNNERS, *TELLING, "checkpoint_name"}
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,18 @@ def gather_runs(pattern: str, results: Path) -> Data:
     matches = glob.glob(str(results / pattern)) or glob.glob(os.path.expanduser(pattern))
     files = {file for path in map(Path, matches) for file in sorted(path.rglob("result.json"))}
     folders = [RunFolder(file.parent) for file in sorted(files) if (file.parent / "settings.yaml").is_file()]
-    found = [(folder, folder.settings(), folder.result()) for folder in folders]
-    found = [(folder, settings, record) for folder, settings, record in found if not settings.get("eval")]
+    found, damaged = [], []
+    for folder in folders:
+        settings: dict[str, Any] = {}
+        with suppress(UsageError):  # one damaged run must not keep the others from being shown
+            settings = folder.settings()
+        if not {*TELLING} <= settings.keys():
+            damaged.append((folder.path.name, f"{folder.settings_file} is damaged", folder.path))
+        elif not settings.get("eval"):
+            found.append((folder, settings, folder.result()))
     if not found:
         raise UsageError(f"--report {pattern}: no run folder matches, in {results} or here.")
-    data = Data(f"runs {pattern}", [], Wanted())
+    data = Data(f"runs {pattern}", [], Wanted(), list(damaged))
     groups = _varying([settings for _, settings, _ in found], only=("model", "data_set"))
     runs: dict[tuple[Any, ...], Finished] = {}
     for folder, settings, record in found:

@@ -42,7 +42,7 @@ def curves(data: Data, group: str, x: str, y: str, link: Link) -> Figure:
         if dense.n > 1:
             axes.axhspan(dense.low, dense.high, color=INK, alpha=0.1, linewidth=0)
     _scale(axes, x, [run.value(x) for run in data.runs if run.group == group and run.method])
-    axes.set(xlabel=AXES[x], ylabel=AXES[y], title=group or None)
+    axes.set(xlabel=AXES[x], ylabel=AXES[y], title=_plain(group) or None)
     low, high = axes.get_ylim()
     if y.endswith("_accuracy"):  # bands may leave what is possible
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -63,7 +63,7 @@ def _method(axes: Axes, data: Data, what: tuple[str, str, str, str], number: int
     means.sort(key=lambda pair: pair[0])
     places = [place for place, _ in means]
     values = [m.mean for _, m in means]
-    axes.plot(places, values, line_style(number), marker=mark, markersize=4, color=colour, label=method)
+    axes.plot(places, values, line_style(number), marker=mark, markersize=4, color=colour, label=_plain(method))
     low, high = [m.low for _, m in means], [m.high for _, m in means]
     axes.fill_between(places, low, high, color=colour, alpha=0.16, linewidth=0)
 
@@ -78,17 +78,22 @@ def layers(data: Data, group: str) -> Figure | None:
     for number, (method, by_layer) in enumerate(found.items()):
         values = [by_layer.get(name, math.nan) for name in names]
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-        axes.plot(range(len(names)), values, line_style(number), label=method, color=colour, marker=mark, markersize=4)
+        axes.plot(range(len(names)), values, line_style(number), label=_plain(method), color=colour, marker=mark, markersize=4)
     every = max(1, math.ceil(len(names) / 12))
     shown = [name.removesuffix(".weight")[-18:] for name in names[::every]]
     axes.set_xticks(range(0, len(names), every), shown, rotation=40, ha="right", fontsize=8)
     asked = f"limit {limit:g}" + (f", {group}" if group else "")
-    axes.set(ylabel="fraction of weights removed", title=asked, ylim=(-0.03, 1.03))
+    axes.set(ylabel="fraction of weights removed", title=_plain(asked), ylim=(-0.03, 1.03))
     everything = [value for by_layer in found.values() for value in by_layer.values()]
     if max(everything) >= 0.9:
         _spread(axes, "y", everything)
     _legend(figure, axes)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Returns a name of the user's that is drawn letter by letter: `$` is no formula, `_` in front does not hide it."""
+    return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
 def line_style(number: int) -> str:

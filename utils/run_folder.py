@@ -63,11 +63,12 @@ class RunFolder:
         return read_settings(self.settings_file)
 
     def result(self) -> dict[str, Any]:
-        """Returns result.json, empty where there is none yet."""
+        """Returns result.json, empty where there is none yet or it is damaged."""
         try:
-            return json.loads(self.result_file.read_text(encoding="utf-8")) if self.result_file.exists() else {}
+            found = json.loads(self.result_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json; numbers that are not finite become null, so that every reader can read it."""

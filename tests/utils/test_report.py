@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -150,6 +151,14 @@ def test_tables_as_csv_markdown_and_tex(data, tmp_path):
     assert not list((tmp_path / "plots").iterdir())
 
 
+@pytest.mark.parametrize("name", [r"$\nope$", "cost in $", "_private", "100 % & <b>"])
+def test_names_are_drawn_letter_by_letter(tmp_path, name):
+    dense = run("", 0.0, 1, group=name)
+    write(Data("names", [dense, Finished(name, name, 0.5, 1, run("good", 0.5, 1).record, Path("x"))], Wanted()), tmp_path)
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "report.html").read_text())
+    assert [unescape(text).strip() for text in drawn].count(name) == 4, "a legend and a title in each of two pictures"
+
+
 @pytest.mark.parametrize("what", ["nothing", "only dense", "one run", "groups", "many methods"])
 def test_a_report_of_whatever_there_is(tmp_path, what):
     runs = {
@@ -189,11 +198,13 @@ def test_runs_found_by_a_pattern_are_told_apart_by_what_differs(make_run, tmp_pa
     make_run("b2", "failed", prune_criterion="GRASP", seed=2)
     make_run("b3", "interrupted", prune_criterion="GRASP", seed=3)
     make_run("e", eval=True)
+    make_run("f")
+    (tmp_path / "results" / "f" / "settings.yaml").write_text("")
     data = gather_runs("*", tmp_path / "results")
     assert {(one.method, one.seed) for one in data.runs} == {
         *{("", 1), ("SNIP (epochs 3)", 1), ("SNIP (epochs 3)", 2), ("SNIP (epochs 6)", 1), ("GRASP", 1)}
     }
-    assert ([what for what, _, _ in data.lost], data.open) == (["b2"], 1)
+    assert ([what for what, _, _ in data.lost], data.open) == (["f", "b2"], 1)
     assert data.runs[-1].layers == {"a": 0.9}
     assert len(gather_runs(str(tmp_path / "results" / "a*"), Path("elsewhere")).runs) == 3
 

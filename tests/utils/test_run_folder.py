@@ -74,5 +74,6 @@ def test_result_is_json_for_every_reader(create):
 
     found = json.loads(folder.result_file.read_text(), parse_constant=refuse)
     assert found == {"a": None, "b": [None, 1.5], "c": {"d": None}, "e": None, "f": 3}
-    folder.result_file.write_text("{damaged")
-    assert folder.result() == {}
+    for damaged in ("{damaged", "[1]", ""):
+        folder.result_file.write_text(damaged)
+        assert folder.result() == {}
