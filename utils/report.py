@@ -111,6 +111,8 @@ def gather_runs(pattern: str, results: Path) -> Data:
             data.open += 1
     data.runs = list(runs.values())
     data.note = _note(data)
+    if differing := _varying([settings for _, settings, _ in found if settings["prune_criterion"] == DENSE]):
+        data.note += f" Dense runs differ in {', '.join(differing)}: all are compared with the newest of each seed."
     return data
 
 

@@ -33,7 +33,7 @@ Link = Callable[[Finished], str]
 def curves(data: Data, group: str, x: str, y: str, link: Link) -> Figure:
     """Draws y against x: per method the mean over seeds with its 95 % band, each run as a dot, dense as a line."""
     methods = data.methods(group)
-    figure, axes = _framed(len(methods) + bool(data.dense(group)))
+    figure, axes = _framed()
     for number, method in enumerate(methods):
         _method(axes, data, (group, method, x, y), number, link)
     dense = interval([run.value(y) for run in data.dense(group)])
@@ -74,11 +74,12 @@ def layers(data: Data, group: str) -> Figure | None:
     if not found:
         return None
     names = list(dict.fromkeys(name for by_layer in found.values() for name in by_layer))
-    figure, axes = _framed(len(found))
+    figure, axes = _framed()
     for number, (method, by_layer) in enumerate(found.items()):
         values = [by_layer.get(name, math.nan) for name in names]
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-        axes.plot(range(len(names)), values, line_style(number), label=_plain(method), color=colour, marker=mark, markersize=4)
+        line = axes.plot(range(len(names)), values, line_style(number), label=_plain(method))[0]
+        line.set(color=colour, marker=mark, markersize=4)
     every = max(1, math.ceil(len(names) / 12))
     shown = [name.removesuffix(".weight")[-18:] for name in names[::every]]
     axes.set_xticks(range(0, len(names), every), shown, rotation=40, ha="right", fontsize=8)
@@ -92,7 +93,11 @@ def layers(data: Data, group: str) -> Figure | None:
 
 
 def _plain(text: str) -> str:
-    """Returns a name of the user's that is drawn letter by letter: `$` is no formula, `_` in front does not hide it."""
+    """Returns a name of the user's that is drawn letter by letter: `$` is no formula, `_` in front does not hide it.
+
+    One that would leave the picture loses its middle.
+    """
+    text = text if len(text) < 60 else f"{text[:35]}…{text[-23:]}"
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
@@ -101,8 +106,8 @@ def line_style(number: int) -> str:
     return "-" if number < len(COLOURS) else ":"
 
 
-def _framed(lines: int) -> tuple[Figure, Axes]:
-    figure = new_figure(5.2, 3.7 + 0.2 * math.ceil(lines / 2))
+def _framed() -> tuple[Figure, Axes]:
+    figure = new_figure(5.2, 3.7)
     axes = figure.subplots()
     for spine in axes.spines.values():
         spine.set_color(INK)
@@ -115,11 +120,14 @@ def _framed(lines: int) -> tuple[Figure, Axes]:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    rows, height = math.ceil(len(labels) / 2), figure.get_figheight()
+    columns = 1 if max(map(len, labels), default=0) > 26 else 2  # two long names would leave the picture
+    rows = math.ceil(len(labels) / columns)
+    height = figure.get_figheight() + 0.2 * rows
+    figure.set_figheight(height)
     slanted = 0.5 if any(label.get_rotation() for label in axes.get_xticklabels()) else 0.0
     top = 1 - (0.35 if axes.get_title() else 0.15) / height
     figure.subplots_adjust(left=0.15, right=0.97, top=top, bottom=(0.65 + slanted + 0.2 * rows) / height)
-    legend = figure.legend(handles, labels, loc="lower center", ncols=2, fontsize=9, frameon=False)
+    legend = figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_color(INK)
 

@@ -17,6 +17,7 @@ from scipy import stats
 from pruning.errors import UsageError
 from utils.report import gather_runs, write
 from utils.report_data import Data, Finished, Wanted, costs, differences, interval, potentials, summary
+from utils.report_plots import curves
 
 SEEDS = (1, 2, 3, 4)
 NOISE = {1: 0.011, 2: -0.004, 3: 0.007, 4: -0.013}
@@ -154,7 +155,8 @@ def test_tables_as_csv_markdown_and_tex(data, tmp_path):
 @pytest.mark.parametrize("name", [r"$\nope$", "cost in $", "_private", "100 % & <b>"])
 def test_names_are_drawn_letter_by_letter(tmp_path, name):
     dense = run("", 0.0, 1, group=name)
-    write(Data("names", [dense, Finished(name, name, 0.5, 1, run("good", 0.5, 1).record, Path("x"))], Wanted()), tmp_path)
+    other = Finished(name, name, 0.5, 1, run("good", 0.5, 1).record, Path("x"))
+    write(Data("names", [dense, other], Wanted()), tmp_path)
     drawn = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "report.html").read_text())
     assert [unescape(text).strip() for text in drawn].count(name) == 4, "a legend and a title in each of two pictures"
 
@@ -207,6 +209,23 @@ def test_runs_found_by_a_pattern_are_told_apart_by_what_differs(make_run, tmp_pa
     assert ([what for what, _, _ in data.lost], data.open) == (["f", "b2"], 1)
     assert data.runs[-1].layers == {"a": 0.9}
     assert len(gather_runs(str(tmp_path / "results" / "a*"), Path("elsewhere")).runs) == 3
+
+
+def test_dense_runs_that_differ_are_said_to(make_run, tmp_path):
+    make_run("d1", prune_criterion="EmptyCrit")
+    assert "differ" not in gather_runs("d*", tmp_path / "results").note
+    make_run("d2", prune_criterion="EmptyCrit", epochs=9)
+    assert "Dense runs differ in epochs" in gather_runs("d*", tmp_path / "results").note
+
+
+def test_long_names_stay_inside_the_picture(tmp_path):
+    name = "SNIP (" + ", ".join(f"option_{n} {n}" for n in range(20)) + ")"
+    runs = [Finished(f"{name}{n}", "", 0.5, 1, run("good", 0.5, 1).record, Path("x")) for n in range(3)]
+    figure = curves(Data("long", runs, Wanted()), "", "weight_sparsity", "test_accuracy", str)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert box.y1 < figure.axes[0].get_window_extent().y0, "the legend lies below the axes"
 
 
 def test_models_and_data_sets_are_groups(make_run, tmp_path):
