@@ -261,6 +261,12 @@ def test_workers_share_the_cores_and_take_gpus_in_turn():
         assert [(place.cores, place.gpu) for place in places(1)] == [([], None)]
 
 
+def test_no_more_workers_than_cells(cells):
+    grid = cells()
+    runner = Runner(grid, pretend, workers=1000, console=Console(quiet=True), report=lambda last: None)
+    assert len(runner.places) == len(grid.experiment.cells)
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ class Runner:
     ) -> None:
         self.cells, self.run, self.console, self.report = cells, run, console, report
         self.by_key = {cell.key: cell for cell in cells.experiment.cells}
-        self.places = places(workers)
+        self.places = places(min(workers, len(self.by_key)))  # who never gets a cell is memory lost
         self.workers: list[Worker] = []
 
     def go(self) -> int:
