@@ -89,11 +89,11 @@ class Program(nn.Module):
                 x = self._add(self._layer(draw, x) if not self.steps or draw.random() < 0.4 else self._move(draw, x), x)
             except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError):
                 del self.layers[known:]
-        self._add(self._take(nn.Linear(x.shape[-1], 3)), x, least=1)
+        self._add(self._take(nn.Linear(x.shape[-1], 3)), x, least=1, most=6000)
 
-    def _add(self, step: Step, x: Tensor, least: int = 8) -> Tensor:
+    def _add(self, step: Step, x: Tensor, least: int = 8, most: int = 2000) -> Tensor:
         made = self._run(step, x).detach()
-        if not (2 <= made.dim() <= 6 and least <= made.numel() <= 2000 and made.isfinite().all()):
+        if not (2 <= made.dim() <= 6 and least <= made.numel() <= most and made.isfinite().all()):
             raise ValueError("too large or too small to go on with")
         self.steps.append(step)
         return made
