@@ -255,7 +255,9 @@ def _shortfall(network: PrunableNetwork, counted: str, target: float, why: str) 
     slack = 0.02 if counted == "latency" else 1e-6
     if abs(now - target) <= slack or target < now <= target + NEAR:
         return ""
-    why = why if now < target else "with one node more it would be less"
+    if now > target:
+        round_to = network.node_rules.round_to
+        why = f"widths are multiples of {round_to}" if round_to > 1 else "with one node more it would be less"
     return f"{now:.4f} of the {counted} went instead of {target:.4f}: {why}"
 
 
