@@ -1,13 +1,11 @@
-from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from pruning import PrunableNetwork, UsageError, WeightCriterion, schedule
-from pruning.count import device_of, mapped, same_random_state, tensors_in
+from pruning.count import call_with, device_of, mapped, same_random_state, tensors_in
 from pruning.criterion import Batches
 from pruning.scores import require_signal, scoring
 
@@ -39,7 +37,7 @@ class SynFlow(WeightCriterion):
         names = [name for name, _ in network.weights()]
         chosen = [state[name].requires_grad_() for name in names]
         with scoring(network.model), same_random_state(chosen[0].device):
-            outputs = functional_call(network.model, state, *_ones(network))
+            outputs = call_with(network.model, state, _ones(network))
             flow = torch.stack([out.sum() for out in tensors_in(outputs) if out.is_floating_point()]).sum()
             gradients = torch.autograd.grad(flow, chosen, allow_unused=True)
         if not torch.isfinite(flow):
@@ -62,17 +60,14 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def _ones(network: PrunableNetwork) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments and keywords of the example's form, all ones; whole numbers (tokens) stay as they are."""
+def _ones(network: PrunableNetwork) -> Any:
+    """Inputs of the example's form, all ones; whole numbers (tokens) stay as they are."""
     example, device = network.example_inputs, device_of(network.model)
     if example is None:
         raise UsageError("SynFlow feeds ones of the input's shape, so it needs example inputs.")
-    if isinstance(example, Tensor):
-        example = (example[:1],)
 
     def one(tensor: Tensor) -> Tensor:
         moved = tensor.to(device)
         return torch.ones_like(moved, dtype=_wide(moved)) if moved.is_floating_point() else moved
 
-    values = mapped(example, one)
-    return ((), values) if isinstance(values, Mapping) else (tuple(values), {})
+    return mapped(example[:1] if isinstance(example, Tensor) else example, one)

@@ -42,7 +42,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
     """Applies a function to every tensor in nested tuples, lists and dicts; everything else stays."""
     if isinstance(inputs, Tensor):
         return change(inputs)
@@ -74,6 +74,24 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
+    """Calls the model with other tensors in the place of its parameters and buffers, tied ones in all their places.
+
+    `torch.func.functional_call` would leave plain tensors behind in a module that is registered twice.
+    """
+    own = (*model.named_parameters(), *model.named_buffers())
+    given = {id(tensor): tensors[name] for name, tensor in own if name in tensors}
+    registries: list[Any] = [held for module in model.modules() for held in (module._parameters, module._buffers)]
+    kept = [(held, dict(held)) for held in registries]
+    try:
+        for held, content in kept:
+            held.update({name: given.get(id(tensor), tensor) for name, tensor in content.items()})
+        return call(model, inputs)
+    finally:
+        for held, content in kept:
+            held.update(content)
 
 
 def look(model: nn.Module, inputs: Any) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pruning.count import batch_size_of, call, device_of, mapped, tensors_in
 from pruning.errors import UsageError
 from pruning.labels import RUN_ERRORS
-from pruning.sandbox import map_tensors, split_inputs
+from pruning.sandbox import split_inputs
 from pruning.tryout import still
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -104,7 +104,7 @@ def _draft(model: nn.Module, kind: str, draft: Path, inputs: Any, others: Any = 
     arguments, keywords = split_inputs(inputs)
     size, spec = batch_size_of(inputs), None
     if others is not None:
-        spec = map_tensors(keywords or arguments, lambda tensor: _dimensions(tensor, size))
+        spec = mapped(keywords or arguments, lambda tensor: _dimensions(tensor, size))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of deprecations inside the exporters

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning import rules_joins, rules_layers, rules_moves, rules_pictures  # noqa: F401 - they fill the table of rules
+from pruning.count import mapped
 from pruning.errors import UsageError
 from pruning.labels import RUN_ERRORS, Axis, Entry, Labels, schema
 from pruning.rehearsal import Failure, Replay, Report
 from pruning.rules import RULES
-from pruning.sandbox import Attribute, blank, map_tensors, named_tensors, run, split_inputs
+from pruning.sandbox import Attribute, blank, named_tensors, run, split_inputs
 from pruning.scales import Scale, Uses, take_up
 from pruning.structure import Dimension, Mask, Structure
 from pruning.trace import Trace
@@ -137,7 +138,7 @@ class Observer:
         def twice(tensor: Tensor) -> Tensor:
             return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
-        return [self._given, map_tensors(self._given, twice)]
+        return [self._given, mapped(self._given, twice)]
 
     def _run(self, trace: Trace, there: Mask, stay: Mask, training: bool, attributes: list[Attribute]) -> None:
         """Runs the model with what stays of its tensors, labelled, and pins what it returns."""

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize
+from torch.func import functionalize
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pruning.count import device_of, mapped, plain_attention, tensors_in
+from pruning.count import call_with, device_of, mapped, plain_attention, tensors_in
 from pruning.labels import RUN_ERRORS
 from pruning.rules import RULES, pointwise
 from pruning.sandbox import split_inputs
@@ -64,7 +64,7 @@ class Paths:
         self._given = (dict(model.named_buffers()), list(arguments), keywords)
 
         def run(parameters: State, buffers: State, args: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-            return tensors_in(functional_call(model, {**parameters, **buffers}, tuple(args), kwargs))
+            return tensors_in(call_with(model, {**parameters, **buffers}, kwargs or args))
 
         try:
             with still(model):

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pruning.count import call, device_of, mapped, quiet_eval, same_random_state, tensors_in
+from pruning.count import call_with, device_of, mapped, quiet_eval, same_random_state, tensors_in
 from pruning.errors import UsageError
 from pruning.gates import acts_as_it_is
 from pruning.labels import CONSUMER, PRODUCER, RUN_ERRORS
@@ -198,7 +197,7 @@ class _Trial:
         )
         try:
             with quiet_eval(model), torch.no_grad(), same_random_state(self.device):
-                found = call(lambda *a, **k: functional_call(model, dict(weights), a, k), inputs)  # type: ignore[arg-type]
+                found = call_with(model, weights, inputs)
         finally:
             for hook in hooks:
                 hook.remove()

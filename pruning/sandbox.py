@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from pruning.count import mapped
 from pruning.errors import UsageError
 from pruning.trace import Trace
 
@@ -46,17 +47,6 @@ def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Applies a function to every tensor in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return type(value)((key, map_tensors(item, change)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, change) for item in value))
-    return type(value)(map_tensors(item, change) for item in value) if type(value) in (list, tuple) else value
 
 
 def tensors_within(value: Any, depth: int = 6) -> Iterator[Tensor]:
@@ -132,7 +122,7 @@ def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]
         }
     for name, value in state.items():
         if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
-            vars(module)[name] = map_tensors(value, stand_in)
+            vars(module)[name] = mapped(value, stand_in)
 
 
 @contextmanager
@@ -231,7 +221,7 @@ def run(
     def change(tensor: Tensor) -> Tensor:
         return tensor.clone() if trace.real else blank(tuple(tensor.shape), tensor.dtype)
 
-    args, kwargs = map_tensors(inputs, change)
+    args, kwargs = mapped(inputs, change)
     paths = {module: name for name, module in model.named_modules()}
     with _quiet(model), _swapped(list(paths), stand_ins, attributes, training), _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pruning import count
 from pruning.count import device_of, mapped, quiet_eval
 from pruning.errors import UsageError
 from pruning.labels import RUN_ERRORS
-from pruning.sandbox import split_inputs
 
 State = dict[str, Tensor]
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -120,7 +118,7 @@ class Bench:
 
     def _run(self, state: State, inputs: Any) -> list[Tensor]:
         with still(self.model), _default_dtype(self.dtype):
-            return count.tensors_in(functional_call(self.model, state, *split_inputs(inputs)))
+            return count.tensors_in(count.call_with(self.model, state, inputs))
 
     def same(self, changes: Mapping[str, Tensor]) -> bool:
         """Says whether the outputs stay what they were with other values for some parameters or buffers."""

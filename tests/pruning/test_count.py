@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from criterions.Magnitude import Magnitude
-from pruning import PrunableNetwork, count
+from pruning import PrunableNetwork, count, shrink_dead
 from tests.pruning.small_networks import Attention, build, conv_net, mlp
 
 
@@ -143,3 +143,24 @@ def test_a_model_on_the_meta_device_is_counted_without_computing():
     with torch.device("meta"):
         model, example = nn.Sequential(nn.Linear(10_000, 10_000), nn.Linear(10_000, 10)), torch.zeros(1, 10_000)
     assert PrunableNetwork(model, example).flops() == 2 * (10_000**2 + 10 * 10_000)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel])
+def test_call_with_other_tensors_leaves_modules_that_stand_twice_as_they_were(wrap):
+    block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model = nn.Sequential(block, nn.ReLU(), block).eval()
+    wrapped = wrap(model)
+    held = dict(model.named_parameters())
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in wrapped.named_parameters()}
+    assert not count.call_with(wrapped, zeros, torch.ones(2, 3)).any()
+    assert all(model.get_parameter(name) is tensor for name, tensor in held.items())
+
+
+def test_a_block_that_stands_twice_survives_every_look_at_its_paths():
+    block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    network = PrunableNetwork(nn.Sequential(nn.Linear(4, 6), block, block, nn.Linear(6, 2)), torch.ones(1, 4))
+    network.prune(Magnitude(), sparsity=0.9)
+    outputs = network.model(torch.ones(2, 4))
+    assert network.effective_sparsity() >= network.weight_sparsity()
+    shrink_dead(network)
+    assert torch.allclose(network.model(torch.ones(2, 4)), outputs)
