@@ -82,6 +82,12 @@ class Entry:
     rows: Rows | None = None  # of what it multiplies by a number
     described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
     form: type = tuple
+    decided: list[Tensor | None] = field(default_factory=list)  # of a run on data: flags and numbers of places
+
+    @property
+    def touched(self) -> list[Labels]:
+        """Labels of all dimensions that go in or come out."""
+        return self.inputs + [axis.labels for _, _, axes in self.outs for axis in axes if axis is not None]
 
 
 _SCHEMAS: dict[Any, tuple[dict[str, tuple[int, Any]], str, bool, bool]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import rules_joins, rules_layers, rules_moves, rules_pictures  # noqa: F401 - they fill the table of rules
+from pruning import rules_joins, rules_layers, rules_moves, rules_pictures, rules_places  # noqa: F401 - they fill the table of rules
 from pruning.count import mapped
 from pruning.errors import UsageError
 from pruning.labels import RUN_ERRORS, Axis, Entry, Labels, schema
@@ -184,8 +184,8 @@ class Observer:
             except RUN_ERRORS as error:
                 replay.broke_off(error)
             replay.report.reached = len(replay.entries)
-            for changed in replay.report.numbers:
-                changed.training = training
+            for found in (*replay.report.failures, *replay.report.numbers, *replay.report.near):
+                found.training = training
             report.join(replay.report)
         return report
 

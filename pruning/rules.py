@@ -67,7 +67,7 @@ _ZERO_NAMES = (
     "relu hardtanh leaky_relu elu celu gelu silu mish hardswish tanh hardshrink softshrink sin tan asin atan sinh "
     "asinh atanh erf sqrt abs neg sgn sign floor ceil round trunc frac expm1 log1p clone _to_copy detach alias "
     "lift_fresh lift native_dropout _prelu_kernel add sub rsub maximum minimum fmax fmin copy rrelu_with_noise "
-    "nan_to_num zero _conj _fused_dropout _to_dense lerp hypot"
+    "nan_to_num zero _conj _fused_dropout _to_dense lerp hypot complex"
 )
 _KEEPS_ZERO = frozenset(_ZERO_NAMES.split())
 
@@ -104,7 +104,8 @@ def _aligned(call: Call, tensor: Tensor, dim: int, rank: int) -> tuple[int, Axis
 
 
 @rule(
-    f"{_ZERO_NAMES} hardsigmoid softplus threshold masked_fill where fill bernoulli log_sigmoid_forward normal uniform"
+    f"{_ZERO_NAMES} hardsigmoid softplus threshold masked_fill where fill bernoulli log_sigmoid_forward normal uniform "
+    "polar"
 )
 def pointwise(call: Call) -> Axes | list[Axes]:
     """Operands couple index by index; a dimension of size 1 is broadcast and couples nothing."""

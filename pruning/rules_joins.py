@@ -16,7 +16,7 @@ def cat(call: Call) -> Axes:
     tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]
     dim %= out.dim()
     rows = [call.trace.axes(tensor) for tensor in tensors]
-    joined = [_same(call, [row[place] for row in rows]) if place != dim else None for place in range(out.dim())]
+    joined = [same(call, [row[place] for row in rows]) if place != dim else None for place in range(out.dim())]
     if any(row[dim] is not None for row in rows):
         joined[dim] = _appended(
             call, [(row[dim], tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)]
@@ -24,17 +24,15 @@ def cat(call: Call) -> Axes:
     return tuple(joined)
 
 
-def _same(call: Call, axes: list[Axis | None]) -> Axis | None:
+def same(call: Call, axes: list[Axis | None]) -> Axis | None:
+    """Couples one dimension of several tensors, index by index; None where any of them cannot shrink."""
     first = next((axis for axis in axes if axis is not None), None)
     if first is None:
         return None
     for axis in axes:
         call.trace.tie(first, axis)
-    return (
-        None
-        if any(axis is None for axis in axes)
-        else Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
-    )
+    fixed = any(axis is None or len(axis.labels) != len(first.labels) for axis in axes)
+    return None if fixed else Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
 
 
 def _fixed(trace: Trace, size: int, why: str) -> Axis:
@@ -52,7 +50,7 @@ def _appended(call: Call, parts: list[tuple[Axis | None, int]]) -> Axis:
 def stack(call: Call) -> Axes:
     """A new dimension whose length is the number of tensors; all others couple."""
     rows = [call.trace.axes(tensor) for tensor in call["tensors"]]
-    joined = [_same(call, [row[place] for row in rows]) for place in range(len(rows[0]))]
+    joined = [same(call, [row[place] for row in rows]) for place in range(len(rows[0]))]
     dim = call["dim"] % (len(joined) + 1)
     return (*joined[:dim], None, *joined[dim:])
 

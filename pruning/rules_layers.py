@@ -83,6 +83,18 @@ def addmm(call: Call) -> Axes:
     return add_bias(call, result if len(result) == call.outs[0].dim() else result[1:], call["self"])
 
 
+@rule("_cdist_forward _euclidean_dist")
+def distances(call: Call) -> Axes:
+    """Lengths of differences: a removed index leaves them as they were if both vectors vanish there."""
+    trace, one, other = call.trace, call.axes("x1"), call.axes("x2")
+    trace.tie(one[-1], other[-1])
+    trace.consume(one[-1])
+    if one[-1] is not None and not (one[-1].zero and other[-1] is not None and other[-1].zero):
+        trace.lose(one[-1], "a distance along a dimension that shrinks")
+    lead = (_shared(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True))
+    return tuple(axis and kept(axis, False) for axis in (*lead, one[-2], other[-2]))
+
+
 @rule("_trilinear")
 def trilinear(call: Call) -> Axes:
     """The sum that nn.Bilinear is made of: operands aligned by inserted dimensions, multiplied, summed."""
@@ -120,8 +132,7 @@ def convolution(call: Call) -> Axes:
     x, weight = call.axes("input" if call.has("input") else "self"), call.axes("weight")
     groups = call["groups"] if call.has("groups") else 1
     transposed = call.has("transposed") and call["transposed"]
-    for axis in (*x[2:], *weight[2:]):
-        call.trace.pin(axis, "is a side of a picture or a kernel")
+    sides = tuple(_side(call, place, transposed) for place in range(2, len(x)))
     if groups == 1:
         enters, leaves = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
         contract(call, x[1], enters)
@@ -133,9 +144,21 @@ def convolution(call: Call) -> Axes:
         call.trace.mark(weight[0 if transposed else 1], CONSUMER)
         if transposed and weight[1] is None:  # a depthwise one: its only slices are those along dimension 0
             call.trace.mark(weight[0], PRODUCER)
-    axes: Axes = (x[0], channels, *(None for _ in x[2:]))
+    axes: Axes = (x[0], channels, *sides)
     bias = call["bias"] if call.has("bias") else None
     return axes if bias is None else _channel_bias(call, axes, bias)
+
+
+def _side(call: Call, place: int, transposed: bool) -> Axis | None:
+    """A side passes where a kernel of one place looks at each of its positions alone (as MLP-Mixer mixes tokens)."""
+    x, weight = call.axes("input" if call.has("input") else "self")[place], call.axes("weight")[place]
+    if call["weight"].shape[place] == 1 and not transposed and call.has("stride"):
+        steps, margins = call["stride"], call["padding"]  # one number may stand for all sides
+        if steps[(place - 2) % len(steps)] == 1 and margins[(place - 2) % len(margins)] == 0:
+            return x
+    for axis in (x, weight):
+        call.trace.pin(axis, "is a side of a picture or a kernel")
+    return None
 
 
 def deformable(call: Call) -> Axes:
@@ -156,7 +179,7 @@ def _channel_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     call.trace.tie(channels, added)
     call.trace.mark(added, PRODUCER)
     zero = channels is not None and channels.zero and added is not None and added.zero
-    return (axes[0], kept(channels, zero), *axes[2:])
+    return (kept(axes[0], False), kept(channels, zero), *(kept(axis, False) for axis in axes[2:]))
 
 
 def _grouped(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis | None:

@@ -273,36 +273,7 @@ def roll(call: Call) -> Axes:
                  for dim, axis in enumerate(axes))  # fmt: skip
 
 
-# -- by index ----------------------------------------------------------------------------------------------------------
-
-
-@rule("index _unsafe_index")
-def index(call: Call) -> Axes:
-    """x[:, table]: indexed dimensions must stay; where they are neighbours the result stands in their place."""
-    axes, out = call.axes("self"), call.outs[0]
-    places = [dim for dim, tensor in enumerate(call["indices"]) if tensor is not None]
-    if any(tensor is not None and not tensor.dtype.is_signed for tensor in call["indices"]):  # a mask uses up several
-        places = list(range(len(axes)))
-    for dim in places:
-        call.trace.pin(axes[dim], "is indexed by a tensor")
-    for tensor in call["indices"]:
-        for axis in call.trace.axes(tensor) if tensor is not None else ():
-            call.trace.pin(axis, "indexes another tensor")
-    rest = [axis for dim, axis in enumerate(axes) if dim not in places]
-    new = (None,) * (out.dim() - len(rest))
-    neighbours = places == list(range(places[0], places[-1] + 1))
-    lead = places[0] if neighbours else 0
-    return (*rest[:lead], *new, *rest[lead:])
-
-
-@rule("index_select")
-def index_select(call: Call) -> Axes:
-    """The indexed dimension must stay."""
-    axes = list(call.axes("self"))
-    dim = call["dim"] % max(len(axes), 1)
-    call.trace.pin(axes[dim], "is indexed by a tensor")
-    axes[dim] = None
-    return tuple(axes)
+# -- positions that mean something -------------------------------------------------------------------------------------
 
 
 @rule("triu tril diagonal diag_embed")

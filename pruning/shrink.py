@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -259,14 +259,16 @@ _CHOSEN = frozenset((  # integers that say how, not how wide
 ))  # fmt: skip
 
 
-def integers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Returns module path -> {attribute: value} of all integers (and tuples or lists of them) that modules keep.
+def extras_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Returns module path -> {attribute: value} of what a state dict leaves out and a cut may change.
 
-    Saved beside a state dict they let `load_pruned` restore a network of any code exactly.
+    These are all integers (and tuples or lists of them) that modules keep, and buffers that are not persistent. Saved
+    beside a state dict they let `load_pruned` restore a network of any code exactly.
     """
     found = {}
     for path, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_integers(value)}
+        own |= {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
         if own:
             found[path] = own
     return found
@@ -279,15 +281,15 @@ def _is_integers(value: Any) -> bool:
 
 
 def resize_like(
-    model: nn.Module, state_dict: Mapping[str, Any], integers: Mapping[str, Mapping[str, Any]] | None = None
+    model: nn.Module, state_dict: Mapping[str, Any], extras: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
     """Gives a dense network the shapes of a pruned one's state dict; values are left to `load_state_dict`.
 
     Args:
         model: a freshly built network of the same class.
         state_dict: of the pruned network.
-        integers: what `integers_of` said of the pruned network. Without it the integers of torch's modules follow from
-            the shapes, and those of other modules wherever a width they keep changed in exactly one way.
+        extras: what `extras_of` said of the pruned network. Without it the integers of torch's modules follow from the
+            shapes, and those of other modules wherever a width they keep changed in exactly one way.
 
     Raises:
         UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
@@ -307,31 +309,29 @@ def resize_like(
         if value.shape != tensor.shape:
             shapes[id(tensor)] = tuple(value.shape)
     attributes = module_integers(model, shapes) + _own_integers(model, shapes)
-    if integers is not None:
+    if extras is not None:
         modules = dict(model.named_modules())
-        attributes = [
-            (modules[path], name, value)
-            for path, own in integers.items()
-            if path in modules
-            for name, value in own.items()
-        ]
+        attributes = [(modules[path], name, value) for path, own in extras.items() if path in modules
+                      for name, value in own.items()]  # fmt: skip
     with torch.no_grad():
         for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
             if id(tensor) in shapes:
                 replace(tensor, tensor.new_empty(shapes[id(tensor)]))
-    set_integers(attributes)
+        for module, name, value in attributes:
+            buffer = module._buffers.get(name)
+            if buffer is not None and isinstance(value, Tensor):
+                replace(buffer, value.to(buffer, copy=True))
+    set_integers(attribute for attribute in attributes if not isinstance(attribute[2], Tensor))
 
 
 def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
     """Widths that a user's module keeps, guessed from its own and its children's tensors."""
     found: list[Attribute] = []
     for module in model.modules():
-        if isinstance(
-            module, tuple(kind for kinds, _ in _BY_TYPE for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        ):
+        if any(isinstance(module, kinds) for kinds, _ in _BY_TYPE):
             continue
         widths: dict[int, set[int]] = {}
-        for owner in (module, *module.children()):
+        for owner in (module, *_children(module)):
             for tensor in (*owner._parameters.values(), *owner._buffers.values()):
                 if tensor is not None:
                     for old, new in zip(tensor.shape, shapes.get(id(tensor), tuple(tensor.shape)), strict=True):
@@ -343,13 +343,20 @@ def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]
     return found
 
 
+def _children(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield child
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield from _children(child)
+
+
 def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
     """Loads a pruned network into a freshly built dense one of the same class.
 
     Args:
         model: the dense network; it takes the shapes and values of the file and is returned.
-        source: a file, or what it holds: a state dict, or a dict with "state_dict" and, if `integers_of` was saved with
-            it, "integers". Files are read with `weights_only=True`.
+        source: a file, or what it holds: a state dict, or a dict with "state_dict" and, if `extras_of` was saved with
+            it, "extras". Files are read with `weights_only=True`.
 
     Raises:
         UsageError: if the file is missing or does not fit; the model is as it was then.
@@ -368,7 +375,7 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
             name = type(model).__name__
             raise UsageError(f"The file does not fit {name}: {sorted(missing)[0]} is only in one of the two.")
         named_tensors(model)
-        resize_like(model, state, source.get("integers") if state is not source else None)
+        resize_like(model, state, source.get("extras") if state is not source else None)
     except UsageError:
         substitute(model, dense)
         raise

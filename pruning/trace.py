@@ -226,6 +226,11 @@ class Trace(TorchDispatchMode):
                 self.infos[id(out)] = info
             else:
                 self.infos.pop(id(out), None)
+        if self.real and not is_move(call.name):
+            self.entry.decided = [
+                None if out.is_floating_point() or any(info.axes) else out.clone()
+                for out, info in zip(call.outs, results, strict=True)
+            ]
         self.entries.append(self.entry)
 
     def _rows(self, call: Call, inputs: list[Tensor]) -> list[Rows | None]:

@@ -10,7 +10,9 @@ from pruning.rehearsal import Failure, Report
 from pruning.structure import Dimension, Structure
 
 _MOST_TRIALS = 20
-_TAKES_SIZES = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "expand", "repeat", "new_zeros", "zeros"))
+_TAKES_SIZES = frozenset(
+    f"aten.{name}" for name in ("view", "_unsafe_view", "expand", "repeat", "new_zeros", "zeros", "split")
+)
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -26,8 +28,8 @@ def try_out(seen: Observer) -> None:
         if not result.passed:
             if _tie_square(seen, result.report):
                 continue
-            result = fit(seen, removed)
-            if not result.passed and _tie_shared(seen, result):
+            first, result = result.report, fit(seen, removed)
+            if not result.passed and (_tie_shared(seen, result) or _tie_compared(seen, first)):
                 continue
         if result.passed:
             _note_numbers(seen, result.report.numbers)
@@ -107,15 +109,50 @@ def _tie_square(seen: Observer, report: Report) -> bool:
     `qkv.view(b, n, 3, heads, x.shape[-1] // heads)` shrinks with x alone: rows and columns must go together.
     Returns whether that makes fewer operations fail.
     """
-    structure, modules = seen.structure, {failure.entry.where for failure in report.failures + report.near}
-    before = len(structure.facts.ties)
-    for rows, columns in _square_weights(seen, modules):
-        free = (structure.pinned_by[structure.component[np.concatenate([rows, columns])]] < 0).all()
-        if free and not np.array_equal(structure.component[rows[: len(columns)]], structure.component[columns]):
-            place = structure.facts.place("code that takes one width from another", "")
-            structure.facts.ties += [(part, columns, place) for part in rows.reshape(-1, len(columns))]
-    if len(structure.facts.ties) == before:
-        return False
+    modules = {failure.entry.where for failure in report.failures + report.near}
+    ties = [(part, columns) for rows, columns in _square_weights(seen, modules)
+            if _could_be_one(seen.structure, rows[: len(columns)], columns) and _free(seen.structure, rows)
+            for part in rows.reshape(-1, len(columns))]  # fmt: skip
+    return bool(ties) and _helps(seen, ties, report)
+
+
+def _tie_compared(seen: Observer, report: Report) -> bool:
+    """Couples two dimensions of one width where code compares them, or takes one from the other's tensor.
+
+    `if x.shape != skip.shape: x = resize(x)` runs as before, and `gate.view(b, x.shape[1], 1, 1)` fits, only if both
+    shrink alike. Returns whether that makes the network run further, or fewer operations fail.
+    """
+    around = report.failures[:1] or report.near
+    rows = [labels for failure in around for labels in failure.entry.touched]
+    entries = next(entries for training, entries in seen.runs.items() if not around or around[0].training == training)
+    earlier = [labels for entry in entries[: around[0].index if around else 0][::-1] for labels in entry.touched]
+    tried: set[bytes] = set()
+    for one in rows:
+        for other in rows + earlier:
+            key = seen.structure.component[np.concatenate([one, other])].tobytes()
+            if key in tried or len(tried) >= _MOST_TRIALS or not _could_be_one(seen.structure, one, other):
+                continue
+            tried.add(key)
+            if _helps(seen, [(one, other)], report):
+                return True
+    return False
+
+
+def _free(structure: Structure, labels: np.ndarray) -> bool:
+    return bool((structure.pinned_by[structure.component[labels]] < 0).all())
+
+
+def _could_be_one(structure: Structure, one: np.ndarray, other: np.ndarray) -> bool:
+    """Says whether two dimensions of the same width could be coupled and are not yet."""
+    known = len(one) != len(other) or np.array_equal(structure.component[one], structure.component[other])
+    return not known and _free(structure, one) and _free(structure, other)
+
+
+def _helps(seen: Observer, ties: list[tuple[np.ndarray, np.ndarray]], report: Report) -> bool:
+    """Couples dimensions if the network then goes along better than a report says, and says whether it does."""
+    structure = seen.structure
+    before, place = len(structure.facts.ties), structure.facts.place("code that takes one width from another", "")
+    structure.facts.ties += [(one, other, place) for one, other in ties]
     structure.assemble()
     if badness(plain(seen, structure.removed_labels(some(structure))).report) < badness(report):
         return True
@@ -140,8 +177,7 @@ def _tie_shared(seen: Observer, result: Fit) -> bool:
                 continue
             for labels in (axis.labels for _, _, axes in entry.outs for axis in axes if axis is not None):
                 width = int(structure.alive[labels].sum())
-                free = (structure.pinned_by[structure.component[labels]] < 0).all()
-                if width not in integers or not free or width != len(labels):
+                if width not in integers or not _free(structure, labels) or width != len(labels):
                     continue
                 one = first.setdefault(width, labels)
                 if not np.array_equal(structure.component[one], structure.component[labels]):

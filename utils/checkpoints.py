@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pruning import PrunableNetwork, UsageError, resize_like
 from pruning.decompose import Layer, LowRank, decompose_like, undivided
-from pruning.shrink import integers_of
+from pruning.shrink import extras_of
 from utils.files import write_atomic
 
 
@@ -83,7 +83,7 @@ def network_state(network: PrunableNetwork) -> dict[str, Any]:
     return {
         "state_dict": network.model.state_dict(),
         "masks": dict(network.masks.keep),
-        "integers": integers_of(network.model),
+        "extras": extras_of(network.model),
         "start_sizes": dict(network.start_sizes),
         "nodes_total": network.nodes_total(),
         "survivors": network.survivors(),
@@ -105,7 +105,7 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
         # Pruned from this very network: it takes the file's layers and smaller shapes.
         if set(sizes) != set(network.start_sizes):
             network.relayer(partial(_decompose, network.model, state, content), sizes, content.get("nodes_total"))
-        resize_like(network.model, state, content.get("integers"))
+        resize_like(network.model, state, content.get("extras"))
         network.reshaped(survivors)
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
@@ -125,7 +125,7 @@ def _decompose(model: nn.Module, state: Mapping[str, Any], content: Mapping[str,
     pairs = [(new, old) for new, old in changes if isinstance(new, LowRank) and isinstance(old, Layer)]
     if any(new.weight.shape != old.weight.shape for new, old in pairs):
         # Channels were gone before the layer was decomposed: it runs in the smaller network only.
-        resize_like(model, state, content.get("integers"))
+        resize_like(model, state, content.get("extras"))
 
 
 def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -779,3 +779,6 @@ class DependsOnData(nn.Module):
         if x.abs().max().item() > 1e9:
             x = x / 2
         return self.head(x)
+
+
+from tests.pruning import networks_of_others  # noqa: E402, F401 - enters more networks, by the same `case`

@@ -12,7 +12,7 @@ from models.ResNet20 import ResNet20
 from models.VGG16 import VGG16
 from pruning import PrunableNetwork, UsageError, load_pruned, shrink_dead
 from pruning.count import look
-from pruning.shrink import integers_of
+from pruning.shrink import extras_of
 from tests.pruning.small_networks import Attention, Residual, build
 
 DIGIT, PICTURE = (1, 28, 28), (3, 32, 32)
@@ -333,7 +333,7 @@ def test_the_shrunken_network_comes_back_from_its_state_dict():
     network = network_of(*NETWORKS["LeNet5"])
     mask_at_random(network, 0.98)
     shrink_dead(network)
-    saved = {"state_dict": network.model.state_dict(), "integers": integers_of(network.model)}
+    saved = {"state_dict": network.model.state_dict(), "extras": extras_of(network.model)}
     loaded = load_pruned(LeNet5(10, DIGIT).double(), saved).eval()
     inputs = torch.randn(2, *DIGIT, dtype=torch.float64)
     torch.testing.assert_close(loaded(inputs), look(network.model, inputs), rtol=0, atol=0)

@@ -17,7 +17,7 @@ from pruning.criterion import Criterion
 from pruning.events import joint_threshold, layout_of, weight_budget
 from pruning.history import cut_like, cut_state, survivors_of
 from pruning.select import Layout, NodeRules
-from pruning.shrink import integers_of, resize_like
+from pruning.shrink import extras_of, resize_like
 from tests.criterions.nodes_by_hand import NETWORKS
 from tests.pruning.small_networks import build, data
 
@@ -163,7 +163,7 @@ def test_a_loaded_copy_knows_the_same_nodes(kind):
     other = case.network()
     other.note_start()
     state = network.model.state_dict()
-    resize_like(other.model, state, integers_of(network.model))
+    resize_like(other.model, state, extras_of(network.model))
     other.reshaped(network.survivors())
     other.model.load_state_dict(state)
     assert other.nodes_total() == network.nodes_total()

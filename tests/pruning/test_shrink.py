@@ -13,7 +13,7 @@ from torch import nn
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph
 from pruning.sandbox import tensors_within
-from pruning.shrink import integers_of, load_pruned, resize_like
+from pruning.shrink import extras_of, load_pruned, resize_like
 from tests.pruning.networks import NETWORKS, plain
 
 # `weight_norm_of_old` keeps its product as an attribute that deepcopy refuses.
@@ -40,7 +40,7 @@ def outputs(model: nn.Module, inputs: object) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", LOADABLE)
 def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
     model, inputs = shrunken(name)
-    torch.save({"state_dict": model.state_dict(), "integers": integers_of(model)}, tmp_path / "small.pt")
+    torch.save({"state_dict": model.state_dict(), "extras": extras_of(model)}, tmp_path / "small.pt")
     fresh = NETWORKS[name].build().double().eval()
     loaded = load_pruned(fresh, tmp_path / "small.pt")
     assert loaded is fresh
@@ -51,7 +51,9 @@ def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", ["plain", "Dense", "depthwise", "grouped", "Recurrent", "encoder", "CellByHand"])
+@pytest.mark.parametrize(
+    "name", ["plain", "Dense", "depthwise", "grouped", "Recurrent", "encoder", "CellByHand", "Res2"]
+)
 def test_a_bare_state_dict_is_enough(name: str) -> None:
     model, inputs = shrunken(name)
     fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
@@ -66,7 +68,7 @@ def test_resize_keeps_parameters_and_can_be_trained() -> None:
     resize_like(fresh, model.state_dict())
     assert identities == [id(parameter) for parameter in fresh.parameters()]
     assert fresh[0][0].out_channels == fresh[1][0].in_channels == 3
-    assert integers_of(fresh)["0.0"]["out_channels"] == 3
+    assert extras_of(fresh)["0.0"]["out_channels"] == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from criterions.StructuredRandom import StructuredRandom
 from pruning import PrunableNetwork, UsageError
+from tests.pruning.networks import NETWORKS
 from utils import checkpoints
 
 
@@ -88,3 +90,17 @@ def test_seeds_beyond_numpys_range():
     first = np.random.rand()
     checkpoints.seed_everything(2**40 + 1)
     assert np.random.rand() == first
+
+
+def test_buffers_that_no_state_dict_holds_are_cut_along(tmp_path):
+    case = NETWORKS["Rotary"]
+    torch.manual_seed(0)
+    pruned, fresh = (PrunableNetwork(case.build().double(), case.inputs()) for _ in range(2))
+    fresh.note_start()
+    pruned.prune(StructuredRandom(), sparsity=0.5)
+    assert pruned.model.cos.shape == (8, 2)
+    checkpoints.save(tmp_path / "a", checkpoints.network_state(pruned))
+    checkpoints.load_network(fresh, checkpoints.read(tmp_path / "a"), tmp_path / "a")
+    words = case.inputs()
+    assert torch.equal(fresh.model.eval()(words), pruned.model.eval()(words))
+    assert fresh.node_sparsity() == pruned.node_sparsity() > 0

@@ -1,0 +1,143 @@
+"""Rules for what reads or writes places that another tensor names: indexing, gathering, scattering, sampling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pruning.labels import Axes, Axis, Call
+from pruning.rules import RULES, kept, rule
+from pruning.rules_joins import same
+
+
+def _named(call: Call, indices: list[Tensor | None]) -> list[int]:
+    """Returns the dimensions that `x[indices]` names; a mask names as many as it has."""
+    places: list[int] = []
+    at = 0
+    for tensor in indices:
+        width = 1 if tensor is None or tensor.dtype.is_signed else tensor.dim()
+        places += [] if tensor is None else range(at, at + width)
+        at += width
+        for axis in call.trace.axes(tensor) if tensor is not None else ():
+            call.trace.pin(axis, "indexes another tensor")
+    return places
+
+
+def _picked(call: Call, axes: Axes, rank: int | None = None) -> list[Axis | None]:
+    """Returns the axes of `x[indices]`; where the named dimensions are neighbours, the result stands in their place."""
+    places = _named(call, call["indices"])
+    for dim in places:
+        call.trace.pin(axes[dim], "is indexed by a tensor")
+    rest = [axis for dim, axis in enumerate(axes) if dim not in places]
+    tensors = [tensor for tensor in call["indices"] if tensor is not None]
+    masks = any(not tensor.dtype.is_signed for tensor in tensors)
+    new = rank - len(rest) if rank is not None else 1 if masks else max(tensor.dim() for tensor in tensors)
+    lead = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    return [*rest[:lead], *[None] * new, *rest[lead:]]
+
+
+@rule("index _unsafe_index")
+def index(call: Call) -> Axes:
+    """x[:, table]: indexed dimensions must stay, the others pass."""
+    return tuple(_picked(call, call.axes("self"), call.outs[0].dim()))
+
+
+@rule("index_put _index_put_impl")
+def index_put(call: Call) -> Axes:
+    """x[table] = values: what is written couples with the dimensions that the table does not name."""
+    axes, values = call.axes("self"), call["values"]
+    picked, written = _picked(call, axes), call.axes("values")
+    zero = True
+    for place in range(1, len(picked) + 1):
+        axis, own = picked[-place], written[-place] if place <= len(written) else None
+        if axis is not None and place <= values.dim() and values.shape[-place] == len(axis.labels):
+            call.trace.tie(axis, own)
+        elif own is not None:
+            call.trace.pin(own, "is written to places of fixed number")
+        zero = zero and (axis is None or (own is not None and own.zero))
+    return tuple(axis and (kept(axis, axis.zero and zero) if axis in picked else None) for axis in axes)
+
+
+@rule("index_select")
+def index_select(call: Call) -> Axes:
+    """The indexed dimension must stay."""
+    axes = list(call.axes("self"))
+    axes[_stays(call, axes)] = None
+    return tuple(axes)
+
+
+def _stays(call: Call, *rows: Axes | list[Axis | None]) -> int:
+    """Pins the dimension that places are named along, in all these tensors, and returns it."""
+    dim = call["dim"] % max(len(rows[0]), 1)
+    for axes in rows:
+        for axis in axes[dim : dim + 1]:
+            call.trace.pin(axis, "is indexed by a tensor")
+    return dim
+
+
+@rule("index_add index_copy index_fill")
+def index_write(call: Call) -> Axes:
+    """x.index_add_(dim, table, source): all dimensions but the one named couple with the source's."""
+    axes = call.axes("self")
+    source = call.axes("source") if call.has("source") else tuple(kept(axis, call["value"] == 0) for axis in axes)
+    dim = _stays(call, axes, source)
+    return tuple(None if place == dim else same(call, list(pair))
+                 for place, pair in enumerate(zip(axes, source, strict=True)))  # fmt: skip
+
+
+# `index_copy` is no copying variant of `index`, whatever its name says.
+RULES["aten.index_copy"] = RULES["aten.index_copy_"] = index_write
+
+
+@rule("gather")
+def gather(call: Call) -> Axes:
+    """y[i, j] = x[i, table[i, j]]: dimensions that the table has in full couple with it."""
+    axes, table = call.axes("self"), call.axes("index")
+    dim = _stays(call, axes, table)
+    return tuple(None if place == dim else _along(call, [axes[place], table[place]], [axes[place]])
+                 for place in range(len(axes)))  # fmt: skip
+
+
+@rule("scatter scatter_add scatter_reduce")
+def scatter(call: Call) -> Axes:
+    """x[i, table[i, j]] = y[i, j]: the same the other way round."""
+    axes, table = call.axes("self"), call.axes("index")
+    source = call.axes("src") if call.has("src") else tuple(kept(axis, call["value"] == 0) for axis in axes)
+    dim = _stays(call, axes, table, source)
+    return tuple(None if place == dim else _along(call, [axes[place], table[place], source[place]],
+                                                  [axes[place], source[place]])
+                 for place in range(len(axes)))  # fmt: skip
+
+
+def _along(call: Call, axes: list[Axis | None], values: list[Axis | None]) -> Axis | None:
+    """Couples a dimension of several tensors; it vanishes where those that hold values do."""
+    joined = same(call, axes)
+    return joined and kept(joined, all(axis is not None and axis.zero for axis in values))
+
+
+@rule("_pack_padded_sequence")
+def packed(call: Call) -> list[Axes]:
+    """Sequences of several lengths become one row of steps."""
+    axes = call.axes("input")
+    for axis in axes[:2]:
+        call.trace.pin(axis, "is packed")
+    return [(None, *axes[2:])]
+
+
+@rule("grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
+def grid_sampler(call: Call) -> Axes:
+    """A picture is looked at where a grid says: channels pass."""
+    return _sampled(call, call.axes("input" if call.has("input") else "self"), call.axes("grid"))
+
+
+def roi_align(call: Call) -> Axes:
+    """Boxes cut out of a picture: channels pass."""
+    return (None, *_sampled(call, call.axes("input"), call.axes("rois"))[1:])
+
+
+def _sampled(call: Call, axes: Axes, places: Axes) -> Axes:
+    for axis in (*axes[2:], *places):
+        call.trace.pin(axis, "says where a picture is looked at")
+    return (*axes[:2], *[None] * (call.outs[0].dim() - 2))
+
+
+RULES.update({"torchvision.roi_align": roi_align, "torchvision.roi_pool": roi_align})
