@@ -26,7 +26,7 @@ from utils import experiment
 from utils.cells import Cells, Stopped, run_silently
 from utils.console import Console
 from utils.registry import ROOT
-from utils.runner import Runner, places
+from utils.runner import LocalRunner, places
 
 TINY = """
     name: tiny
@@ -137,8 +137,8 @@ def test_a_rewound_cascade_starts_training_from_the_initial_weights(cells):
     with mock.patch("utils.callbacks.Pictures.draw"):
         # The dense run learns, the pruned one does not: its weights are then those that it went back to.
         dense, pruned = grid.experiment.cells
-        grid._attempt(dense, lambda argv: main.main([*argv, "--learning_rate", "0.1"]), nothing)
-        assert grid._attempt(pruned, main.main, nothing)
+        grid.attempt(dense, lambda argv: main.main([*argv, "--learning_rate", "0.1"]), nothing)
+        assert grid.attempt(pruned, main.main, nothing)
     models = [grid.run_of(dense).models / "MLP5_epoch_0", grid.run_of(pruned).models / "MLP5_finished"]
     early, last = (torch.load(model, weights_only=True)["state_dict"] for model in models)
     trained = torch.load(models[0].with_name("MLP5_finished"), weights_only=True)["state_dict"]
@@ -243,7 +243,7 @@ def deadly(argv: Sequence[str]) -> int:
 
 def test_workers_that_die_are_replaced_and_lose_nothing(cells):
     grid, reports = cells(), []
-    runner = Runner(grid, deadly, workers=1, console=Console(quiet=True), report=reports.append)
+    runner = LocalRunner(grid, deadly, workers=1, console=Console(quiet=True), report=reports.append)
     assert runner.go() == 0
     assert states(grid) == ["finished"] * 5
     assert "signal 9" in (grid.notes / f"{grid.experiment.cells[0].key}.log").read_text()
@@ -263,7 +263,7 @@ def test_workers_share_the_cores_and_take_gpus_in_turn():
 
 def test_no_more_workers_than_cells(cells):
     grid = cells()
-    runner = Runner(grid, pretend, workers=1000, console=Console(quiet=True), report=lambda last: None)
+    runner = LocalRunner(grid, pretend, workers=1000, console=Console(quiet=True), report=lambda last: None)
     assert len(runner.places) == len(grid.experiment.cells)
 
 

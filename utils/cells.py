@@ -73,7 +73,7 @@ class Cells:
         """Returns "finished", "running", "failed", "interrupted" or "left"."""
         if self.record(cell) is not None:
             return "finished"
-        if self._is_taken(cell):
+        if self.is_taken(cell):
             return "running"
         if self.error(cell):
             return "failed"
@@ -110,8 +110,12 @@ class Cells:
     def forget_failures(self) -> None:
         """Gives failed cells that nobody is at another chance: whoever starts anew may have mended the cause."""
         for cell in self.experiment.cells:
-            if not self._is_taken(cell) and self._noted(cell, "error"):
+            if not self.is_taken(cell) and self._noted(cell, "error"):
                 self._log(cell).unlink(missing_ok=True)
+
+    def know(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Takes over the result of a cell finished on another machine, which a shared disk may show only later."""
+        self._finished[cell.key] = record
 
     def note(self, cell: Cell, **what: Any) -> None:
         """Keeps something about a cell; short lines are appended whole, whoever else does so."""
@@ -127,10 +131,10 @@ class Cells:
             pause: seconds to wait where all that is left is in other hands.
         """
         while left := [cell for cell in self.experiment.cells if self.record(cell) is None and not self.error(cell)]:
-            if not any(self._attempt(cell, run, tell) for cell in left):
+            if not any(self.attempt(cell, run, tell) for cell in left):
                 time.sleep(pause)
 
-    def _attempt(self, cell: Cell, run: Run, tell: Tell) -> bool:
+    def attempt(self, cell: Cell, run: Run, tell: Tell) -> bool:
         """Runs a cell, or goes on with it; says whether that was possible."""
         if any(before and self.record(before) is None for before in (cell.start, cell.rewind)):
             return False
@@ -175,7 +179,8 @@ class Cells:
                 return
             yield True
 
-    def _is_taken(self, cell: Cell) -> bool:
+    def is_taken(self, cell: Cell) -> bool:
+        """Says whether some process is at a cell."""
         if not (self.notes / f"{cell.key}.lock").exists():
             return False
         with self.taken(cell.key) as mine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from utils.cells import Cells, Run
 from utils.console import Console
 from utils.core import Core
 from utils.report import gather, gather_runs, write
-from utils.runner import Runner, check_all, duration
+from utils.runner import LocalRunner, Runner, check_all, duration
 
 Check = Callable[[Any, Console], Any]
-OWN = ("experiment", "status", "dry_run", "workers", "results_dir", "quiet", "report")
+OWN = ("experiment", "status", "dry_run", "workers", "ray", "results_dir", "quiet", "report")
 
 
 def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> int | None:
@@ -53,6 +54,11 @@ def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> in
 
 
 def _run(cells: Cells, core: Core, console: Console, run: Run, check: Check) -> int:
+    kind: Callable[..., Runner] = partial(LocalRunner, workers=core.workers or 1)
+    if core.ray:
+        from utils.cluster import ClusterRunner, connect  # which few need
+
+        kind = partial(ClusterRunner, ray=connect(core.ray, cells.experiment.demand))
     argv_of: Callable[[Any], list[str]] = lambda cell: experiment.command(dict(cell.settings) | {"device": "cpu"})  # noqa: E731
     check_all(cells, lambda argv: check(settings.parse(argv), console), argv_of)
     cells.make_folders()
@@ -61,8 +67,9 @@ def _run(cells: Cells, core: Core, console: Console, run: Run, check: Check) -> 
         with cells.taken("report", wait=True):  # another runner may be writing it too
             write(gather(cells), cells.folder, plots=last)
 
-    code = Runner(cells, run, workers=core.workers or 1, console=console, report=report).go()
-    _status(cells, core.workers or 1, console)
+    runner = kind(cells, run, console=console, report=report)
+    code = runner.go()
+    _status(cells, runner.slots, console)
     console.out.print(f"report: {cells.folder / 'report.html'}", markup=False)
     return code
 

@@ -76,6 +76,8 @@ class Core:
         experiment: YAML file that says what to compare; --workers is then the number of runs at a time.
         status: with --experiment, print what is finished, running, failed and left, and the time left.
         dry_run: with --experiment, print every run that the file stands for, and an estimate of the time.
+        ray: with --experiment, make the runs on a Ray cluster: auto for the one that this machine belongs to, or
+            HOST:PORT, or ray://HOST:PORT.
         report: make a report of the finished runs whose folders match this pattern.
         quiet: print warnings and the result only.
         list: print every plug-in with one line each.
@@ -129,6 +131,7 @@ class Core:
     experiment: str = ""
     status: bool = False
     dry_run: bool = False
+    ray: str = ""
     report: str = ""
     quiet: bool = False
     list: bool = False
@@ -148,8 +151,11 @@ class Core:
                 raise UsageError(f"--{name} is a fraction removed, 0 to below 1; {wrong} was given.")
         if not 0 <= self.hold_out < 1:
             raise UsageError(f"--hold_out is a share of the training data, 0 to below 1; {self.hold_out} was given.")
-        if (self.status or self.dry_run) and not self.experiment:
-            raise UsageError(f"--{'status' if self.status else 'dry_run'} needs --experiment FILE.")
+        alone = next((name for name in ("status", "dry_run", "ray") if getattr(self, name)), None)
+        if alone and not self.experiment:
+            raise UsageError(f"--{alone} needs --experiment FILE.")
+        if self.ray and self.workers is not None:
+            raise UsageError("--ray and --workers both say where the runs of an experiment are made; give one.")
         if self.export != "none":
             check_export(self.export)
         for name in ("results_dir", "data_dir"):

@@ -14,13 +14,14 @@ from typing import Any
 from pruning.errors import UsageError, nearest
 from utils import registry, settings
 from utils.core import Core, core_flags
+from utils.demand import Demand
 from utils.flags import Flag, meant
 from utils.presets import Lines, checked, read_yaml, switches
 from utils.report_data import Wanted
 from utils.spacing import spaced
 from utils.switches import Switches
 
-KEYS = ("name", "base", "compare", "spacing", "retrain", "mode", "rewind_epoch", "dense", "report")
+KEYS = ("name", "base", "compare", "spacing", "retrain", "mode", "rewind_epoch", "dense", "report", "resources")
 MODES = ("one_shot", "cascade", "cascade_rewind")
 DENSE = "EmptyCrit"
 # What tells runs apart; training again changes none of it.
@@ -30,7 +31,7 @@ GENERATED = ("seed", "pruning_limit", "prune_through", "keep_epochs")
 WHEREABOUTS = ("results_dir", "data_dir", "plugin_dir", "device", "workers", "tensorboard", "save_freq")
 RUNNERS = (
     *("run_name", "results_dir", "config", "resume", "eval", "list", "quiet", "max_training_minutes", "report"),
-    *("experiment", "status", "dry_run", "prune_through", "rewind_from", "keep_epochs"),
+    *("experiment", "status", "dry_run", "ray", "prune_through", "rewind_from", "keep_epochs"),
 )
 
 
@@ -96,6 +97,7 @@ class Experiment:
     methods: list[str]
     cells: list[Cell] = field(default_factory=list)
     source: str = ""
+    demand: Demand = Demand()
 
     @property
     def slug(self) -> str:
@@ -149,7 +151,9 @@ class _Reader:
         if isinstance(name, (dict, list)) or not any(letter.isalnum() for letter in str(name or "")):
             raise UsageError(f"{self.where('name')}: name is that of a folder, with a letter or digit; got {name!r}.")
         wanted = Wanted.read(self.content.get("report"), partial(self.where, "report"))
-        found = Experiment(" ".join(str(name).split()), wanted, [method.label for method in methods], source=self.path)
+        demand = Demand.read(self.content.get("resources"), partial(self.where, "resources"))
+        labels = [method.label for method in methods]
+        found = Experiment(" ".join(str(name).split()), wanted, labels, source=self.path, demand=demand)
         for seed, (group, others) in product(self.compare["seed"], self._groups()):
             found.cells += self._cells(methods, unpruned if self.dense else None, seed, (group, others))
         unique = {cell.key: cell for cell in found.cells}

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,40 +21,78 @@ from utils.console import Console
 from utils.experiment import Cell
 
 
-class Runner:
-    """Keeps workers busy until no cell is left.
+class Runner(ABC):
+    """Brings every cell of an experiment to its end; where that happens is a subclass's business.
 
     Args:
         cells: what is to be run, and where.
         run: runs a command line and returns its exit code; a function of a module, so that workers find it.
-        workers: processes; more than one get processor cores (and GPUs, if there are) of their own.
         console: told of progress.
         report: writes the report anew; called with True at the end.
     """
 
-    def __init__(
-        self, cells: Cells, run: Run, *, workers: int, console: Console, report: Callable[[bool], None]
-    ) -> None:
+    slots = 1  # how many cells are run at a time
+
+    def __init__(self, cells: Cells, run: Run, *, console: Console, report: Callable[[bool], None]) -> None:
         self.cells, self.run, self.console, self.report = cells, run, console, report
         self.by_key = {cell.key: cell for cell in cells.experiment.cells}
-        self.places = places(min(workers, len(self.by_key)))  # who never gets a cell is memory lost
-        self.workers: list[Worker] = []
 
     def go(self) -> int:
-        """Runs to the end; returns the exit code: 0, 1 if a cell failed, 130 if it was asked to stop."""
+        """Runs to the end; returns the exit code: 0, 1 if a cell is not finished, 130 if it was asked to stop."""
         self.cells.forget_failures()
         with _terminated_like_interrupted():
             try:
-                self.workers = [Worker.start(self, place) for place in self.places]
-                while self.workers:
-                    self._listen()
+                self._work()
             except KeyboardInterrupt:
                 self.console.warn("stopping: the workers save where they are; the same command goes on")
                 return 130
             finally:
                 self._end()
                 self.report(True)
-        return int(any(self.cells.error(cell) for cell in self.by_key.values()))
+        return int(any(self.cells.record(cell) is None for cell in self.by_key.values()))
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Goes on until no cell is left."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Lets cells that are still at work save themselves, and waits for that; a second interrupt does not wait."""
+
+    def _told(self, cell: Cell) -> None:
+        """A cell has ended: says how, and shows it in the report."""
+        cells = self.cells
+        done = sum(cells.record(other) is not None for other in self.by_key.values())
+        left = cells.seconds_left(self.slots)
+        record, seconds = cells.record(cell), cells.seconds(cell)
+        if record is not None:
+            accuracy = record.get("test_accuracy")
+            how = f"test accuracy {accuracy:.4f}" if accuracy is not None else "finished"
+            how += f" in {seconds:.0f} s" if seconds else ""
+        else:
+            how = f"failed: {cells.error(cell)}" if cells.error(cell) else "failed, is tried again"
+        how += f"; about {duration(left)} left" if left else ""
+        self.console.info(f"[{done}/{len(self.by_key)}] {cell.title}: {how}")
+        self.report(False)
+
+
+class LocalRunner(Runner):
+    """Keeps processes on this machine busy.
+
+    Args:
+        workers: processes; more than one get processor cores (and GPUs, if there are) of their own.
+    """
+
+    def __init__(self, cells: Cells, run: Run, *, workers: int, **told: Any) -> None:
+        super().__init__(cells, run, **told)
+        self.places = places(min(workers, len(self.by_key)))  # who never gets a cell is memory lost
+        self.slots = len(self.places)
+        self.workers: list[Worker] = []
+
+    def _work(self) -> None:
+        self.workers = [Worker.start(self, place) for place in self.places]
+        while self.workers:
+            self._listen()
 
     def _listen(self) -> None:
         for pipe in wait([worker.pipe for worker in self.workers]):
@@ -80,21 +119,6 @@ class Runner:
         self.cells.note(worker.cell, error=f"its process ended by {how} (out of memory, perhaps)")
         self._told(worker.cell)
         self.workers.append(Worker.start(self, worker.place))
-
-    def _told(self, cell: Cell) -> None:
-        cells = self.cells
-        done = sum(cells.record(other) is not None for other in self.by_key.values())
-        left = cells.seconds_left(len(self.places))
-        record, seconds = cells.record(cell), cells.seconds(cell)
-        if record is not None:
-            accuracy = record.get("test_accuracy")
-            how = f"test accuracy {accuracy:.4f}" if accuracy is not None else "finished"
-            how += f" in {seconds:.0f} s" if seconds else ""
-        else:
-            how = f"failed: {cells.error(cell)}" if cells.error(cell) else "failed, is tried again"
-        how += f"; about {duration(left)} left" if left else ""
-        self.console.info(f"[{done}/{len(self.by_key)}] {cell.title}: {how}")
-        self.report(False)
 
     def _end(self) -> None:
         for worker in self.workers:
