@@ -368,7 +368,7 @@ def test_requirements_are_what_the_code_imports():
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     required = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", text, re.MULTILINE))
     assert required["torch"] == "2.6" and "foolbox" in required
-    optional = {"timm", "onnx", "onnxruntime"}
+    optional = {"timm", "onnx", "onnxruntime", "ray"}
     ours = {path.stem for path in ROOT.iterdir()} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     foreign = {name for name in _imports() if name not in sys.stdlib_module_names | ours | optional | {"__future__"}}
     sources = packages_distributions()
