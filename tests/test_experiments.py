@@ -26,6 +26,7 @@ from utils import experiment
 from utils.cells import Cells, Stopped, run_silently
 from utils.console import Console
 from utils.registry import ROOT
+from utils.report import gather
 from utils.runner import LocalRunner, places
 
 TINY = """
@@ -286,6 +287,22 @@ def test_plan_and_status_run_nothing(command, cells, tmp_path):
     assert re.search(r"SNIP +│ 1 finished, 1 failed of 2", text)
     assert re.search(r"all +│ 3 finished, 2 failed of 5", text)
     assert "SNIP 0.9, seed 1" in text
+
+
+def test_what_no_run_uses_is_said_before_the_first_one(command, tmp_path):
+    text = "base: {hidden: 16}\ncompare:\n  prune_criterion: [SNIP, {name: GRASP, l0_reg: 3}]\n"
+    (tmp_path / "e.yaml").write_text(text)
+    said = command("--experiment", tmp_path / "e.yaml", "--dry_run").err
+    assert len(said.splitlines()) == 1
+    assert f"{tmp_path / 'e.yaml'}, line 3: --l0_reg is not used: it belongs to loss L0CrossEntropy" in said
+
+
+def test_stopped_runs_are_called_interrupted(command, cells, tmp_path):
+    grid = cells()
+    pretend(grid._command(grid.experiment.cells[0]))
+    pretend(grid._command(grid.experiment.cells[1]), status="interrupted")
+    assert "1 finished, 1 interrupted, 3 left of 5" in command("--experiment", tmp_path / "tiny.yaml", "--status").out
+    assert gather(grid).note.startswith("Runs: 1 finished, 1 interrupted, 3 still to come; 1 seed.")
 
 
 def test_time_left_is_measured_from_finished_cells_of_the_same_method(cells):

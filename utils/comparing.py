@@ -46,6 +46,8 @@ def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> in
     if forbidden:
         raise UsageError(f"--{forbidden} cannot be given with --experiment; the runner sets it.")
     plan = experiment.read(core.experiment, over)
+    for warning in plan.warnings:
+        console.warn(warning)
     cells = Cells(plan, results / plan.slug)
     if core.status or core.dry_run:
         (_status if core.status else _plan)(cells, core.workers or 1, console)

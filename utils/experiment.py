@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -86,6 +87,7 @@ class Method:
     options: dict[str, Any]
     label: str
     where: str
+    lines: dict[str, str] = field(default_factory=dict)  # where each option stands
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Experiment:
     cells: list[Cell] = field(default_factory=list)
     source: str = ""
     demand: Demand = Demand()
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def slug(self) -> str:
@@ -138,15 +141,18 @@ class _Reader:
         self.rewind_epoch = self._rewind_epoch()
         self.compare = self._compared(self._block("compare"))
         self.limits, self.every = self._limits()
+        self.seen: list[dict[str, Any]] = []
+        self.idle: dict[tuple[str, str], str] = {}
 
     def experiment(self) -> Experiment:
         """Returns the checked and expanded experiment."""
         methods = self._methods()
         # An entry that prunes nothing is the dense run, with that entry's options; one with a label of its own is not.
         same = [method for method in methods if method.name == DENSE and method.label.startswith(DENSE)]
-        dense = [method.options for method in same]
         methods = [method for method in methods if method not in same]
-        unpruned = Method(DENSE, dense[0] if dense else {}, "", self.where("base"))
+        unpruned = Method(DENSE, {}, "", self.where("base"))
+        if same:
+            unpruned.options, unpruned.lines = same[0].options, same[0].lines
         name = self.content.get("name", Path(self.path).stem)
         if isinstance(name, (dict, list)) or not any(letter.isalnum() for letter in str(name or "")):
             raise UsageError(f"{self.where('name')}: name is that of a folder, with a letter or digit; got {name!r}.")
@@ -158,6 +164,8 @@ class _Reader:
             found.cells += self._cells(methods, unpruned if self.dense else None, seed, (group, others))
         unique = {cell.key: cell for cell in found.cells}
         found.cells = list(unique.values())
+        # In a comparison few settings are used by every run; one that is used by none is a slip.
+        found.warnings = [f"{line}: {said}" for (line, _), said in self.idle.items() if said]
         return found
 
     def _cells(
@@ -205,13 +213,19 @@ class _Reader:
             return
         self.seen.append(values)
         try:
-            settings.parse(command(values))
+            chosen = settings.parse(command(values))
         except UsageError as error:
             raise UsageError(f"{method.where}: {error}") from error
+        for name in values.keys() - self.typed.keys():
+            said = [line for line in chosen.warnings if re.search(rf"--(no-)?{name}\b", line)] if chosen else []
+            place = (self._line_of(name, method), name)
+            # Whoever uses it once settles the matter.
+            self.idle[place] = self.idle.get(place, said[0]) if said else ""
 
-    @cached_property
-    def seen(self) -> list[dict[str, Any]]:
-        return []
+    def _line_of(self, name: str, method: Method) -> str:
+        """Returns where the setting of a cell comes from."""
+        block = "compare" if name in self.compare else "retrain" if name in self.retrain and method.label else "base"
+        return method.lines.get(name) or self.where(block, name)
 
     def _steps(self, method: Method) -> Iterator[tuple[float, list[float]]]:
         """Yields the limits that are trained and reported, with those that are only pruned through on the way."""
@@ -247,7 +261,8 @@ class _Reader:
                 registry.find("criterions", name)
             except UsageError as error:
                 raise UsageError(f"{self.where(*place)}: {error}") from error
-            found.append(Method(name, options, label, self.where(*place)))
+            lines = {option: self.where(*place, option) for option in options}
+            found.append(Method(name, options, label, self.where(*place), lines))
         return found
 
     def _limits(self) -> tuple[list[float], int]:

@@ -64,6 +64,8 @@ def gather(cells: Cells) -> Data:
             data.runs.append(Finished(*what, record, folder.path, layers, seconds))
         elif error:
             data.lost.append((cell.title, error, folder.path if folder else None))
+        elif cells.state(cell) == "interrupted":
+            data.interrupted += 1
         else:
             data.open += 1
     data.note = _note(data)
@@ -107,8 +109,10 @@ def gather_runs(pattern: str, results: Path) -> Data:
             runs[what] = Finished(*what, record, folder.path, _layers(folder))  # the newest of equals
         elif record.get("status") == "failed":
             data.lost.append((folder.path.name, f"see {folder.output / 'log.txt'}", folder.path))
+        elif record.get("status") == "interrupted":
+            data.interrupted += 1
         else:
-            data.open += 1
+            data.lost.append((folder.path.name, f"{folder.result_file} is damaged", folder.path))
     data.runs = list(runs.values())
     data.note = _note(data)
     if differing := _varying([settings for _, settings, _ in found if settings["prune_criterion"] == DENSE]):
@@ -132,6 +136,7 @@ def _layers(folder: RunFolder) -> dict[str, float]:
 def _note(data: Data) -> str:
     seeds = len({run.seed for run in data.runs})
     counts = [f"{len(data.runs)} finished", *([f"{len(data.lost)} failed"] if data.lost else [])]
+    counts += [f"{data.interrupted} interrupted"] if data.interrupted else []
     counts += [f"{data.open} still to come"] if data.open else []
     single = " A single seed: there are no intervals." if seeds == 1 else ""
     return f"Runs: {', '.join(counts)}; {seeds} seed{'s' * (seeds != 1)}.{single}"
@@ -201,7 +206,8 @@ def _summary_table(data: Data, several: bool) -> Table:
                     continue
                 entries.append(_mean(Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], row["n"]), change))
         rows.append(_grouped(row, entries, several))
-    return Table("Results", "Means over seeds, with 95 % intervals.", _heads(columns, several), rows, 1 + several)
+    note = "Means over seeds, with 95 % intervals where at least two seeds differ."
+    return Table("Results", note, _heads(columns, several), rows, 1 + several)
 
 
 def _potential_table(data: Data, several: bool) -> Table:
@@ -218,7 +224,8 @@ def _potential_table(data: Data, several: bool) -> Table:
 
 def _difference_table(data: Data, several: bool) -> Table:
     note = "Differences of test accuracy between two methods, seed by seed, with 95 % intervals. A method is named as "
-    note += "ahead only where the interval leaves zero out even when widened for the number of pairs at that limit."
+    note += "ahead only where the interval leaves zero out even when widened for the number of pairs at that limit. "
+    note += "Differences that are the same for all seeds, or of one seed, have no interval: more seeds would tell."
     rows = []
     for row in differences(data):
         entries = [Entry(row["one"], row["one"]), Entry(row["other"], row["other"]), Entry(row["ahead"], row["ahead"])]

@@ -85,7 +85,7 @@ class Wanted:
 
 
 class Interval(NamedTuple):
-    """A mean with a 95 % interval (or one of another level) from n values; the ends are NaN where n is 1."""
+    """A mean with a 95 % interval (or one of another level) from n values; the ends are NaN where there is none."""
 
     mean: float
     low: float
@@ -132,8 +132,9 @@ class Data:
         runs: the finished ones.
         wanted: what is shown.
         lost: (what, why, folder or None) of each run that failed.
-        open: how many runs are neither finished nor failed.
+        open: how many runs are still to come, or at work.
         note: a line below the title.
+        interrupted: how many were stopped on the way, and can go on.
     """
 
     title: str
@@ -142,6 +143,7 @@ class Data:
     lost: list[tuple[str, str, Path | None]] = field(default_factory=list)
     open: int = 0
     note: str = ""
+    interrupted: int = 0
 
     def groups(self) -> list[str]:
         """Returns what else is compared, in order of appearance."""
@@ -166,13 +168,17 @@ class Data:
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Returns the mean with Student's t interval; NaN among the values are left out."""
+    """Returns the mean with Student's t interval; NaN among the values are left out.
+
+    One value has no interval. Nor have values that are all the same: their spread would be called zero, with certainty.
+    """
     values = [value for value in values if not math.isnan(value)]
     if not values:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean, n = statistics.fmean(values), len(values)
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, 1)
+    # Differences that are the same may still differ in their last binary digits.
+    if max(values) - min(values) <= 1e-9 * max(map(abs, values)):
+        return Interval(mean, math.nan, math.nan, n)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 

@@ -39,7 +39,7 @@ def curves(data: Data, group: str, x: str, y: str, link: Link) -> Figure:
     dense = interval([run.value(y) for run in data.dense(group)])
     if dense.n:
         axes.axhline(dense.mean, color=INK, linewidth=1.2, linestyle="--", label="dense")
-        if dense.n > 1:
+        if not math.isnan(dense.low):
             axes.axhspan(dense.low, dense.high, color=INK, alpha=0.1, linewidth=0)
     _scale(axes, x, [run.value(x) for run in data.runs if run.group == group and run.method])
     axes.set(xlabel=AXES[x], ylabel=AXES[y], title=_plain(group) or None)

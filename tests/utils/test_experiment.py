@@ -118,6 +118,22 @@ def test_a_criterion_twice_is_told_apart_by_its_options(read):
     assert plan.methods == ["SNIP", "SNIP (score_batches 1)", "IMP rewound"]
 
 
+def test_settings_that_no_run_uses_are_named_with_their_line(read):
+    plan = read("""
+        base: {hidden: 16, snip_steps: 3, attack: FGSM}
+        compare:
+          prune_criterion:
+            - name: SNIP
+              l0_reg: 3
+            - {name: IMP, enable_rewinding: true, epochs: 20}
+          seed: [1, 2]
+    """)
+    lines = [line.split("e.yaml, ")[1] for line in plan.warnings]
+    assert len(lines) == 2
+    assert any(line.startswith("line 6: --l0_reg is not used: it belongs to loss L0CrossEntropy") for line in lines)
+    assert any(line.startswith("line 2: ") and line.endswith("--attack.") for line in lines)
+
+
 def test_pruning_twice_without_retraining(read):
     plan = read("""
         base: {hidden: 16}
@@ -238,5 +254,6 @@ def test_every_experiment_file_expands(file):
     plan = experiment.read(str(file), {"plugin_dir": str(ROOT / "tests" / "plugins")})
     assert len(plan.cells) > len(plan.methods)
     assert len({cell.run_name for cell in plan.cells}) == len(plan.cells)
+    assert plan.warnings == []
     first = next((line for line in Path(file).read_text().splitlines() if line), "")
     assert first.startswith("# "), "a file says first what it is for"

@@ -24,7 +24,8 @@ NOISE = {1: 0.011, 2: -0.004, 3: 0.007, 4: -0.013}
 
 
 def accuracy(method: str, limit: float, seed: int) -> float:
-    loss = {"": 0.0, "good": 0.02 * limit, "bad": 0.3 * limit, "same": 0.02 * limit + 0.001 * (-1) ** seed}[method]
+    bad, same = 0.3 * limit + 0.001 * (seed - 2.5), 0.02 * limit + 0.001 * (-1) ** seed
+    loss = {"": 0.0, "good": 0.02 * limit, "bad": bad, "same": same}[method]
     return 0.95 - loss + NOISE[seed]
 
 
@@ -49,9 +50,10 @@ def test_means_and_intervals_over_seeds(data):
     low, high = stats.t.interval(0.95, 3, loc=stats.tmean(values), scale=stats.sem(values))
     assert (row["test_accuracy"], row["n"]) == (pytest.approx(sum(values) / 4), 4)
     assert (row["test_accuracy_low"], row["test_accuracy_high"]) == (pytest.approx(low), pytest.approx(high))
-    # Seed by seed the difference is always the same, so its interval is a point.
+    # Seed by seed the difference varies far less than the accuracy.
+    high = stats.t.interval(0.95, 3, loc=-0.27, scale=stats.sem([-0.0015, -0.0005, 0.0005, 0.0015]))[1]
     assert row["test_accuracy_minus_dense"] == pytest.approx(-0.27)
-    assert row["test_accuracy_minus_dense_high"] == pytest.approx(-0.27)
+    assert row["test_accuracy_minus_dense_high"] == pytest.approx(high)
     assert row["flops_per_sample_nonzero"] == pytest.approx(100)
 
 
@@ -61,6 +63,20 @@ def test_one_seed_has_no_interval():
     assert math.isnan(found.low)
     assert interval([math.nan, 0.2, 0.4]).mean == pytest.approx(0.3)
     assert interval([]).n == 0
+
+
+def test_values_without_any_spread_have_no_interval_and_prove_nothing(data):
+    same = interval([0.9 - 0.8, 0.7 - 0.6])  # which binary numbers cannot tell exactly
+    assert (same.mean, same.n) == (pytest.approx(0.1), 2)
+    assert math.isnan(same.low) and math.isnan(same.high)
+    assert math.isnan(interval([0.0, 0.0, 0.0]).high)
+    row = next(row for row in summary(data) if row["method"] == "good")
+    assert math.isnan(row["test_accuracy_minus_dense_low"])
+    data.runs = [run(method, 0.5, seed) for method in ("good", "") for seed in (1, 2)]
+    data.runs += [Finished("lucky", "", 0.5, one.seed, one.record, one.folder) for one in data.runs if not one.method]
+    row = next(row for row in differences(data) if row["other"] == "lucky")
+    assert row["difference"].mean == pytest.approx(-0.01)
+    assert row["ahead"] == "not told apart"
 
 
 def test_prune_potential_is_the_largest_sparsity_within_the_tolerance_of_each_seeds_dense_run(data):
@@ -206,7 +222,8 @@ def test_runs_found_by_a_pattern_are_told_apart_by_what_differs(make_run, tmp_pa
     assert {(one.method, one.seed) for one in data.runs} == {
         *{("", 1), ("SNIP (epochs 3)", 1), ("SNIP (epochs 3)", 2), ("SNIP (epochs 6)", 1), ("GRASP", 1)}
     }
-    assert ([what for what, _, _ in data.lost], data.open) == (["f", "b2"], 1)
+    assert ([what for what, _, _ in data.lost], data.open, data.interrupted) == (["f", "b2"], 0, 1)
+    assert "5 finished, 2 failed, 1 interrupted; " in data.note
     assert data.runs[-1].layers == {"a": 0.9}
     assert len(gather_runs(str(tmp_path / "results" / "a*"), Path("elsewhere")).runs) == 3
 
