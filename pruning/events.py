@@ -63,8 +63,6 @@ def carry_out(criterion: Criterion, network: PrunableNetwork, event: Event) -> s
 @carry_out.register(WeightCriterion)
 def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: Event) -> str:
     alive = network.alive()
-    if not alive:
-        raise UsageError(f"{type(network.model).__name__}: with the outer layers left out there is nothing to prune.")
     budget = weight_budget(network, alive, event.target)
     n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
     nothing_to_do = budget.keep > n_alive or (budget.keep == n_alive and not criterion.revives)
@@ -107,8 +105,6 @@ def mask_weights(network: PrunableNetwork, keep: dict[str, Tensor], budget: Budg
 @carry_out.register(NodeCriterion)
 def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Event) -> str:
     counted = network.counted(criterion)
-    if not network.nodes_total():
-        raise UsageError(f"{type(network.model).__name__} has no node that could go: inputs and outputs always stay.")
     ahead = _ahead(network, counted, event.target) if criterion.threshold is None else None
     if ahead is not None:
         return ahead

@@ -62,14 +62,14 @@ class PrunableNetwork:
         self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
         self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in self.prunable().items()}
         self.start_bytes = count.parameter_bytes(model)
-        if not self.start_sizes:
-            raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
         self._counted: tuple[int, dict[str, int]] = (0, {})
         self._counted_shapes: tuple[torch.Size, ...] = ()
         self._start_flops: float | None = None
         self._start_latency: float | None = None
         self._start_nodes: int | None = None
         self._graph: DependencyGraph | None = None
+        if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
+            raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -122,7 +122,8 @@ class PrunableNetwork:
 
     def weight_sparsity(self) -> float:
         """Returns the fraction of all prunable weights that is masked or gone."""
-        return 1 - self.weights_left() / self.weights_total()
+        total = self.weights_total()
+        return 1 - self.weights_left() / total if total else 0.0
 
     def effective_sparsity(self) -> float | None:
         """Returns the fraction of all prunable weights that is masked, gone, or on no path from input to output.
@@ -130,7 +131,7 @@ class PrunableNetwork:
         Connections alone count, not values, in eval mode and for pictures of the example's size (a tap that only ever
         meets padding is on no path). None where an operation of the network leaves no clear path (`pruning.paths`).
         """
-        if self.example_inputs is None:
+        if self.example_inputs is None or not self.start_sizes:
             return None
         alive = {name: self.masks.of(name, weight) for name, weight in self.prunable().items()}
         effective = effective_weights(self.model, self.example_inputs, alive)
@@ -319,7 +320,7 @@ class PrunableNetwork:
             batches: (inputs, targets) pairs to score on.
             how: the other fields of `pruning.events.Event`: invert, optimizers, companions.
         """
-        cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
+        cuts_nodes, counted = criterion.unit == "nodes" or isinstance(criterion, JointCriterion), self.counted(criterion)
         self.note_start(structure=cuts_nodes)
         before = self.weights_left()
         if not criterion.revives:
@@ -336,7 +337,7 @@ class PrunableNetwork:
         left = self.weights_left()
         nodes_left = len(self.graph.nodes) if cuts_nodes else None
         asked = target if criterion.threshold is None else None
-        reached, (note, facts) = self.reached(self.counted(criterion)), criterion.facts()
+        reached, (note, facts) = self.reached(counted), criterion.facts()
         return Step(asked, reached, before - left, left, reason, nodes_left, self._rows(facts), note)
 
     def _rows(self, facts: Facts) -> list[dict[str, Any]]:
@@ -351,12 +352,27 @@ class PrunableNetwork:
         return rows if facts else []
 
     def counted(self, criterion: Criterion) -> str:
-        """Returns what a criterion's limit counts: what the user wants counted, else what it says itself."""
+        """Returns what a criterion's limit counts: what the user wants counted, else what it says itself.
+
+        Raises:
+            UsageError: if that is not for such a criterion, or there is nothing that it could remove.
+        """
         counts = criterion.counts or criterion.unit
         if criterion.unit != "nodes" and self.node_rules.target not in (None, counts):
             name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target
             raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {target} is for nodes.")
+        if criterion.targets(0.5):
+            self._require(criterion.unit)
         return self.node_rules.target or counts
+
+    def _require(self, unit: str) -> None:
+        name = type(self.model).__name__
+        if unit == "nodes" and not self.nodes_total():
+            raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
+        if unit == "weights" and not self.start_sizes:
+            raise UsageError(f"{name} has no Linear or Conv weights; what stands outside of layers can go as nodes.")
+        if unit == "weights" and not self.ranked_names():
+            raise UsageError(f"{name}: with the outer layers left out there is nothing to prune.")
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""

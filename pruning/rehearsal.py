@@ -92,6 +92,8 @@ class Replay(Trace):
         real: stand-ins hold data.
     """
 
+    strict = True
+
     def __init__(self, rules: dict[str, Any], entries: list[Entry], structure: Structure, removed: Mask, *, real: bool):
         super().__init__(rules, 0, real=real)
         self.expected, self.structure = entries, structure

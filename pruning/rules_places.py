@@ -22,15 +22,18 @@ def _named(call: Call, indices: list[Tensor | None]) -> list[int]:
     return places
 
 
-def _picked(call: Call, axes: Axes, rank: int | None = None) -> list[Axis | None]:
-    """Returns the axes of `x[indices]`; where the named dimensions are neighbours, the result stands in their place."""
-    places = _named(call, call["indices"])
+def _picked(call: Call) -> list[int | None]:
+    """Returns the dimension behind each one of `x[indices]`, and pins those that are named.
+
+    Where they are neighbours, the result stands in their place, else in front.
+    """
+    axes, places = call.axes("self"), _named(call, call["indices"])
     for dim in places:
         call.trace.pin(axes[dim], "is indexed by a tensor")
-    rest = [axis for dim, axis in enumerate(axes) if dim not in places]
+    rest = [dim for dim in range(len(axes)) if dim not in places]
     tensors = [tensor for tensor in call["indices"] if tensor is not None]
     masks = any(not tensor.dtype.is_signed for tensor in tensors)
-    new = rank - len(rest) if rank is not None else 1 if masks else max(tensor.dim() for tensor in tensors)
+    new = 1 if masks else max(tensor.dim() for tensor in tensors)
     lead = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     return [*rest[:lead], *[None] * new, *rest[lead:]]
 
@@ -38,23 +41,25 @@ def _picked(call: Call, axes: Axes, rank: int | None = None) -> list[Axis | None
 @rule("index _unsafe_index")
 def index(call: Call) -> Axes:
     """x[:, table]: indexed dimensions must stay, the others pass."""
-    return tuple(_picked(call, call.axes("self"), call.outs[0].dim()))
+    axes = call.axes("self")
+    return tuple(None if dim is None else axes[dim] for dim in _picked(call))
 
 
 @rule("index_put _index_put_impl")
 def index_put(call: Call) -> Axes:
     """x[table] = values: what is written couples with the dimensions that the table does not name."""
-    axes, values = call.axes("self"), call["values"]
-    picked, written = _picked(call, axes), call.axes("values")
-    zero = True
-    for place in range(1, len(picked) + 1):
-        axis, own = picked[-place], written[-place] if place <= len(written) else None
-        if axis is not None and place <= values.dim() and values.shape[-place] == len(axis.labels):
-            call.trace.tie(axis, own)
-        elif own is not None:
+    axes, written, picked = call.axes("self"), call.axes("values"), _picked(call)
+    result: list[Axis | None] = [None] * len(axes)
+    for place, dim in enumerate(reversed(picked), 1):
+        own = written[-place] if place <= len(written) else None
+        axis = None if dim is None else axes[dim]
+        if axis is None or dim is None:
             call.trace.pin(own, "is written to places of fixed number")
-        zero = zero and (axis is None or (own is not None and own.zero))
-    return tuple(axis and (kept(axis, axis.zero and zero) if axis in picked else None) for axis in axes)
+            continue
+        if place <= len(written) and call["values"].shape[-place] == len(axis.labels):
+            call.trace.tie(axis, own)
+        result[dim] = kept(axis, axis.zero and own is not None and own.zero)
+    return tuple(result)
 
 
 @rule("index_select")

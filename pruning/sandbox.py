@@ -39,6 +39,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
             raise UsageError(
                 f"{name or 'the model'} is a scripted module, whose tensors cannot be cut; give the original."
             )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            raise UsageError(
+                "DistributedDataParallel keeps buffers of its parameters' sizes; give its .module, and wrap it again "
+                "after pruning."
+            )
     return found
 
 

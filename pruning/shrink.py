@@ -51,6 +51,9 @@ def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
         return {"groups": groups, "in_channels": shape[0], "out_channels": shape[1] * groups}
     if module.in_channels == groups > 1 and module not in shapes.grouped:  # depthwise: a channel gone is a group gone
         groups = shape[0] * groups // module.out_channels
+    if shape[0] % groups:
+        raise UsageError(f"{shape[0]} output channels cannot belong to {groups} groups: whole groups of a convolution "
+                         "went, which shapes alone do not tell; save extras_of(model) with the state dict.")  # fmt: skip
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
 
@@ -308,8 +311,9 @@ def resize_like(
                              "it is not a pruned version of this model.")  # fmt: skip
         if value.shape != tensor.shape:
             shapes[id(tensor)] = tuple(value.shape)
-    attributes = module_integers(model, shapes) + _own_integers(model, shapes)
-    if extras is not None:
+    if extras is None:
+        attributes = module_integers(model, shapes) + _own_integers(model, shapes)
+    else:
         modules = dict(model.named_modules())
         attributes = [(modules[path], name, value) for path, own in extras.items() if path in modules
                       for name, value in own.items()]  # fmt: skip

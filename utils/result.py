@@ -50,7 +50,7 @@ class Result:
             **self.numbers(trainer),
             **_measured(self.network, latency=core.measure_latency, paths=status == "finished"),
             "target": self.pruning.counted,
-            "sparsity_reason": next((step.reason for step in reversed(steps) if step.reason), self._surplus()),
+            "sparsity_reason": (steps[-1].reason if steps else "") or self._surplus(),
             "pruning_events": len(steps),
             **({"layers": steps[-1].layers, "layers_note": steps[-1].note} if steps and steps[-1].layers else {}),
             "limit_batches": core.limit_batches,

@@ -314,3 +314,19 @@ def test_garbage_is_collected_as_before(enabled: bool) -> None:
         assert gc.isenabled() == enabled
     finally:
         gc.enable() if before else gc.disable()
+
+
+def test_wrappers_for_several_processes_are_refused(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with pytest.raises(UsageError, match=r"give its \.module"):
+            DependencyGraph(nn.parallel.DistributedDataParallel(nn.Linear(3, 2)), torch.randn(2, 3))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_rule_that_fails_costs_coverage_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "aten.tanh", lambda call: call["nothing"])
+    graph = DependencyGraph(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(2, 3))
+    assert not len(graph.nodes)
+    assert any("the rule for aten.tanh does not take this call (KeyError: 'nothing')" in str(p) for p in graph.pinned)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from criterions.EmptyCrit import EmptyCrit
 from criterions.Magnitude import Magnitude
+from criterions.SNAP import SNAP
 from criterions.SNIP import SNIP
 from criterions.SNIPit import SNIPit
 from pruning import PrunableNetwork, UsageError, WeightCriterion
@@ -221,3 +223,33 @@ def test_a_model_inside_a_wrapper_and_parameters_nobody_uses():
     assert list(network.prunable())[-1] == "inner.6.weight"
     network.prune(SNIP(), data(SHAPES[conv_net]), sparsity=0.5)
     assert network.masks.removed("idle.weight") == 8, "no gradient, no worth, but no layer is emptied"
+
+
+class Unlayered(nn.Module):
+    """Parameters alone, without layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(3, 8))])
+        self.bias = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        with torch.profiler.record_function("inner"):
+            x = F.linear(x, self.weights[0], self.bias).relu()
+        return F.linear(x, self.weights[1])
+
+
+def test_a_network_without_layers_loses_nodes_and_no_weights():
+    network = PrunableNetwork(build(Unlayered), torch.zeros(1, 4))
+    assert network.prune(SNAP(), data((4,), classes=3), sparsity=0.5).reached == 0.5
+    assert network.model.bias.shape == (4,) and network.size() == 4 * 4 + 3 * 4 + 4
+    assert network.weight_sparsity() == 0 and network.effective_sparsity() is None
+    with pytest.raises(UsageError, match="no Linear or Conv weights; what stands outside"):
+        network.prune(Magnitude(), sparsity=0.5)
+
+
+def test_what_leaves_nothing_to_prune_is_said_before_the_first_event():
+    with pytest.raises(UsageError, match="outer layers left out"):
+        PrunableNetwork(bias_free(4, 3, 2), torch.zeros(1, 4), outer_layers=False).counted(Magnitude())
+    with pytest.raises(UsageError, match="has no node that could go"):
+        PrunableNetwork(nn.Linear(4, 2), torch.zeros(1, 4)).counted(SNAP())

@@ -92,3 +92,18 @@ def test_what_does_not_fit_changes_nothing(state: dict[str, torch.Tensor]) -> No
 def test_missing_file() -> None:
     with pytest.raises(UsageError, match="no file"):
         load_pruned(plain(), "nowhere.pt")
+
+
+def test_lost_groups_of_a_convolution_need_more_than_shapes() -> None:
+    def dense() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)).double().eval()
+
+    model, x = dense(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    for _ in range(2):  # the first cut leaves one channel in each group, so that the second takes whole groups
+        graph = DependencyGraph(model, x)
+        graph.plan([node for group in graph.groups for node in group.nodes[: len(group.nodes) // 2]]).exec()
+    assert model[1].groups == 2
+    with pytest.raises(UsageError, match="whole groups of a convolution went"):
+        load_pruned(dense(), model.state_dict())
+    loaded = load_pruned(dense(), {"state_dict": model.state_dict(), "extras": extras_of(model)})
+    assert torch.equal(loaded(x), model(x))
