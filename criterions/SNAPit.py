@@ -1,18 +1,6 @@
+from criterions._halving import Halving
 from criterions.SNAP import SNAP
-from pruning import schedule
 
 
-class SNAPit(SNAP):
-    """SNAP again and again, halving the distance to the limit each time (Verdenius et al. 2020, arXiv:2006.00896).
-
-    Args:
-        snip_steps: how often the distance to the limit is halved after the first event; makes snip_steps + 2 events.
-    """
-
-    def __init__(self, *, snip_steps: int = 5) -> None:
-        if snip_steps < 0:
-            raise ValueError(f"snip_steps must be at least 0; {snip_steps} was given")
-        self.snip_steps = snip_steps
-
-    def targets(self, limit: float) -> list[float]:
-        return schedule.halving(limit, self.snip_steps)
+class SNAPit(Halving, SNAP):
+    """SNAP again and again, halving the distance to the limit each time (Verdenius et al. 2020, arXiv:2006.00896)."""
