@@ -320,7 +320,8 @@ class PrunableNetwork:
             batches: (inputs, targets) pairs to score on.
             how: the other fields of `pruning.events.Event`: invert, optimizers, companions.
         """
-        cuts_nodes, counted = criterion.unit == "nodes" or isinstance(criterion, JointCriterion), self.counted(criterion)
+        counted = self.counted(criterion)
+        cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
         self.note_start(structure=cuts_nodes)
         before = self.weights_left()
         if not criterion.revives:

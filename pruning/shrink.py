@@ -53,7 +53,7 @@ def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
         groups = shape[0] * groups // module.out_channels
     if shape[0] % groups:
         raise UsageError(f"{shape[0]} output channels cannot belong to {groups} groups: whole groups of a convolution "
-                         "went, which shapes alone do not tell; save extras_of(model) with the state dict.")  # fmt: skip
+                         "went, and shapes do not tell which; save extras_of(model) with the state dict.")  # fmt: skip
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
 
