@@ -152,6 +152,23 @@ def test_a_rewound_cascade_starts_training_from_the_initial_weights(cells):
     assert kept == sum(early[name].numel() for name in weights) / 2
 
 
+def test_a_rewound_cascade_goes_on_from_the_epoch_that_it_went_back_to(cells):
+    """A cell that removes nothing repeats what the dense run did after that epoch: same data order, same schedule."""
+    grid = cells("""
+        base: {hidden: 16, dropout: 0, epochs: 3, limit_batches: 2, optimizer: SGD, momentum: 0, lr_schedule: cosine}
+        mode: cascade_rewind
+        rewind_epoch: 2
+        compare: {prune_criterion: [Magnitude], pruning_limit: [1.0e-6, 0.5], seed: [1]}
+    """)
+    with mock.patch("utils.callbacks.Pictures.draw"):
+        grid.work(main.main, nothing)
+    dense, same, half = (grid.record(cell) for cell in grid.experiment.cells)
+    assert [same[name] for name in ("test_loss", "train_loss")] == [dense[name] for name in ("test_loss", "train_loss")]
+    assert half["test_loss"] != dense["test_loss"]
+    lines = (grid.run_of(grid.experiment.cells[2]).output / "epochs.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["3"]
+
+
 def test_a_failing_cell_is_tried_twice_and_the_rest_goes_on(cells):
     grid, tried = cells(), []
 

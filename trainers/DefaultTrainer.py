@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -198,6 +199,16 @@ class DefaultTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.forget_removed()
+
+    def start_after(self, epoch: int) -> None:
+        """Starts as if so many epochs had been trained: data order and learning rate are those that follow."""
+        if 0 < self.epochs <= epoch:
+            raise UsageError(f"--rewind_from goes back to epoch {epoch}: --epochs {self.epochs} leave nothing to do.")
+        self.epoch = min(epoch, self.epochs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for _ in range(self.epoch * len(self.train_batches)):
+                self.schedule.step()
 
     def rewind_state(self) -> dict[str, Any]:
         """Returns a copy of everything that `rewind` brings back."""

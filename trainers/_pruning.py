@@ -44,7 +44,8 @@ class Pruning:
         report: told of each event.
         pruning_limit: sparsity to reach, in the criterion's unit.
         prune_through: sparsities to reach before that, in events of their own.
-        early_model: makes the network with the early weights to which those that stay go back; None for no going back.
+        early_model: makes the network with the early weights to which those that stay go back, and says after how many
+            epochs they were; None for no going back.
         epochs, prune_delay, prune_freq: when events during training fall, see `Timing`.
         mask_control: "none", "shuffle", "reinit" or "invert", see `pruning.controls`.
         seed: of the shuffle and of the other initial values.
@@ -65,7 +66,7 @@ class Pruning:
         mask_control: str = "none",
         recalibrate: int = 0,
         prune_through: Sequence[float] = (),
-        early_model: Callable[[], nn.Module] | None = None,
+        early_model: Callable[[], tuple[nn.Module, int]] | None = None,
         seed: int = 0,
     ) -> None:
         self.network, self.criterion = network, criterion
@@ -148,7 +149,7 @@ class Pruning:
         if self.complete:
             self.network.dense = {}
         if self._settled(trainer):
-            self._apply_control()
+            self._apply_control(trainer)
         trainer.forget_removed()
         self.report(step.describe(self.counted))
 
@@ -183,7 +184,7 @@ class Pruning:
         if self.growing and step in self.updates:
             self.growing.update(trainer, step, self.updates[step])
             if self._settled(trainer):
-                self._apply_control()
+                self._apply_control(trainer)
                 trainer.forget_removed()
 
     def _settled(self, trainer: Any) -> bool:
@@ -195,7 +196,7 @@ class Pruning:
         if self.control == "shuffle" and self.initial is None:
             self.initial = {name: weight.detach().clone() for name, weight in self.network.prunable().items()}
 
-    def _apply_control(self) -> None:
+    def _apply_control(self, trainer: Any) -> None:
         if self.control == "shuffle" and self.initial is not None:
             generator = torch.Generator().manual_seed(self.seed)
             self.network.shuffle_masks(generator, self.initial)
@@ -205,7 +206,10 @@ class Pruning:
                 torch.manual_seed(self.seed + 1)
                 self.network.reinitialise(self.fresh_model())
         if self.early_model is not None:
-            self.network.reinitialise(self.early_model())
+            model, epoch = self.early_model()
+            self.network.reinitialise(model)
+            if _step_of(trainer) == 0:
+                trainer.start_after(epoch)
 
     def _check_feasible(self) -> None:
         if self.control != "none" and isinstance(self.criterion, LowRankCriterion):

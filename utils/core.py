@@ -35,7 +35,7 @@ class Core:
             ranking (keep the worst).
         prune_through: sparsities that are pruned to on the way to pruning_limit, with scores taken anew at each.
         rewind_from: file with early weights of this network (see keep_epochs) to which those that stay go back after
-            the last pruning event.
+            the last pruning event; training that has not begun by then begins with the epoch after them.
         epochs: passes over the training data; 0 prunes and tests without any training.
         prune_delay: events of criteria that prune during training come after this epoch.
         prune_freq: epochs between such events; one falls at the end of epoch e where e > delay and (e - delay) is a

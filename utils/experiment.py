@@ -188,6 +188,10 @@ class _Reader:
                 given = self.base | (self.retrain if self.from_dense else {}) | others | method.options
                 given |= {"prune_through": through} if through else {}
                 rewind = start if self.mode == "cascade_rewind" else None
+                epochs = (given | self.typed).get("epochs", Core().epochs)
+                if rewind and 0 < epochs <= self.rewind_epoch:
+                    told = f"training goes on after rewind_epoch; {method.label} has {epochs} epochs."
+                    raise UsageError(f"{self.where('rewind_epoch')}: {told}")
                 cell = self._cell(method, label, limit, seed, given, before, rewind)
                 yield cell
                 before = cell if self.mode != "one_shot" else before

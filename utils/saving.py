@@ -48,7 +48,7 @@ class Saving:
     def __call__(self, trainer: Any, moment: str) -> None:
         if moment in ("train_start", "epoch_end") and trainer.epoch in self.keep_epochs and not trainer.batch:
             path = self.finished.with_name(self.finished.name.replace("_finished", f"_epoch_{trainer.epoch}"))
-            checkpoints.save(path, checkpoints.network_state(self.network))
+            checkpoints.save(path, checkpoints.network_state(self.network) | {"epoch": trainer.epoch})
         if moment == "train_start" or (moment == "epoch_end" and trainer.epoch % self.save_freq == 0):
             self.save(trainer)
         elif moment == "train_end":
@@ -111,11 +111,11 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
         raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
 
 
-def early_network(path: str, model: nn.Module, like: PrunableNetwork) -> nn.Module:
-    """Returns a fresh dense model with the weights that --keep_epochs kept in a file."""
-    early = PrunableNetwork(model, like.example_inputs)
-    checkpoints.load_network(early, checkpoints.read(Path(path).expanduser()), Path(path))
-    return model
+def early_network(path: str, model: nn.Module, like: PrunableNetwork) -> tuple[nn.Module, int]:
+    """Returns a fresh dense model with the weights that --keep_epochs kept in a file, and after how many epochs."""
+    early, content = PrunableNetwork(model, like.example_inputs), checkpoints.read(Path(path).expanduser())
+    checkpoints.load_network(early, content, Path(path))
+    return model, int(content.get("epoch", 0))
 
 
 def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> PrunableNetwork:

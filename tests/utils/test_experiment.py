@@ -93,6 +93,12 @@ def test_a_rewound_cascade_goes_back_to_the_dense_runs_early_weights(read):
     assert (low.rewind, high.rewind, high.start) == (dense, dense, low)
 
 
+def test_a_rewound_cascade_must_have_something_left_to_train(read):
+    text = GRID.replace("name: tiny", "mode: cascade_rewind\n    rewind_epoch: 2").replace("epochs: 20, label", "label")
+    with pytest.raises(UsageError, match=r"line 3: training goes on after rewind_epoch; SNIP has 2 epochs\."):
+        read(text)
+
+
 def test_retraining_starts_each_limit_from_dense_in_one_shot(read):
     plan = read(GRID.replace("name: tiny", "name: tiny\n    retrain: {epochs: 1}"))
     assert {cell.start for cell in plan.cells if cell.method and cell.seed == 1} == {plan.cells[0]}
