@@ -67,8 +67,8 @@ def connect(address: str, demand: Demand) -> Any:
     if not rooms(ray, demand):
         there = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes(ray)}))
         ray.shutdown()
-        asked = f"{demand.where}: a run asks for {demand}" if demand.where else f"a run asks for {demand}"
-        raise UsageError(f"{asked}; no node of the cluster has that. Its nodes have {there or 'nothing'}.")
+        told = f"a run asks for {demand}; no node of the cluster has that. Its nodes have {there or 'nothing'}."
+        raise UsageError(f"{demand.where}: {told}")
     return ray
 
 
