@@ -110,7 +110,10 @@ def _draft(model: nn.Module, kind: str, draft: Path, inputs: Any, others: Any = 
             warnings.simplefilter("ignore")  # of deprecations inside the exporters
             write(model, arguments, keywords, draft, spec)
     except RUN_ERRORS as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+        first: BaseException = error
+        while first.__cause__ is not None:  # what torch makes of an error says how to report it, not what it is
+            first = first.__cause__
+        lines = str(first).splitlines() or [type(first).__name__]
         raise UsageError(f"{type(model).__name__} cannot be written as {kind}: {lines[0]}") from error
     return _compare(model, runner(draft), inputs if others is None else others)
 
