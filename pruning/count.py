@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,15 +60,19 @@ def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
     return inputs
 
 
-def tensors_in(values: Any) -> list[Tensor]:
-    """Returns every tensor in nested tuples, lists, dicts and objects with attributes (data classes)."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif not isinstance(values, (tuple, list)):
-        values = vars(values).values() if hasattr(values, "__dict__") else ()
-    return [tensor for value in values for tensor in tensors_in(value)]
+def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
+    """Returns the tensors in whatever a network takes or returns: nested containers, data classes, plain objects."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not depth or isinstance(value, (str, bytes, nn.Module, type, ModuleType)):
+        return []
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif not isinstance(value, (list, tuple, set, frozenset, deque)):
+        value = list(getattr(value, "__dict__", {}).values())
+    return [tensor for item in value for tensor in tensors_in(item, depth - 1)]
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
-from pruning.shrink import module_integers, pack_recurrent, replace, set_integers
+from pruning.shrink import Cuts, module_integers, pack_recurrent, set_integers
 
 Change = Callable[[Tensor], Tensor]
 
@@ -44,10 +44,7 @@ def _apply(module: nn.Module, changes: dict[str, Change]) -> nn.Module:
             grad = None if tensor.grad is None else change(tensor.grad)
             made.append((tensor, change(tensor.detach()), grad))
     integers = module_integers(module, {id(tensor): tuple(new.shape) for tensor, new, _ in made})
-    with torch.no_grad():
-        for tensor, new, grad in made:
-            replace(tensor, new)
-            tensor.grad = grad
+    Cuts(made).apply()
     set_integers(integers)
     pack_recurrent(module)
     return module

@@ -28,7 +28,7 @@ from pruning.nodes import Group, Node, NodeList, Pin, Slices
 from pruning.observer import Observer
 from pruning.plan import PruningPlan, make_plan
 from pruning.sandbox import without_garbage_collection
-from pruning.structure import Dimension, Mask, Structure
+from pruning.structure import Couplings, Dimension, Mask, Structure
 from pruning.trials import try_out
 
 
@@ -58,12 +58,11 @@ class DependencyGraph:
         self.model = model
         self.seen = Observer(model, given)
         self.generation = 0
-        self._reasons: dict[tuple[Dimension, ...], dict[Dimension, str]] = {}
-        self._network: nx.Graph | None = None
         self.indices: dict[Any, Any] = {}
         self._apply_marks(keep)
         self.structure.assemble()
         try_out(self.seen)
+        self._couplings = Couplings(self.structure)
 
     @property
     def structure(self) -> Structure:
@@ -157,12 +156,11 @@ class DependencyGraph:
 
     def _reassemble(self) -> None:
         self.structure.assemble()
-        self._network = None
         self._forget()
 
     def _forget(self) -> None:
         self.generation += 1
-        self.indices, self._reasons = {}, {}
+        self.indices, self._couplings = {}, Couplings(self.structure)
 
     # -- look-ups --------------------------------------------------------------------------------------------------
 
@@ -209,11 +207,7 @@ class DependencyGraph:
     def inexact_reason(self, node: int) -> str:
         """Returns why removing a node changes other values, "" if it does not."""
         fact = self.structure.inexact_by[self.structure.components[node]]
-        if fact < 0:
-            return ""
-        _, place, why = self.structure.facts.inexact[fact]
-        operation, module = self.structure.facts.places[place]
-        return f"{why} ({operation} in {module or 'the network'})"
+        return self.structure.facts.told(self.structure.facts.inexact[fact]) if fact >= 0 else ""
 
     @property
     def inexact(self) -> np.ndarray:
@@ -259,30 +253,7 @@ class DependencyGraph:
 
     def why(self, dimension: Dimension, seeds: Iterable[Dimension]) -> str:
         """Returns which operation couples a dimension to what is removed: the last step on the way from the seeds."""
-        structure, key = self.structure, tuple(seeds)
-        if key not in self._reasons:
-            network = self._couplings()
-            found: dict[Dimension, str] = dict.fromkeys(key, "asked for")
-            start = [seed for seed in key if seed in network]
-            for parent, child in nx.edge_bfs(network, start) if start else ():
-                if child not in found:
-                    operation, module = structure.facts.places[network.edges[parent, child]["place"]]
-                    found[child] = f"coupled to {parent.name} by {operation} in {module or 'the network'}"
-            self._reasons[key] = found
-        return self._reasons[key].get(dimension, "coupled")
-
-    def _couplings(self) -> nx.Graph:
-        """Returns dimensions as nodes and the first operation that ties two of them as edges."""
-        if self._network is not None:
-            return self._network
-        structure, network = self.structure, nx.Graph()
-        for one, other, place in structure.facts.ties:
-            if len(one) and one[0] < structure.slice_labels and other[0] < structure.slice_labels:
-                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)]
-                if ends[0] != ends[1] and not network.has_edge(*ends):
-                    network.add_edge(*ends, place=place)
-        self._network = network
-        return network
+        return self._couplings.why(dimension, tuple(seeds))
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -360,9 +331,8 @@ class DependencyGraph:
     def _pin_reason(self, labels: Labels) -> str:
         if not len(labels):
             return "there is only one"
-        _, place, why = self.structure.facts.pins[self.structure.pinned_by[self.structure.component[labels[0]]]]
-        operation, module = self.structure.facts.places[place]
-        return f"{why} ({operation or 'the graph'} in {module or 'the network'})"
+        facts = self.structure.facts
+        return facts.told(facts.pins[self.structure.pinned_by[self.structure.component[labels[0]]]])
 
     def commit(self, removed: Mask) -> None:
         """Takes note that labels are gone; called by a plan that was executed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import random
 from collections import deque
@@ -18,7 +17,7 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from pruning.count import mapped
+from pruning.count import mapped, tensors_in
 from pruning.errors import UsageError
 from pruning.trace import Trace
 
@@ -52,22 +51,6 @@ def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
-
-
-def tensors_within(value: Any, depth: int = 6) -> Iterator[Tensor]:
-    """Yields the tensors in whatever a network returns: containers, dataclasses, plain objects."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and not isinstance(value, (str, bytes, int, float, nn.Module, type(None))):
-        items: Any = ()
-        if isinstance(value, Mapping):
-            items = value.values()
-        elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            items = value
-        elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
-            items = list(vars(value).values())
-        for item in items:
-            yield from tensors_within(item, depth - 1)
 
 
 def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -231,7 +214,7 @@ def run(
     with _quiet(model), _swapped(list(paths), stand_ins, attributes, training), _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}
         with trace, _PlainCalls():
-            outputs = list(tensors_within(model(*args, **kwargs)))
+            outputs = tensors_in(model(*args, **kwargs))
         return outputs, [tensor for tensor in _held(paths) if id(tensor) not in before]
 
 
@@ -239,4 +222,4 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     for module in modules:
         for name, value in vars(module).items():
             if name not in _REGISTRIES:
-                yield from tensors_within(value, depth=3)
+                yield from tensors_in(value, depth=3)

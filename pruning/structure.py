@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -48,6 +50,11 @@ class Facts:
         """Returns the index of a new place."""
         self.places.append((operation, module))
         return len(self.places) - 1
+
+    def told(self, fact: tuple[Labels, int, str]) -> str:
+        """Returns what a pin or a loss says, and where it was said."""
+        operation, module = self.places[fact[1]]
+        return f"{fact[2]} ({operation or 'the graph'} in {module or 'the network'})"
 
 
 def _first_fact(facts: list[tuple[Labels, int, str]], group_of: Labels, count: int) -> Labels:
@@ -186,3 +193,38 @@ class Structure:
         """Adds pins found after the run; call `assemble` when all are in."""
         place = self.facts.place(operation, module)
         self.facts.pins.extend((row, place, why) for row in labels)
+
+
+class Couplings:
+    """Says which operations tie dimensions to each other.
+
+    Args:
+        structure: as it is; look-ups are kept, so a structure that changes needs another object.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self._reasons: dict[tuple[Dimension, ...], dict[Dimension, str]] = {}
+
+    def why(self, dimension: Dimension, seeds: tuple[Dimension, ...]) -> str:
+        """Returns the last step on the way from the seeds to a dimension."""
+        if seeds not in self._reasons:
+            found: dict[Dimension, str] = dict.fromkeys(seeds, "asked for")
+            start = [seed for seed in seeds if seed in self.network]
+            for parent, child in nx.edge_bfs(self.network, start) if start else ():
+                if child not in found:
+                    operation, module = self.structure.facts.places[self.network.edges[parent, child]["place"]]
+                    found[child] = f"coupled to {parent.name} by {operation} in {module or 'the network'}"
+            self._reasons[seeds] = found
+        return self._reasons[seeds].get(dimension, "coupled")
+
+    @cached_property
+    def network(self) -> nx.Graph:
+        """Dimensions as nodes, and the first operation that ties two of them as edges."""
+        structure, network = self.structure, nx.Graph()
+        for one, other, place in structure.facts.ties:
+            if len(one) and one[0] < structure.slice_labels and other[0] < structure.slice_labels:
+                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)]
+                if ends[0] != ends[1] and not network.has_edge(*ends):
+                    network.add_edge(*ends, place=place)
+        return network

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.count import tensors_in
 from pruning.graph import DependencyGraph
 from pruning.plan import PruningPlan
-from pruning.sandbox import tensors_within
 from tests.pruning.networks import NETWORKS
 
 
@@ -28,8 +28,8 @@ def randomise(model: nn.Module) -> nn.Module:
 def call(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     with torch.no_grad():
         if isinstance(inputs, dict):
-            return list(tensors_within(model(**inputs)))
-        return list(tensors_within(model(*inputs) if isinstance(inputs, tuple) else model(inputs)))
+            return tensors_in(model(**inputs))
+        return tensors_in(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
 
 
 def masked(name: str, model: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -104,7 +104,7 @@ def test_training_goes_on(name: str) -> None:
             plan.exec()
     model.train()
     arguments = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    outputs = tensors_within(model(*arguments[0], **arguments[1]))
+    outputs = tensors_in(model(*arguments[0], **arguments[1]))
     sum(output.sum() for output in outputs if output.requires_grad).backward()
     for name_, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.shape == parameter.shape, name_

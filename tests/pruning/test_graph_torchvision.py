@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pruning.count import tensors_in
 from pruning.graph import DependencyGraph
-from pruning.sandbox import tensors_within
 from pruning.trials import some
 from tests.pruning.torchvision_sweep import build, coverage, names, record
 
@@ -40,12 +40,12 @@ def test_half_of_it_goes(name: str) -> None:
     shapes = plan.shapes
     inputs = x if isinstance(x, tuple) else (x,)
     with torch.no_grad():
-        wanted = [out.shape for out in tensors_within(model.eval()(*inputs))]
+        wanted = [out.shape for out in tensors_in(model.eval()(*inputs))]
     plan.exec()
     assert before - sum(parameter.numel() for parameter in model.parameters()) == plan.parameters_removed > 0
     state = model.state_dict()
     assert all(tuple(state[key].shape) == shape for key, shape in shapes.items())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    sum(out.sum() for out in tensors_within(model.train()(*inputs)) if out.requires_grad).backward()
+    sum(out.sum() for out in tensors_in(model.train()(*inputs)) if out.requires_grad).backward()
     optimizer.step()
-    assert [out.shape for out in tensors_within(model.eval()(*inputs))] == wanted
+    assert [out.shape for out in tensors_in(model.eval()(*inputs))] == wanted

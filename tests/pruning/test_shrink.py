@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.count import tensors_in
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph
-from pruning.sandbox import tensors_within
 from pruning.shrink import extras_of, load_pruned, resize_like
 from tests.pruning.networks import NETWORKS, plain
 
@@ -34,7 +34,7 @@ def shrunken(name: str) -> tuple[nn.Module, object]:
 def outputs(model: nn.Module, inputs: object) -> list[torch.Tensor]:
     positional = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
     with torch.no_grad():
-        return list(tensors_within(model(*positional, **(inputs if isinstance(inputs, dict) else {}))))
+        return tensors_in(model(*positional, **(inputs if isinstance(inputs, dict) else {})))
 
 
 @pytest.mark.parametrize("name", LOADABLE)
