@@ -7,7 +7,7 @@ rehearsed; only what makes failures vanish is kept.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -87,18 +87,35 @@ def _improved(before: Report, now: Report) -> bool:
 
 
 def _guesses(seen: Observer, removed: Mask, now: Fit, level: int) -> Iterator[list[Attribute]]:
-    """Yields sets of attributes to try.
+    """Yields sets of attributes to try; where one old width became several, with each of these in turn."""
+    suspects = list(_suspects(seen, removed, now.report, level))
+    turns = max((Counter(old for old, _ in widths).most_common(1)[0][1] for _, widths in suspects), default=0)
+    for turn in range(turns):
+        yield from _guesses_of([(module, _picked(widths, turn)) for module, widths in suspects], now)
 
-    Kinds of modules are tried side by side, for failures in one do not depend on another: in the first round the first
-    name of each kind, in the second the second, and at last all names together.
+
+def _picked(widths: set[tuple[int, int]], turn: int) -> dict[int, int]:
+    """Returns old width -> new width, of several the one whose turn it is, the largest first."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for old, new in sorted(widths, reverse=True):
+        found[old].append(new)
+    return {old: news[turn % len(news)] for old, news in found.items()}
+
+
+def _guesses_of(suspects: list[tuple[nn.Module, dict[int, int]]], now: Fit) -> Iterator[list[Attribute]]:
+    """Kinds of modules are tried side by side, for failures in one do not depend on another.
+
+    In the first round the first name of each kind, in the second the second, and at last all names together.
     """
     by_kind: dict[type, dict[str, list[Attribute]]] = defaultdict(lambda: defaultdict(list))
     known = {(id(module), name): value for module, name, value in now.attributes}
-    for module, widths in _suspects(seen, removed, now.report, level):
+    for module, widths in suspects:
         for name, value in vars(module).items():
-            changed = _replaced(known.get((id(module), name), value), widths) if name not in _NOT_WIDTHS else None
-            rows = by_kind[type(module)][name] if changed is not None else []
-            if changed is not None and all(row[0] is not module for row in rows):
+            guessed = known.get((id(module), name), value)
+            # A number may have been guessed wrong; of several numbers, some may be right already.
+            changed = _replaced(value if type(value) is int else guessed, widths) if name not in _NOT_WIDTHS else None
+            rows = by_kind[type(module)][name] if changed not in (None, guessed) else []
+            if changed not in (None, guessed) and all(row[0] is not module for row in rows):
                 rows.append((module, name, changed))
     names = [list(kinds.values()) for kinds in by_kind.values() if kinds]
     most = max(map(len, names), default=0)
@@ -120,35 +137,37 @@ def _replaced(value: Any, widths: dict[int, int]) -> Any:
     return None
 
 
-def _suspects(seen: Observer, removed: Mask, report: Report, level: int) -> Iterator[tuple[nn.Module, dict[int, int]]]:
-    """Yields (module `level` steps above a failure, old width -> new width around it)."""
+def _suspects(
+    seen: Observer, removed: Mask, report: Report, level: int
+) -> Iterator[tuple[nn.Module, set[tuple[int, int]]]]:
+    """Yields (module `level` steps above a failure, (old width, new width) of what is around it)."""
     for failure in report.failures:
-        yield from _upwards(seen, failure.entry.where, level, dict(sorted(failure.widths)))
+        yield from _upwards(seen, failure.entry.where, level, failure.widths)
     if report.error is not None:
         paths = {module: path for path, module in seen.model.named_modules()}
         where = paths.get(report.culprit, report.where)
         widths = _widths_of(seen, removed, where)
         for failure in report.near:
-            widths |= dict(failure.widths)
+            widths |= failure.widths
         yield from _upwards(seen, where, level, widths)
 
 
 def _upwards(
-    seen: Observer, path: str, level: int, widths: dict[int, int]
-) -> Iterator[tuple[nn.Module, dict[int, int]]]:
+    seen: Observer, path: str, level: int, widths: set[tuple[int, int]]
+) -> Iterator[tuple[nn.Module, set[tuple[int, int]]]]:
     parts = path.split(".") if path else []
     if level <= len(parts) and widths:
         yield seen.model.get_submodule(".".join(parts[: len(parts) - level])), widths
 
 
-def _widths_of(seen: Observer, removed: Mask, path: str) -> dict[int, int]:
-    """Returns old -> new width of the dimensions of a module's tensors, for errors that no operation explains."""
-    found = {}
+def _widths_of(seen: Observer, removed: Mask, path: str) -> set[tuple[int, int]]:
+    """Returns (old, new) width of the dimensions of a module's tensors, for errors that no operation explains."""
+    found = set()
     for dimension in seen.structure.dimensions:
         labels = seen.structure.labels_of(dimension)
         gone = int(removed[labels].sum())
         if gone and dimension.name.startswith(path):
-            found[len(labels)] = len(labels) - gone
+            found.add((len(labels), len(labels) - gone))
     return found
 
 

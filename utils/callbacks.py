@@ -130,7 +130,7 @@ class Pictures:
         curve = read_rows(self.folder.output / "score_curve.csv")
         events = [event["epoch"] for event in self.recorder.result.pruning.history]
         self._put("overview", pictures.draw_overview(self.recorder.rows, events, curve))
-        if self.plots.weightplot or self.plots.netplot:
+        if (self.plots.weightplot or self.plots.netplot) and trainer.network.prunable():  # parameters may stand alone
             self._put("layers", pictures.draw_layers(trainer.network, self.plots.weightplot, self.plots.netplot))
         if self.plots.confusion:
             tally = tally_of(trainer.network.model, trainer.test_batches)

@@ -259,3 +259,25 @@ class LooksElsewhere(nn.Module):
         x = self.mid(F.grid_sample(x, F.affine_grid(turn, [len(x), 1, 8, 8], align_corners=False), align_corners=False))
         boxes = torch.tensor([[0, 0, 0, 5, 5], [1, 1, 1, 6, 7]], dtype=x.dtype)
         return self.last(torchvision.ops.roi_align(x, boxes, 2).flatten(1))
+
+
+class Splines(nn.Module):
+    """A layer of Kolmogorov-Arnold networks, which keeps its width for a view."""
+
+    grid: Tensor
+
+    def __init__(self, ins: int, outs: int) -> None:
+        super().__init__()
+        self.base, self.curves = nn.Parameter(torch.randn(outs, ins)), nn.Parameter(torch.randn(outs, ins, 4))
+        self.register_buffer("grid", torch.linspace(-1, 1, 4)[None], persistent=False)
+        self.outs = outs
+
+    def forward(self, x: Tensor) -> Tensor:
+        bumps = torch.exp(-4 * (x.unsqueeze(-1) - self.grid) ** 2)
+        return F.linear(F.silu(x), self.base) + F.linear(bumps.flatten(1), self.curves.view(self.outs, -1))
+
+
+@case(lambda: torch.randn(2, 6, dtype=torch.float64), 8 + 8)
+def square_splines() -> nn.Module:
+    """As wide before as behind: one old width becomes two new ones, and the view takes only one of them."""
+    return nn.Sequential(Splines(6, 8), Splines(8, 8), Splines(8, 3))
