@@ -545,3 +545,25 @@ def test_wrong_wish_of_a_part_names_the_part(command, tmp_path, wish, expected):
     plug_ins = write_plug_in(tmp_path, "criterions", "Wishful", source)
     argv = ["--no-tensorboard", "--plugin_dir", plug_ins, "--prune_criterion", "Wishful"]
     assert expected in command.refused(*argv)
+
+
+def test_a_model_without_layers_is_pruned_and_evaluated(command, tmp_path):
+    model = '''
+    import torch
+    from torch import nn
+
+
+    class Unlayered(nn.Module):
+        def __init__(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+            super().__init__()
+            self.one, self.two = nn.Parameter(torch.randn(64, 12) / 8), nn.Parameter(torch.randn(12, num_classes))
+
+        def forward(self, x):
+            return (x.flatten(1) @ self.one).relu() @ self.two
+    '''
+    plug_ins = ["--plugin_dir", write_plug_in(tmp_path, "models", "Unlayered", model)]
+    argv = ["--limit_batches", "2", "--epochs", "1", "--no-tensorboard", "--model", "Unlayered", *plug_ins]
+    done = command(*argv, "--prune_criterion", "SNAP", "--pruning_limit", 0.5)
+    assert done.result["nodes_left"] == 6 and done.result["weights_total"] == 0
+    evaluated = command("--eval", "--checkpoint_name", done.folder, "--limit_batches", "2", *plug_ins)
+    assert evaluated.result["test_accuracy"] == done.result["test_accuracy"]
