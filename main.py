@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 # Threads that wait must not spin: on a machine that others use too, that made training ten times slower.
-os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "LOCAL_RANK" in os.environ:  # started by torchrun: each process would say that it found no unused parameter
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import sys
 from collections.abc import Sequence
@@ -15,12 +17,12 @@ from typing import Any
 from data_sets._batches import make_batches
 from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
-from utils import settings
+from utils import processes, settings
 from utils.callbacks import DeadNodes, Export, attach
 from utils.checkpoints import seed_everything
 from utils.comparing import compare
 from utils.console import Console
-from utils.ending import guarded, run_to_the_end
+from utils.ending import follow, guarded, run_to_the_end
 from utils.environment import forget_peak_memory, pick_device
 from utils.listing import print_list
 from utils.result import evaluation_record, evaluation_rows, result_rows
@@ -43,11 +45,14 @@ def run(argv: Sequence[str], console: Console) -> int:
     if chosen is None:  # --help was printed
         return 0
     console.take(quiet=chosen.core.quiet, warnings=chosen.warnings)
+    finished = folder is not None and folder.result().get("status") == "finished"
+    if processes.number() and (chosen.core.list or chosen.core.eval or finished):
+        return 0  # of several processes one is enough for that
     if chosen.core.list:
         print_list(console)
     elif chosen.core.eval:
         evaluate(chosen, console, argv)
-    elif folder and folder.result().get("status") == "finished":
+    elif folder and finished:
         console.table("This run is finished", result_rows(folder.result()), folder.path)
     else:
         return train(chosen, console, argv, folder)
@@ -56,15 +61,19 @@ def run(argv: Sequence[str], console: Console) -> int:
 
 def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
     """Trains and prunes, in a new run folder or in that of a stopped run."""
-    parts, pruning, trainer = assemble(chosen, console, stopped)
-    # Whatever the user may have got wrong has been said by now; only a run that starts leaves a folder.
-    folder = stopped or RunFolder.create(chosen, argv)
-    console.log_file = folder.output / "log.txt"
-    saving = chosen.construct(Saving, folder=folder, network=parts["network"], pruning=pruning)
-    if stopped and saving.restore(trainer):
-        console.info(f"going on at epoch {trainer.epoch}, batch {trainer.batch}")
-    result = attach(trainer, saving, chosen, console, parts["data_set"])
-    return run_to_the_end(trainer, saving, result, console)
+    with processes.joined(pick_device(chosen.core.device), chosen.core.rank_timeout):
+        with processes.first_goes_first():
+            parts, pruning, trainer = assemble(chosen, console, stopped)
+        if processes.number():
+            return follow(trainer, parts["network"], pruning, chosen, stopped)
+        # Whatever the user may have got wrong has been said by now; only a run that starts leaves a folder.
+        folder = stopped or RunFolder.create(chosen, argv)
+        console.log_file = folder.output / "log.txt"
+        saving = chosen.construct(Saving, folder=folder, network=parts["network"], pruning=pruning)
+        if stopped and saving.restore(trainer):
+            console.info(f"going on at epoch {trainer.epoch}, batch {trainer.batch}")
+        result = attach(trainer, saving, chosen, console, parts["data_set"])
+        return run_to_the_end(trainer, saving, result, console)
 
 
 def evaluate(chosen: settings.Settings, console: Console, argv: Sequence[str]) -> None:

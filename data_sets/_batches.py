@@ -74,12 +74,17 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.epoch(0)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, number: int, start: int = 0, *, step: int = 1, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the batches of epoch `number` from batch `start` on, without reading those before.
 
         Args:
             number: epoch, from 0; without shuffling all epochs are alike.
             start: batches to skip.
+            step: 2 yields every other batch, and so on.
+            share: (number, count) of the processes that each take a part of every batch; all of them take the whole of
+                one that has not two samples for each, since batch norm cannot train on one.
         """
         ways = self.delivery
         number = number if ways.shuffled else 0
@@ -87,7 +92,7 @@ class Batches:
         order = self.indices[torch.randperm(count, generator=rng)] if ways.shuffled else self.indices
         changed = bool(ways.crop or ways.flip)
         draws = draw(count, crop=ways.crop, flip=ways.flip, rng=rng, device=device) if changed else None
-        bounds = self.bounds[start:]
+        bounds = [_part(*span, *share) for span in self.bounds[start::step]]
         for span, (images, targets) in zip(bounds, self.source.batches(order, bounds, number), strict=True):
             images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
             if draws is not None:
@@ -105,6 +110,12 @@ def _bounds(count: int, delivery: Delivery) -> list[tuple[int, int]]:
     if delivery.shuffled and len(edges) > 2 and edges[-1] - edges[-2] == 1:
         del edges[-2]
     return list(zip(edges[:-1], edges[1:], strict=True))[: delivery.limit]
+
+
+def _part(first: int, last: int, number: int, count: int) -> tuple[int, int]:
+    """The `number`-th of `count` nearly equal parts of a span, or the span where it is too short."""
+    size = last - first
+    return (first, last) if size < 2 * count else (first + size * number // count, first + size * (number + 1) // count)
 
 
 def make_batches(

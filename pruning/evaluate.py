@@ -16,12 +16,17 @@ def evaluate(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor]
 
     Outputs are scores (B, C, ...), targets class indices (B, ...); accuracy is the fraction of right argmaxes.
     """
+    return means(total_sums(model, batches, loss))
+
+
+def total_sums(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """Returns [summed loss, right ones, samples] over all batches, in eval mode; None if there is none."""
     sums: Tensor | None = None
     with quiet_eval(model), torch.no_grad():
         for inputs, targets in batches:
             batch = batch_sums(call(model, inputs), targets, loss)
             sums = batch if sums is None else sums + batch
-    return means(sums)
+    return sums
 
 
 def batch_sums(outputs: Tensor, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

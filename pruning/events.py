@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pruning import limits, select
 from pruning.criterion import Batches, Criterion, JointCriterion, LowRankCriterion, NodeCriterion, WeightCriterion
+from pruning.distributed import same, same_by_name
 from pruning.errors import UsageError
 from pruning.ranks import lower_ranks
 from pruning.select import Budget, Layout, check_scores, guarded
@@ -72,7 +73,8 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
         # A zero has nothing to come back with, so what was gone before the first event stays gone.
         alive = {name: mask | (network.dense[name] != 0) for name, mask in alive.items()}
         budget = dataclasses.replace(budget, alive=alive)
-    scores = {name: score.detach() for name, score in criterion.weight_scores(network, event.batches).items()}
+    scores = criterion.weight_scores(network, event.batches)
+    scores = same_by_name({name: score.detach() for name, score in scores.items()})
     check_scores(scores, alive)
     network.last_scores = scores
     if criterion.threshold is not None:
@@ -143,7 +145,7 @@ def checked_node_scores(network: PrunableNetwork, scores: Tensor) -> Tensor:
     if not torch.isfinite(scores).all():
         node = network.graph.nodes[int((~torch.isfinite(scores)).nonzero()[0])]
         raise UsageError(f"The score of a node of {next(iter(node.slices))[0]!r} is not finite; nothing was pruned.")
-    return scores.detach().cpu().double()
+    return same(scores.detach().cpu().double())
 
 
 def layout_of(network: PrunableNetwork, *, local: bool = False, min_share: float = 0.0) -> Layout:
@@ -270,7 +272,7 @@ def _prune_both(criterion: JointCriterion, network: PrunableNetwork, event: Even
     if budget.keep >= n_alive:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
     weights, nodes = criterion.joint_scores(network, event.batches)
-    scores = {name: score.detach() for name, score in weights.items()}
+    scores = same_by_name({name: score.detach() for name, score in weights.items()})
     check_scores(scores, alive)
     nodes = checked_node_scores(network, nodes)
     if event.invert:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning.criterion import Batches, Criterion, WeightCriterion
+from pruning.distributed import same_by_name
 from pruning.errors import UsageError
 from pruning.select import Budget, check_scores, keep_top_global
 
@@ -56,9 +57,11 @@ def regrow(
     trained = {name for name, weight in network.weights() if weight.requires_grad}
     alive = {name: mask for name, mask in network.alive().items() if name in trained and not bool(mask.all())}
     sign = -1 if invert else 1
-    worth = {name: sign * score.detach() for name, score in criterion.weight_scores(network, batches).items()}
+    scores = criterion.weight_scores(network, batches)
+    worth = same_by_name({name: sign * score.detach() for name, score in scores.items()})
     check_scores(worth, alive)
-    growth = {name: sign * score.detach() for name, score in criterion.grow_scores(network, batches).items()}
+    scores = criterion.grow_scores(network, batches)
+    growth = same_by_name({name: sign * score.detach() for name, score in scores.items()})
     check_scores(growth, {name: torch.ones_like(mask) for name, mask in alive.items()})
     masks, same = {}, {}
     for name, mask in alive.items():

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from pruning import controls, count, history, limits
 from pruning.criterion import Batches, Criterion, Facts, JointCriterion
+from pruning.distributed import take_first
 from pruning.errors import UsageError
 from pruning.events import Event, carry_out
 from pruning.graph import DependencyGraph
@@ -334,6 +335,8 @@ class PrunableNetwork:
         with torch.no_grad():
             for name, value in values.items():
                 self.model.get_parameter(name).copy_(value)
+        masks = {f"the mask of {name}": mask for name, mask in self.masks.keep.items()}
+        take_first(dict([*self.model.named_parameters(), *self.model.named_buffers(), *masks.items()]))
         self.enforce()
         left = self.weights_left()
         nodes_left = len(self.graph.nodes) if cuts_nodes else None

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pruning.count import look
 from pruning.decompose import Layer, LowRank, dense_of, factored, replace_layers, substitute
+from pruning.distributed import same
 from pruning.errors import UsageError
 from pruning.labels import RUN_ERRORS
 
@@ -217,7 +218,7 @@ def _checked(errors: Mapping[str, Mapping[int, Tensor]], layers: Mapping[str, La
     for path in layers:
         if path not in errors or any(not torch.isfinite(values).all() for values in errors[path].values()):
             raise UsageError(f"The errors of {path!r} are missing or not finite; nothing was decomposed.")
-    return {path: dict(errors[path]) for path in layers}
+    return {path: {subspaces: same(values) for subspaces, values in errors[path].items()} for path in layers}
 
 
 def _options(

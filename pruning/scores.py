@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.count import call, device_of, mapped, plain_recurrence, quiet_eval, same_random_state, tensors_in
 from pruning.criterion import Batches
+from pruning.distributed import shared_out
 from pruning.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,11 +99,16 @@ def accumulate_gradients(
     chosen += list(extra or {})
     totals = [_wide_zeros(weight) for weight in weights]
     loss_total, count = 0.0, 0
+
+    def differentiate(batch: tuple[Any, Any]) -> list[Tensor]:
+        value = _loss(network, *batch, loss or network.loss)
+        return [value.detach().cpu().double(), *_gradients(value, weights)]
+
     with scoring(network.model, batch_statistics=batch_statistics):
-        for inputs, targets in on_device(batches, network.model):
-            value = _loss(network, inputs, targets, loss or network.loss)
-            _add(totals, _gradients(value, weights))
-            loss_total, count = loss_total + float(value.detach()), count + 1
+        like = [torch.zeros((), dtype=torch.float64), *weights]
+        for value, *gradients in shared_out(on_device(batches, network.model), differentiate, like):
+            _add(totals, gradients)
+            loss_total, count = loss_total + float(value), count + 1
     for total in totals:
         total /= count
     _check_signal(totals, loss_total)
@@ -127,11 +133,15 @@ def hessian_gradient_products(
     weights = [parameters[name] for name in gradient]
     totals = [_wide_zeros(weight) for weight in weights]
     # Fused attention has no second derivative; its plain form has.
+
+    def differentiate_twice(batch: tuple[Any, Any]) -> list[Tensor]:
+        first = _gradients(_loss(network, *batch, tempered), weights, create_graph=True)
+        products = [(f * g).sum() for f, g in zip(first, gradient.values(), strict=True)]
+        return _gradients(torch.stack(products).sum(), weights)
+
     with scoring(network.model), sdpa_kernel(SDPBackend.MATH):
-        for inputs, targets in on_device(batches, network.model):
-            first = _gradients(_loss(network, inputs, targets, tempered), weights, create_graph=True)
-            pairs = [(f, g) for f, g in zip(first, gradient.values(), strict=True) if f is not None]
-            _add(totals, _gradients(torch.stack([(f * g).sum() for f, g in pairs]).sum(), weights))
+        for products in shared_out(on_device(batches, network.model), differentiate_twice, weights):
+            _add(totals, products)
     return {name: total / len(batches) for name, total in zip(gradient, totals, strict=True)}
 
 
@@ -158,11 +168,12 @@ def _loss(network: PrunableNetwork, inputs: Any, targets: Any, loss: Callable[..
     return value
 
 
-def _gradients(value: Tensor, weights: Sequence[Tensor], *, create_graph: bool = False) -> Sequence[Tensor | None]:
+def _gradients(value: Tensor, weights: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
     # What depends on no weight at all has no graph, and its derivative is zero.
     if not value.requires_grad or not weights:
-        return [None] * len(weights)
-    return torch.autograd.grad(value, weights, allow_unused=True, create_graph=create_graph)
+        return [torch.zeros_like(weight) for weight in weights]
+    found = torch.autograd.grad(value, weights, allow_unused=True, create_graph=create_graph)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 
 
 def _wide_zeros(weight: Tensor) -> Tensor:
@@ -174,10 +185,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _add(totals: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
+def _add(totals: list[Tensor], gradients: Sequence[Tensor]) -> None:
     for total, gradient in zip(totals, gradients, strict=True):
-        if gradient is not None:
-            total += gradient.detach()
+        total += gradient.detach()
 
 
 def _check_signal(gradients: list[Tensor], loss: float) -> None:

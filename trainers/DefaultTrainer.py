@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import PrunableNetwork, UsageError
-from pruning.evaluate import evaluate, means, sums_of
+from pruning.distributed import rank, world
+from pruning.evaluate import means, sums_of, total_sums
 from trainers._optimization import Optimization
+from trainers._processes import added_sums, level, own_draws, replicated, sums_of_batch, weight_of_share
 
 # How often a GPU is asked whether the loss is still a number; asking makes it wait.
 FINITE_CHECK_EVERY = 50
@@ -94,15 +96,17 @@ class DefaultTrainer:
 
     def train_epoch(self) -> None:
         """One pass over the training data, from the present batch on."""
-        self.model.train()
-        for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch):
-            outputs, loss = self.train_batch(inputs, targets)
-            if not self._masks_hold:
-                self.network.enforce()
-            self._masks_hold = False
-            self.record(outputs, targets, loss)
-            self.batch += 1
-            self.at("batch_end")
+        batches = self.train_batches.epoch(self.epoch, start=self.batch, share=(rank(), world()))
+        with replicated(self):
+            self.model.train()
+            for inputs, targets in batches:
+                outputs, loss = self.train_batch(inputs, targets)
+                if not self._masks_hold:
+                    self.network.enforce()
+                self._masks_hold = False
+                self.record(outputs, targets, loss)
+                self.batch += 1
+                self.at("batch_end")
 
     def train_batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """One update; returns the outputs and the loss."""
@@ -111,16 +115,20 @@ class DefaultTrainer:
             outputs = self.forward(inputs)
             loss = self.loss(outputs, targets)
         self.scaler.scale(loss).backward()
+        level(self.network.model, self.optimizer)
         self.step()
         return outputs.detach(), loss.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The network's outputs for a batch."""
-        return self.model(inputs)
+        with own_draws(self.epoch, self.batch):
+            return self.model(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What is minimised: the data term, and the loss's own penalty on the network if it has one."""
         value = self.loss_function(outputs, targets)
+        if world() > 1:  # their gradients are averaged, so a process's share of the batch counts by its size
+            value = value * (weight_of_share(len(targets), self.batch_size()) * world())
         penalty = getattr(self.loss_function, "penalty", None)
         return value + penalty(self.network) if penalty else value
 
@@ -143,8 +151,10 @@ class DefaultTrainer:
 
     def validate(self) -> dict[str, float]:
         """Accuracy and loss over the whole test data, in eval mode."""
+        batches = self.test_batches.epoch(0, start=rank(), step=world()) if world() > 1 else self.test_batches
         with self.autocast():
-            accuracy, loss = evaluate(self.network.model, self.test_batches, self.loss_function)
+            sums = total_sums(self.network.model, batches, self.loss_function)
+        accuracy, loss = means(added_sums(sums, self.device) if world() > 1 else sums)
         if loss != loss:
             raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
         return {"test_accuracy": accuracy, "test_loss": loss}
@@ -167,14 +177,21 @@ class DefaultTrainer:
 
     def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
-        batch = sums_of(loss, outputs, targets)
+        batch, samples = sums_of(loss, outputs, targets), len(targets)
+        if world() > 1:
+            batch, samples = sums_of_batch(batch, samples, self.batch_size()), self.batch_size()
         self._sums = batch if self._sums is None else self._sums + batch
-        self.totals["samples_seen"] += len(targets)
+        self.totals["samples_seen"] += samples
         # Forward once, and backward at twice the price: to the inputs and to the weights.
-        self.totals["training_flops"] += 3 * self.flops_per_sample * len(targets)
+        self.totals["training_flops"] += 3 * self.flops_per_sample * samples
         if self.device.type == "cpu" or self.batch % FINITE_CHECK_EVERY == 0:
             self._refuse_unless_finite(self._sums[0])
         self._count_seconds()
+
+    def batch_size(self) -> int:
+        """Returns how many samples the present batch has, in all processes together."""
+        first, last = self.train_batches.bounds[self.batch]
+        return last - first
 
     def check_finite(self) -> None:
         """Raises `Diverged` if the loss or a weight is no longer a finite number; what is saved must pass this."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning import Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
 from pruning.criterion import Batches
+from pruning.distributed import world
 from pruning.growing import grows
 from pruning.scores import recalibrate
 from trainers._growing import Growing
@@ -215,6 +216,8 @@ class Pruning:
         if self.control != "none" and isinstance(self.criterion, LowRankCriterion):
             name = type(self.criterion).__name__
             raise UsageError(f"--mask_control {self.control} is for masks and nodes; {name} lowers ranks.")
+        if self.counted == "latency" and world() > 1:
+            raise UsageError("--target latency is for one process: several would measure different times.")
         if self.criterion.moment != "during" or not self.targets:
             return
         events = self.event_epochs

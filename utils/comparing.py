@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import UsageError
-from utils import experiment, settings
+from utils import experiment, processes, settings
 from utils.cells import Cells, Run
 from utils.console import Console
 from utils.core import Core
@@ -32,6 +32,8 @@ def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> in
     asked = next((name for name in ("experiment", "report") if name in typed), None)
     if asked is None or {"-h", "--help"} & set(others):
         return None
+    if processes.launched() > 1:
+        raise UsageError(f"--{asked} is for one process that starts others (--workers); torchrun is for one long run.")
     if others:
         raise UsageError(f"{others[0]} cannot be given with --{asked}; settings of the runs stand in the file.")
     core = Core(**typed)

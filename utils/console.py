@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from rich.table import Table
 from rich.text import Text
 
+from utils import processes
+
 
 class Console:
     """Prints to the terminal, and to the log file of the run once there is one."""
@@ -21,7 +23,8 @@ class Console:
         self.quiet = quiet
         # A file or a pipe has no width of its own; rich would take 80 columns and break the longer lines of the table.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
-        self.out = RichConsole(highlight=False, soft_wrap=True, width=width)
+        self.first = not processes.number()  # of several processes the first one speaks
+        self.out = RichConsole(highlight=False, soft_wrap=True, width=width, quiet=not self.first)
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.log_file: Path | None = None
 
@@ -40,12 +43,14 @@ class Console:
     def warn(self, line: str) -> None:
         """A warning, on standard error."""
         self.log(f"warning: {line}")
-        self.err.print(f"warning: {line}", style="yellow", markup=False)
+        if self.first:
+            self.err.print(f"warning: {line}", style="yellow", markup=False)
 
     def error(self, line: str) -> None:
         """An error, in one line on standard error."""
         self.log(f"error: {line}")
-        self.err.print(f"error: {' '.join(line.split())}", style="red", markup=False)
+        who = "" if self.first else f" in process {processes.number()}"
+        self.err.print(f"error{who}: {' '.join(line.split())}", style="red", markup=False)
 
     def log(self, text: str) -> None:
         """Writes to the log only. A log that cannot be written must not end a run."""

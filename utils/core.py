@@ -56,6 +56,7 @@ class Core:
         keep_epochs: numbers of epochs after which the network is also kept as models/<Model>_epoch_<number>; 0 keeps
             that of the start.
         max_training_minutes: stop after this many minutes of training in one session; the run can be resumed.
+        rank_timeout: minutes after which a run in several processes (torchrun) ends if one of them no longer answers.
         eval: evaluate a checkpoint instead of training.
         checkpoint_name: run folder (or its name under the results) to load a network from.
         checkpoint_model: file in its models/ folder (default: the finished model).
@@ -112,6 +113,7 @@ class Core:
     save_freq: int = 1
     keep_epochs: tuple[int, ...] = ()
     max_training_minutes: float | None = None
+    rank_timeout: float = 10.0
     eval: bool = False
     checkpoint_name: str = ""
     checkpoint_model: str = ""
@@ -164,8 +166,9 @@ class Core:
             setattr(self, name, str((start / Path(getattr(self, name)).expanduser()).resolve()))
         if self.plugin_dir:
             self.plugin_dir = str(Path(self.plugin_dir).expanduser().resolve())
-        if self.max_training_minutes is not None and not self.max_training_minutes > 0:
-            raise UsageError(f"--max_training_minutes must be positive; {self.max_training_minutes} was given.")
+        for name, minutes in (("max_training_minutes", self.max_training_minutes), ("rank_timeout", self.rank_timeout)):
+            if minutes is not None and not minutes > 0:
+                raise UsageError(f"--{name} must be positive; {minutes} was given.")
 
 
 def core_flags() -> list[Flag]:

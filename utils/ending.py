@@ -9,11 +9,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from pruning import PrunableNetwork
 from pruning.errors import UsageError
+from utils import processes
+from utils.callbacks import DeadNodes
 from utils.console import Console
-from utils.interrupts import Interrupted
+from utils.interrupts import Interrupted, StopRequests
 from utils.result import Result, result_rows
+from utils.run_folder import RunFolder
 from utils.saving import Saving
+from utils.settings import Settings
 
 
 def guarded(console: Console, action: Callable[[], int]) -> int:
@@ -22,10 +27,12 @@ def guarded(console: Console, action: Callable[[], int]) -> int:
         return action()
     except UsageError as error:
         console.log(traceback.format_exc())
-        console.error(str(error))
+        if processes.has_a_say():
+            console.error(str(error))
         return 2
     except KeyboardInterrupt as stop:
-        console.error(str(stop) or "stopped; what was saved before stays")
+        if processes.has_a_say():
+            console.error(str(stop) or "stopped; what was saved before stays")
         return 130
     except Exception as error:  # noqa: BLE001 - the last resort: one line for the person, the traceback for the log
         _unexpected(console, error)
@@ -52,7 +59,8 @@ def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Consol
 def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
     folder = saving.folder
     try:
-        trainer.train()
+        with processes.losses_told():
+            trainer.train()
     except Interrupted as stop:
         saving.save(trainer)
         folder.write_result(result.record(trainer, "interrupted"))
@@ -62,6 +70,21 @@ def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> in
     record = result.record(trainer, "finished")
     folder.write_result(record)
     console.table("Result", result_rows(record), folder.path)
+    return 0
+
+
+def follow(
+    trainer: Any, network: PrunableNetwork, pruning: Any, chosen: Settings, stopped: RunFolder | None
+) -> int:
+    """Trains and prunes along with the first process, which says and saves everything; returns the exit code."""
+    if stopped:
+        chosen.construct(Saving, folder=stopped, network=network, pruning=pruning).restore(trainer)
+    shrinking = chosen.construct(DeadNodes, network=network, report=lambda line: None)
+    trainer.callbacks += [pruning, shrinking, StopRequests(chosen.core.max_training_minutes)]
+    try:
+        trainer.train()
+    except Interrupted as stop:
+        return stop.exit_code
     return 0
 
 
@@ -82,7 +105,7 @@ def _raise_with_advice(error: BaseException, saving: Saving) -> None:
 
 def resume_command(saving: Saving) -> str:
     """Returns the command that takes the run up again."""
-    return f"python main.py --resume {shlex.quote(os.path.relpath(saving.folder.path))}"
+    return f"{processes.command()} --resume {shlex.quote(os.path.relpath(saving.folder.path))}"
 
 
 def close(trainer: Any) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from pruning import distributed
 from pruning.errors import UsageError
+from utils import processes
 from utils.registry import ROOT
 
 PACKAGES = ["torch", "torchvision", "numpy", "scipy", "scikit-learn", "timm"]
@@ -28,10 +30,13 @@ def pick_device(name: str) -> torch.device:
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
     if not there[name]:
         usable = ", ".join(kind for kind, here in there.items() if here)
         raise UsageError(f"--device {name}: this machine or this torch has none. Usable here: {usable}.")
+    if name == "cuda" and processes.launched() > 1:
+        torch.cuda.set_device(processes.local_gpu())
+        return torch.device("cuda", processes.local_gpu())
     return torch.device(name)
 
 
@@ -47,6 +52,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cpu_count": os.cpu_count(),
         },
         "threads": torch.get_num_threads(),
+        "processes": distributed.world(),
     }
 
 

@@ -8,6 +8,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+from pruning.distributed import largest, world
+
+TIME_IS_OVER = 1000  # greater than any signal's number
 STOPPING_POINTS = ("event_end", "train_start", "batch_end", "epoch_end")
 
 
@@ -44,15 +47,20 @@ class StopRequests:
             self.close()
         if moment not in STOPPING_POINTS:
             return
-        if self.received is not None:
-            raise Interrupted(signal.Signals(self.received).name, 128 + self.received)
+        # Of several processes all stop at the same batch, for the reason of any.
+        reason = largest(self.received or (TIME_IS_OVER if self._is_over(trainer) else 0))
+        if reason == TIME_IS_OVER:
+            raise Interrupted("the end of --max_training_minutes", 124)
+        if reason:
+            raise Interrupted(signal.Signals(reason).name, 128 + reason)
+
+    def _is_over(self, trainer: Any) -> bool:
         if self.max_seconds is None:
-            return
+            return False
         trained = trainer.totals["seconds_training"]
         if self.seconds_before is None:
             self.seconds_before = trained
-        if trained - self.seconds_before >= self.max_seconds and trainer.epoch < trainer.epochs:
-            raise Interrupted(f"--max_training_minutes {self.max_seconds / 60:g} is over", 124)
+        return trained - self.seconds_before >= self.max_seconds and trainer.epoch < trainer.epochs
 
     def close(self) -> None:
         """Gives the signals back to whoever had them."""
@@ -64,6 +72,7 @@ class StopRequests:
         # Forked loader processes inherit this handler, and a terminal's Ctrl-C reaches them too: they go on serving.
         if os.getpid() != self.process:
             return
-        if self.received is not None:
+        # Of several processes each gets the signal from the terminal and again from what has started them.
+        if self.received is not None and world() == 1:
             raise KeyboardInterrupt
         self.received = number

@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 
 from pruning.errors import UsageError
-from utils import settings
+from utils import processes, settings
 from utils.core import Core
 from utils.files import write_atomic
 from utils.registry import KINDS, ROOT
 from utils.runs import find_run, read_settings
 from utils.settings import Settings
 
-RESUMABLE = ["resume", "results_dir", "quiet", "max_training_minutes", "device", "workers"]
+RESUMABLE = ["resume", "results_dir", "quiet", "max_training_minutes", "device", "workers", "rank_timeout"]
 CODE = ["main.py", "requirements.txt", "pyproject.toml", "pruning", "utils", *KINDS]
 
 
@@ -49,7 +49,7 @@ class RunFolder:
             _copy_code(folder.path / "codebase", core.plugin_dir)
         except OSError as error:
             raise UsageError(f"No run folder can be made in {results}: {error.strerror or error}.") from error
-        write_atomic(folder.path / "calling_command.txt", "python main.py " + shlex.join(argv) + "\n")
+        write_atomic(folder.path / "calling_command.txt", f"{processes.command()} {shlex.join(argv)}\n")
         write_atomic(folder.settings_file, yaml.safe_dump(_plain(chosen.values), sort_keys=False))
         return folder
 

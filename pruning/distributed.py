@@ -1,0 +1,148 @@
+"""Several processes that prune one network together, each with a copy of its own.
+
+All run the same program on the same batches. The gradients that scores are made of are shared out, a batch each, and
+scores and random draws are those of the first process everywhere, so that every process prunes the same units.
+Nothing here does anything before `join`: a program of one's own may well use torch.distributed for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pruning.errors import UsageError
+
+Item = TypeVar("Item")
+_joined = False
+
+
+def join() -> None:
+    """Lets pruning know of the processes of torch.distributed's default group, which must have been made.
+
+    From then on scores, masks and cuts are collective: all processes must ask for them, with the same batches.
+    """
+    global _joined
+    _joined = True
+
+
+def leave() -> None:
+    """Makes this process one that prunes alone again."""
+    global _joined
+    _joined = False
+
+
+def rank() -> int:
+    """Returns this process's number; 0 is the first, and where there is one only."""
+    return dist.get_rank() if _joined else 0
+
+
+def world() -> int:
+    """Returns how many processes there are."""
+    return dist.get_world_size() if _joined else 1
+
+
+def same(tensor: Tensor, source: int = 0) -> Tensor:
+    """Returns the tensor that process `source` has; it must be of one shape and type everywhere."""
+    if world() == 1:
+        return tensor
+    values = tensor.detach().contiguous()
+    dist.broadcast(torch.view_as_real(values) if values.is_complex() else values, source)
+    return values
+
+
+def same_by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the first process's tensors, in the order of names that this process has."""
+    return {name: same(tensor) for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def take_first(tensors: Mapping[str, Tensor]) -> None:
+    """Gives tensors the first process's values, in place.
+
+    Raises:
+        UsageError: in every process, if they have not all the same names and shapes.
+    """
+    if world() > 1:
+        must_be_alike({name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        spread(list(tensors.values()))
+
+
+@torch.no_grad()
+def spread(tensors: Sequence[Tensor]) -> None:
+    """Gives tensors, of the same shapes everywhere, the first process's values in place: those of one type at once."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        flat = same(torch.cat([tensor.detach().flatten() for tensor in alike]))
+        for tensor, values in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+
+def must_be_alike(values: Mapping[str, Any]) -> None:
+    """Raises UsageError, in every process and with the first name that differs, unless all have the same values."""
+    everyone: list[Any] = [None] * world()
+    dist.all_gather_object(everyone, {name: repr(value) for name, value in values.items()})
+    for number, theirs in enumerate(everyone):
+        differing = next((n for n in {**everyone[0], **theirs} if everyone[0].get(n) != theirs.get(n)), None)
+        if differing is not None:
+            first, other = everyone[0].get(differing), theirs.get(differing)
+            raise UsageError(
+                f"The processes of this run are no longer alike: {differing} is {first} in process 0 and {other} in "
+                f"process {number}. A plug-in must do the same in all of them."
+            )
+
+
+def checksums(model: nn.Module) -> dict[str, float]:
+    """Returns the sum of each parameter's and buffer's absolute values."""
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    if not named:
+        return {}
+    sums = torch.stack([tensor.detach().abs().double().sum() for tensor in named.values()])
+    return dict(zip(named, sums.tolist(), strict=True))
+
+
+def added(tensor: Tensor) -> Tensor:
+    """Returns the sum over all processes, the same everywhere to the last bit."""
+    if world() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def largest(number: int) -> int:
+    """Returns the largest of the processes' numbers."""
+    if world() == 1:
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def shared_out(
+    items: Iterable[Item], compute: Callable[[Item], Sequence[Tensor]], like: Sequence[Tensor]
+) -> Iterator[Sequence[Tensor]]:
+    """Yields `compute(item)` for every item, in order; each is computed by one process and sent to the others.
+
+    So what is added up of it is what one process alone would add up, bit by bit.
+
+    Args:
+        items: the same in every process.
+        compute: returns tensors of the shapes, types and devices of `like`.
+        like: says what to receive.
+    """
+    if world() == 1:
+        yield from map(compute, items)
+        return
+    left = iter(items)
+    while turn := list(islice(left, world())):
+        mine = compute(turn[rank()]) if rank() < len(turn) else []
+        for source in range(len(turn)):
+            found = mine if source == rank() else [torch.empty_like(tensor) for tensor in like]
+            yield [same(tensor, source) for tensor in found]

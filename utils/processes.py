@@ -1,0 +1,96 @@
+"""One run in several processes, as torchrun starts them: the first speaks and writes, the others only compute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pruning import UsageError, distributed
+
+
+def launched() -> int:
+    """Returns how many processes torchrun started for this command; 1 if it did not."""
+    torchrun = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return int(os.environ["WORLD_SIZE"]) if torchrun else 1
+
+
+def number() -> int:
+    """Returns which of them this one is; 0 is the first."""
+    return int(os.environ["RANK"]) if launched() > 1 else 0
+
+
+def has_a_say() -> bool:
+    """Whether this process's errors are told: those of one machine mostly have the same to say."""
+    return launched() == 1 or os.environ["LOCAL_RANK"] == "0"
+
+
+def command(script: str = "main.py") -> str:
+    """Returns how to start the script with as many processes as now."""
+    if launched() == 1:
+        return f"python {script}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+    machines = f" --nnodes {launched() // here}" if launched() > here else ""
+    return f"torchrun{machines} --nproc_per_node {here} {script}"
+
+
+def local_gpu() -> int:
+    """Returns the number of this process's GPU.
+
+    Raises:
+        UsageError: if this machine has fewer GPUs than processes.
+    """
+    own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if own >= there:
+        raise UsageError(f"--nproc_per_node is greater than the number of GPUs, {there}; --device cpu needs none.")
+    return own
+
+
+@contextmanager
+def joined(device: torch.device, minutes: float) -> Iterator[None]:
+    """Joins the processes that torchrun started, if it did.
+
+    Args:
+        device: where this process computes.
+        minutes: how long one that no longer answers is waited for.
+    """
+    if launched() == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    distributed.join()
+    try:
+        with losses_told():
+            yield
+        if ours:
+            dist.destroy_process_group()  # after an error the others may not be there any more, and would be waited for
+    finally:
+        distributed.leave()
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Lets the first process do what follows (download data, say) before the others find it done."""
+    if distributed.rank():
+        distributed.largest(0)  # which waits for the first
+    yield
+    if not distributed.rank():
+        distributed.largest(0)
+
+
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Turns what torch says when another process is gone, or silent for too long, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if distributed.world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            raise
+        raise UsageError("Another process of this run ended, or did not answer within --rank_timeout.") from error
