@@ -46,16 +46,16 @@ def run(argv: Sequence[str], console: Console) -> int:
         return 0
     console.take(quiet=chosen.core.quiet, warnings=chosen.warnings)
     finished = folder is not None and folder.result().get("status") == "finished"
-    if processes.number() and (chosen.core.list or chosen.core.eval or finished):
-        return 0  # of several processes one is enough for that
+    if not (chosen.core.list or chosen.core.eval or finished):
+        return train(chosen, console, argv, folder)
+    if processes.number():  # of several processes one is enough for what follows
+        return 0
     if chosen.core.list:
         print_list(console)
     elif chosen.core.eval:
         evaluate(chosen, console, argv)
-    elif folder and finished:
+    elif folder:
         console.table("This run is finished", result_rows(folder.result()), folder.path)
-    else:
-        return train(chosen, console, argv, folder)
     return 0
 
 

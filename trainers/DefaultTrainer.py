@@ -96,10 +96,10 @@ class DefaultTrainer:
 
     def train_epoch(self) -> None:
         """One pass over the training data, from the present batch on."""
-        batches = self.train_batches.epoch(self.epoch, start=self.batch, share=(rank(), world()))
+        share = {"share": (rank(), world())} if world() > 1 else {}
         with replicated(self):
             self.model.train()
-            for inputs, targets in batches:
+            for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch, **share):
                 outputs, loss = self.train_batch(inputs, targets)
                 if not self._masks_hold:
                     self.network.enforce()

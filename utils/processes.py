@@ -29,13 +29,13 @@ def has_a_say() -> bool:
     return launched() == 1 or os.environ["LOCAL_RANK"] == "0"
 
 
-def command(script: str = "main.py") -> str:
-    """Returns how to start the script with as many processes as now."""
+def command() -> str:
+    """Returns how to start main.py with as many processes as now."""
     if launched() == 1:
-        return f"python {script}"
+        return "python main.py"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
     machines = f" --nnodes {launched() // here}" if launched() > here else ""
-    return f"torchrun{machines} --nproc_per_node {here} {script}"
+    return f"torchrun{machines} --nproc_per_node {here} main.py"
 
 
 def local_gpu() -> int:
