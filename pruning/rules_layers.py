@@ -152,10 +152,15 @@ def convolution(call: Call) -> Axes:
 def _side(call: Call, place: int, transposed: bool) -> Axis | None:
     """A side passes where a kernel of one place looks at each of its positions alone (as MLP-Mixer mixes tokens)."""
     x, weight = call.axes("input" if call.has("input") else "self")[place], call.axes("weight")[place]
-    if call["weight"].shape[place] == 1 and not transposed and call.has("stride"):
+    if not transposed and call.has("stride"):
         steps, margins = call["stride"], call["padding"]  # one number may stand for all sides
-        if steps[(place - 2) % len(steps)] == 1 and margins[(place - 2) % len(margins)] == 0:
+        single = steps[(place - 2) % len(steps)] == 1
+        if single and call["weight"].shape[place] == 1 and margins[(place - 2) % len(margins)] == 0:
             return x
+        # Channels laid out as one long picture, which look at their neighbours (ECA, arXiv:1910.03151).
+        if single and call["weight"].shape[:2] == (1, 1) and call.outs[0].shape[2:] == call["input"].shape[2:]:
+            call.trace.lose(x, "a convolution along a dimension that shrinks")
+            return x and kept(x, False)
     for axis in (x, weight):
         call.trace.pin(axis, "is a side of a picture or a kernel")
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,7 @@ _CHOSEN = frozenset((  # integers that say how, not how wide
     "num_heads", "nhead", "heads", "kernel_size", "stride", "padding", "dilation", "groups", "num_layers", "depth",
     "num_classes", "num_groups", "training", "reduction", "ratio", "scale_factor", "upscale_factor", "downscale_factor",
 ))  # fmt: skip
+_SAYS_WIDTH = re.compile("dim|size|width")
 
 
 def extras_of(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -292,7 +295,7 @@ def resize_like(
         model: a freshly built network of the same class.
         state_dict: of the pruned network.
         extras: what `extras_of` said of the pruned network. Without it the integers of torch's modules follow from the
-            shapes, and those of other modules wherever a width they keep changed in exactly one way.
+            shapes, and those of other modules are guessed, with a warning, where a width changed in one way only.
 
     Raises:
         UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
@@ -312,7 +315,12 @@ def resize_like(
         if value.shape != tensor.shape:
             shapes[id(tensor)] = tuple(value.shape)
     if extras is None:
-        attributes = module_integers(model, shapes) + _own_integers(model, shapes)
+        guessed = _own_integers(model, shapes)
+        if guessed:
+            told = ", ".join(f"{type(module).__name__}.{name} = {value}" for module, name, value in guessed)
+            warnings.warn(f"guessed from shapes: {told}; save extras_of(model) with the state dict to be certain",
+                          stacklevel=3)  # fmt: skip
+        attributes = module_integers(model, shapes) + guessed
     else:
         modules = dict(model.named_modules())
         attributes = [(modules[path], name, value) for path, own in extras.items() if path in modules
@@ -340,9 +348,14 @@ def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]
                 if tensor is not None:
                     for old, new in zip(tensor.shape, shapes.get(id(tensor), tuple(tensor.shape)), strict=True):
                         widths.setdefault(old, set()).add(new)
-        for name, value in vars(module).items():
-            changed = widths.get(value, set()) - {value} if type(value) is int and name not in _CHOSEN else set()
-            if len(changed) == 1 and not name.startswith("_"):
+        kept = {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
+        heads = {value for name, value in kept.items() if "head" in name and not _SAYS_WIDTH.search(name)}
+        for name, value in kept.items():
+            options = set() if name in _CHOSEN else widths.get(value, set())
+            if not options and _SAYS_WIDTH.search(name):  # no tensor is as wide as a head, but as all of them
+                options = {new // count for count in heads for new in widths.get(value * count, ())}
+            changed = options - {value}
+            if len(changed) == 1:
                 found.append((module, name, changed.pop()))
     return found
 

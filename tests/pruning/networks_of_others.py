@@ -281,3 +281,39 @@ class Splines(nn.Module):
 def square_splines() -> nn.Module:
     """As wide before as behind: one old width becomes two new ones, and the view takes only one of them."""
     return nn.Sequential(Splines(6, 8), Splines(8, 8), Splines(8, 3))
+
+
+@case(tokens(), 16 + 6)
+class SeveralHeads(nn.Module):
+    """Attention that keeps the width of a head, which no tensor has, and of all heads together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.last, self.n_heads, self.key_value_dim = nn.Embedding(11, 16), Last(16), 4, 6
+        self.inner_dim = self.n_heads * self.key_value_dim
+        self.q, self.k, self.v = (nn.Linear(16, self.inner_dim) for _ in range(3))
+        self.out = nn.Linear(self.inner_dim, 16)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.embed(words)
+        q, k, v = (
+            layer(x).view(len(x), -1, self.n_heads, self.key_value_dim).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.last(x + self.out(mixed.transpose(1, 2).contiguous().view(len(x), -1, self.inner_dim)))
+
+
+@case(picture(), 8)
+class LooksAtNeighbours(nn.Module):
+    """Efficient channel attention: a convolution along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8), Head(8)
+        self.gate = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.gate(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return self.head(x * y.transpose(1, 2).unsqueeze(-1))
