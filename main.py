@@ -18,14 +18,15 @@ from data_sets._batches import make_batches
 from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
 from utils import processes, settings
-from utils.callbacks import DeadNodes, Export, attach
+from utils.callbacks import attach
 from utils.checkpoints import seed_everything
 from utils.comparing import compare
 from utils.console import Console
 from utils.ending import follow, guarded, run_to_the_end
 from utils.environment import forget_peak_memory, pick_device
+from utils.evaluation import evaluate
 from utils.listing import print_list
-from utils.result import evaluation_record, evaluation_rows, result_rows
+from utils.result import result_rows
 from utils.run_folder import RunFolder, resumed
 from utils.saving import Saving, early_network, load_start, other_run
 
@@ -53,7 +54,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     if chosen.core.list:
         print_list(console)
     elif chosen.core.eval:
-        evaluate(chosen, console, argv)
+        evaluate(chosen, prepare(chosen), console, argv)
     elif folder:
         console.table("This run is finished", result_rows(folder.result()), folder.path)
     return 0
@@ -74,19 +75,6 @@ def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stop
             console.info(f"going on at epoch {trainer.epoch}, batch {trainer.batch}")
         result = attach(trainer, saving, chosen, console, parts["data_set"])
         return run_to_the_end(trainer, saving, result, console)
-
-
-def evaluate(chosen: settings.Settings, console: Console, argv: Sequence[str]) -> None:
-    """Runs a tester on a checkpoint."""
-    parts = prepare(chosen)
-    load_start(parts["network"], chosen.core)
-    tester = chosen.build("testers", **parts)
-    folder = RunFolder.create(chosen, argv)
-    chosen.construct(DeadNodes, network=parts["network"], report=console.info).shrink()
-    found = chosen.construct(tester.evaluate, folder=folder, console=console)
-    folder.write_result(evaluation_record(chosen, parts["network"], found, parts["device"]))
-    console.table("Evaluation", evaluation_rows(tester, found, folder.result()), folder.path)
-    chosen.construct(Export, network=parts["network"], report=console.info, folder=folder).write()
 
 
 def prepare(chosen: settings.Settings) -> dict[str, Any]:
@@ -120,11 +108,8 @@ def assemble(chosen: settings.Settings, console: Console, stopped: RunFolder | N
     if core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":
         console.warn("--outer_layer_pruning changes nothing: of nodes, the network's inputs and outputs always stay.")
     score, network, fresh = parts["batches"]("score"), parts["network"], parts["fresh_model"]
-
-    def draw_batches(event: int, count: int = core.score_batches) -> list[Any]:
-        return list(islice(score.epoch(event), count))
-
-    parts |= {"draw_batches": draw_batches, "report": console.info}
+    draw = lambda event, count=core.score_batches: list(islice(score.epoch(event), count))  # noqa: E731
+    parts |= {"draw_batches": draw, "report": console.info}
     early = (lambda: early_network(core.rewind_from, fresh(), network)) if core.rewind_from else None
     pruning = chosen.construct(Pruning, **parts, early_model=early)
     load_start(network, core, stopped)
