@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -21,3 +23,11 @@ def nearest(given: str, known: Iterable[str], *, prefix: str = "") -> str:
     by_lower = {name.lower(): name for name in known}
     close = [by_lower[key] for key in difflib.get_close_matches(given.lower(), by_lower, n=3, cutoff=0.5)]
     return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
+
+
+def whole_numbers(values: Any) -> list[int]:
+    """Returns each of some positions once, in order; UsageError for what is none (1.5 is not rounded)."""
+    try:
+        return sorted({operator.index(value) for value in values})
+    except TypeError as error:
+        raise UsageError(f"A list of whole numbers is needed, not {values!r}.") from error

@@ -22,7 +22,7 @@ from pruning.criterion import Batches, Criterion, JointCriterion, LowRankCriteri
 from pruning.distributed import same, same_by_name
 from pruning.errors import UsageError
 from pruning.ranks import lower_ranks
-from pruning.select import Budget, Layout, check_scores, guarded
+from pruning.select import Budget, Layout, check_scores, detached, guarded
 
 if TYPE_CHECKING:
     from pruning.graph import DependencyGraph
@@ -73,8 +73,7 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableNetwork, event: 
         # A zero has nothing to come back with, so what was gone before the first event stays gone.
         alive = {name: mask | (network.dense[name] != 0) for name, mask in alive.items()}
         budget = dataclasses.replace(budget, alive=alive)
-    scores = criterion.weight_scores(network, event.batches)
-    scores = same_by_name({name: score.detach() for name, score in scores.items()})
+    scores = same_by_name(detached(criterion.weight_scores(network, event.batches)))
     check_scores(scores, alive)
     network.last_scores = scores
     if criterion.threshold is not None:
@@ -138,6 +137,8 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableNetwork, event: Even
 def checked_node_scores(network: PrunableNetwork, scores: Tensor) -> Tensor:
     """Returns node scores on the CPU in double precision, or raises UsageError."""
     count = len(network.graph.nodes)
+    if not isinstance(scores, Tensor):
+        raise UsageError(f"The criterion gave its node scores as a {type(scores).__name__}, not as a tensor.")
     if tuple(scores.shape) != (count,):
         raise UsageError(f"The criterion gave node scores of shape {tuple(scores.shape)}; there are {count} nodes.")
     if scores.is_complex():
@@ -272,7 +273,7 @@ def _prune_both(criterion: JointCriterion, network: PrunableNetwork, event: Even
     if budget.keep >= n_alive:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
     weights, nodes = criterion.joint_scores(network, event.batches)
-    scores = same_by_name({name: score.detach() for name, score in weights.items()})
+    scores = same_by_name(detached(weights))
     check_scores(scores, alive)
     nodes = checked_node_scores(network, nodes)
     if event.invert:

@@ -65,7 +65,7 @@ def check_export(kind: str) -> None:
         raise UsageError(f"The export to ONNX needs {lacks}, which is not installed: pip install {' '.join(missing)}")
 
 
-def export(model: nn.Module, example_inputs: Any, path: Path, kind: str) -> Exported:
+def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -> Exported:
     """Writes a network in eval mode to a file, runs the file, and compares.
 
     The batch, dimension 0 of the first input and of all inputs that agree with it, may have any size afterwards if the
@@ -81,6 +81,7 @@ def export(model: nn.Module, example_inputs: Any, path: Path, kind: str) -> Expo
         UsageError: if packages are missing, the network cannot be written, or the file computes something else.
     """
     check_export(kind)
+    path = Path(path)
     device = device_of(model)
     example = mapped(example_inputs, lambda tensor: tensor.to(device))
     # Sizes 0 and 1 would be taken for numbers of the code's own, so two samples at least.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import UsageError
+from pruning.errors import UsageError, whole_numbers
 from pruning.shrink import Cuts, module_integers, pack_recurrent, set_integers
 
 Change = Callable[[Tensor], Tensor]
@@ -27,9 +27,9 @@ _Conv = nn.modules.conv._ConvNd
 
 def _kept(size: int, idxs: Iterable[int], module: nn.Module) -> Tensor:
     """Returns the positions that stay, after checking those that go."""
-    gone = {int(position) for position in idxs}
-    if not gone or min(gone) < 0 or max(gone) >= size:
-        raise UsageError(f"{type(module).__name__} has channels 0 to {size - 1} there, not {sorted(gone)}.")
+    gone = whole_numbers(idxs)
+    if not gone or gone[0] < 0 or gone[-1] >= size:
+        raise UsageError(f"{type(module).__name__} has channels 0 to {size - 1} there, not {gone}.")
     if len(gone) == size:
         raise UsageError(f"Removing all {size} channels would leave nothing of this {type(module).__name__}.")
     return torch.tensor([position for position in range(size) if position not in gone])

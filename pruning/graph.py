@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pruning import drawing
-from pruning.errors import UsageError
+from pruning.errors import UsageError, whole_numbers
 from pruning.joining import ROLES, reduce_to_nodes
 from pruning.labels import CONSUMER, NORM, PRODUCER, Labels
 from pruning.nodes import Group, Node, NodeList, Pin, Slices
@@ -292,6 +292,8 @@ class DependencyGraph:
             if len(chosen) != self.structure.count:
                 raise UsageError(f"A mask over nodes needs {self.structure.count} entries, not {len(chosen)}.")
             chosen = np.flatnonzero(chosen)
+        if chosen.dtype.kind not in "iuf" or (chosen % 1 != 0).any():
+            raise UsageError("Nodes are given by whole numbers or by a mask over all of them.")
         chosen = np.unique(chosen.astype(np.int64))
         if not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.structure.count:
             raise UsageError(
@@ -314,10 +316,12 @@ class DependencyGraph:
             UsageError: for a module of another network, positions that do not exist, channels that have to stay, or a
                 layer that would be emptied.
         """
+        if side not in ("", "out", "in") or not (function is None or callable(function)):
+            raise UsageError(f"A side is 'out' or 'in', or a function that cuts it, not {side or function!r}.")
         name, dim = self._side(module, side or getattr(function, "side", "out"))
         self.seen.refresh()
         size = self.tensors[name].shape[dim]
-        positions = sorted({int(position) for position in idxs})
+        positions = whole_numbers(idxs)
         if not positions or positions[0] < 0 or positions[-1] >= size:
             raise UsageError(f"{name} has channels 0 to {size - 1} along dimension {dim}, not {positions}.")
         nodes = self.nodes_along(name, dim)[positions]

@@ -361,6 +361,8 @@ class PrunableNetwork:
         Raises:
             UsageError: if that is not for such a criterion, or there is nothing that it could remove.
         """
+        if not isinstance(criterion, Criterion):
+            raise UsageError(f"A criterion object is needed, such as SNIP(), not {criterion!r}.")
         counts = criterion.counts or criterion.unit
         if criterion.unit != "nodes" and self.node_rules.target not in (None, counts):
             name, unit, target = type(criterion).__name__, criterion.unit, self.node_rules.target

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pruning.count import look, quiet_eval
 from pruning.errors import UsageError
+from pruning.labels import RUN_ERRORS
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -90,6 +91,9 @@ def _in_order_of_execution(model: nn.Module, example_inputs: Any) -> list[tuple[
     hooks = [module.register_forward_pre_hook(_recorder(calls, path)) for path, module in model.named_modules()]
     try:
         look(model, example_inputs)
+    except RUN_ERRORS as error:
+        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UsageError(f"{type(model).__name__} does not run on its example inputs: {said}") from error
     finally:
         for hook in hooks:
             hook.remove()

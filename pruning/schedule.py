@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from numbers import Real
 
 from pruning.errors import UsageError
 
 
 def check_limit(limit: float) -> float:
     """Returns the limit, or raises UsageError unless 0 <= limit < 1."""
-    if not 0.0 <= limit < 1.0 or math.isnan(limit):
-        raise UsageError(f"A sparsity must lie in [0, 1), the fraction removed; {limit} was given.")
+    if not isinstance(limit, Real) or not 0.0 <= limit < 1.0:
+        raise UsageError(f"A sparsity must lie in [0, 1), the fraction removed; {limit!r} was given.")
     return float(limit)
 
 

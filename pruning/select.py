@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ class Budget:
     keep: int
     alive: Mapping[str, Tensor]
     slices: Mapping[str, int] = field(default_factory=dict)
+
+
+def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns scores without their history; UsageError if they are no tensors by name."""
+    if not isinstance(scores, Mapping) or not all(isinstance(score, Tensor) for score in scores.values()):
+        raise UsageError(f"Scores of weights are a dict of tensors by parameter name, not a {type(scores).__name__}.")
+    return {name: score.detach() for name, score in scores.items()}
 
 
 def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> None:
@@ -352,3 +359,6 @@ class NodeRules:
         for name in ("round_to", "min_keep"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1; {getattr(self, name)} was given.")
+        for name, known in (("ranking", get_args(Ranking)), ("target", get_args(Target))):
+            if getattr(self, name) not in (None, *known):
+                raise UsageError(f"{name} must be one of {', '.join(known)}; {getattr(self, name)!r} was given.")

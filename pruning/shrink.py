@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from pruning.decompose import decompose_like, substitute
 from pruning.errors import UsageError
+from pruning.labels import RUN_ERRORS
 from pruning.sandbox import Attribute, named_tensors
 
 Keep = dict[int, Tensor]  # dimension -> indices that stay
@@ -381,7 +383,10 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
     if isinstance(source, (str, Path)):
         if not Path(source).is_file():
             raise UsageError(f"There is no file {source}.")
-        source = torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, OSError, *RUN_ERRORS) as error:
+            raise UsageError(f"{source} is damaged, or holds more than tensors and plain values.") from error
     if not isinstance(source, Mapping):
         raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
     state = source.get("state_dict", source)
