@@ -17,13 +17,13 @@ from pruning.functions import (
 )
 from pruning.graph import DependencyGraph, keep, tie
 from pruning.growing import regrow
+from pruning.loading import extras_of, load_pruned, resize_like
 from pruning.masks import WeightMasks
 from pruning.network import PrunableNetwork
 from pruning.plan import PruningPlan
 from pruning.report import PruneReport, Step
 from pruning.rules import register_rule
 from pruning.select import Budget, NodeRules
-from pruning.shrink import load_pruned, resize_like
 
 __all__ = [
     "Budget",
@@ -43,6 +43,7 @@ __all__ = [
     "UsageError",
     "WeightCriterion",
     "WeightMasks",
+    "extras_of",
     "keep",
     "load_pruned",
     "prune_batchnorm",

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import PrunableNetwork, UsageError, resize_like
+from pruning import PrunableNetwork, UsageError, extras_of, resize_like
 from pruning.decompose import Layer, LowRank, decompose_like, undivided
-from pruning.shrink import extras_of
 from utils.files import write_atomic
 
 

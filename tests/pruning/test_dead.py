@@ -12,7 +12,7 @@ from models.ResNet20 import ResNet20
 from models.VGG16 import VGG16
 from pruning import PrunableNetwork, UsageError, load_pruned, shrink_dead
 from pruning.count import look
-from pruning.shrink import extras_of
+from pruning.loading import extras_of
 from tests.pruning.small_networks import Attention, Residual, build
 
 DIGIT, PICTURE = (1, 28, 28), (3, 32, 32)

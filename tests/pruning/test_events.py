@@ -16,8 +16,8 @@ from pruning import NodeCriterion, PrunableNetwork, UsageError, limits
 from pruning.criterion import Criterion
 from pruning.events import joint_threshold, layout_of, weight_budget
 from pruning.history import cut_like, cut_state, survivors_of
+from pruning.loading import extras_of, resize_like
 from pruning.select import Layout, NodeRules
-from pruning.shrink import extras_of, resize_like
 from tests.criterions.nodes_by_hand import NETWORKS
 from tests.pruning.small_networks import build, data
 

@@ -14,7 +14,7 @@ from torch import nn
 from pruning.count import tensors_in
 from pruning.errors import UsageError
 from pruning.graph import DependencyGraph
-from pruning.shrink import extras_of, load_pruned, resize_like
+from pruning.loading import extras_of, load_pruned, resize_like
 from tests.pruning.networks import NETWORKS, plain
 
 # `weight_norm_of_old` keeps its product as an attribute that deepcopy refuses.
