@@ -45,10 +45,11 @@ def _pin(structure: Structure, nodes: np.ndarray, operation: str, module: str, m
     structure.assemble()
 
 
-def some(structure: Structure) -> np.ndarray:
+def some(structure: Structure, shift: int = 0) -> np.ndarray:
     """Returns nodes of every group, at random, and of each group of a size another number.
 
-    No regular pattern then hides a mistake, and no two widths stay equal by luck where code confuses them.
+    No regular pattern then hides a mistake, and no two widths stay equal by luck where code confuses them. Another
+    shift takes other numbers.
     """
     random = np.random.default_rng(0)
     order = random.permutation(structure.count)
@@ -57,7 +58,7 @@ def some(structure: Structure) -> np.ndarray:
     parts, taken = [np.empty(0, np.int64)], set()
     for turn, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         size = int(end - start)
-        share = 0.25 + 0.5 * (turn * _GOLDEN % 1)  # never the same share twice
+        share = 0.25 + 0.5 * ((turn + shift) * _GOLDEN % 1)  # never the same share twice
         wanted = [round(share * size) + step for step in (0, 1, -1, 2, -2, 3, -3)]
         counts = [count for count in wanted if 0 < count < size]
         count = next((count for count in counts if (size, count) not in taken), counts[0] if counts else 0)
@@ -154,7 +155,8 @@ def _helps(seen: Observer, ties: list[tuple[np.ndarray, np.ndarray]], report: Re
     before, place = len(structure.facts.ties), structure.facts.place("code that takes one width from another", "")
     structure.facts.ties += [(one, other, place) for one, other in ties]
     structure.assemble()
-    if badness(plain(seen, structure.removed_labels(some(structure))).report) < badness(report):
+    choices = (some(structure, shift) for shift in (0, 1, 2))  # several, for one may go through by luck
+    if all(badness(plain(seen, structure.removed_labels(nodes)).report) < badness(report) for nodes in choices):
         return True
     del structure.facts.ties[before:]
     structure.assemble()
