@@ -113,7 +113,8 @@ def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]
         for name, value in kept.items():
             options = set() if name in _CHOSEN else widths.get(value, set())
             if not options and _SAYS_WIDTH.search(name):  # no tensor is as wide as a head, but as all of them
-                options = {new // count for count in heads for new in widths.get(value * count, ())}
+                wholes = [(widths.get(value * count, set()), count) for count in heads]
+                options = {new // count for news, count in wholes if len(news) == 1 for new in news}
             changed = options - {value}
             if len(changed) == 1:
                 found.append((module, name, changed.pop()))

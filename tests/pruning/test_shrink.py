@@ -110,3 +110,22 @@ def test_lost_groups_of_a_convolution_need_more_than_shapes() -> None:
         load_pruned(dense(), model.state_dict())
     loaded = load_pruned(dense(), {"state_dict": model.state_dict(), "extras": extras_of(model)})
     assert torch.equal(loaded(x), model(x))
+
+
+def test_the_width_of_a_head_is_left_where_the_heads_kept_theirs() -> None:
+    class Heads(nn.Module):
+        """As wide in all its heads as in its stream, which alone shrinks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.q, self.head_dim, self.n_heads = nn.Linear(3, 8), nn.Linear(8, 8), 2, 4
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last((self.q(self.stem(x)).view(len(x), 4, self.head_dim) * torch.ones(4, 2)).flatten(1))
+
+    model, x = Heads(), torch.randn(2, 3)
+    graph = DependencyGraph(model, x)
+    graph.plan(graph.nodes_along("q.weight", 1)[:4]).exec()
+    loaded = load_pruned(Heads(), model.state_dict())
+    assert loaded.head_dim == 2 and torch.equal(loaded(x), model(x))
