@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from data_sets._batches import make_batches
+from data_sets._batches import check_lone_samples, make_batches
 from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
 from utils import processes, settings
@@ -22,6 +22,7 @@ from utils.callbacks import attach
 from utils.checkpoints import seed_everything
 from utils.comparing import compare
 from utils.console import Console
+from utils.core import without_effect
 from utils.ending import follow, guarded, run_to_the_end
 from utils.environment import forget_peak_memory, pick_device
 from utils.evaluation import evaluate
@@ -105,15 +106,16 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
 def assemble(chosen: settings.Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Any, Pruning, Any]:
     """Builds everything that training needs, and loads what it starts from."""
     parts, core = prepare(chosen), chosen.core
-    if core.outer_layer_pruning is not None and parts["criterion"].unit == "nodes":
-        console.warn("--outer_layer_pruning changes nothing: of nodes, the network's inputs and outputs always stay.")
+    if idle := without_effect(chosen.values, parts["criterion"]):
+        console.warn(idle)
     score, network, fresh = parts["batches"]("score"), parts["network"], parts["fresh_model"]
     draw = lambda event, count=core.score_batches: list(islice(score.epoch(event), count))  # noqa: E731
     parts |= {"draw_batches": draw, "report": console.info}
     early = (lambda: early_network(core.rewind_from, fresh(), network)) if core.rewind_from else None
     pruning = chosen.construct(Pruning, **parts, early_model=early)
     load_start(network, core, stopped)
-    return parts, pruning, chosen.build("trainers", **parts, train_batches=parts["batches"]("train"))
+    check_lone_samples(train_batches := parts["batches"]("train"), network)
+    return parts, pruning, chosen.build("trainers", **parts, train_batches=train_batches)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruning import schedule, select
 from pruning.decompose import Factors, Layer, truncated
+from pruning.errors import UsageError
 
 if TYPE_CHECKING:
     from pruning.network import PrunableNetwork
@@ -85,7 +86,7 @@ class WeightCriterion(Criterion):
 
     def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
         """Returns {parameter name: tensor of the parameter's shape} for `network.weights()`; higher is kept."""
-        raise TypeError(f"{type(self).__name__} must define weight_scores(network, batches)")
+        raise UsageError(f"{type(self).__name__} must define weight_scores(network, batches)")
 
     def select(self, scores: Mapping[str, Tensor], budget: select.Budget) -> dict[str, Tensor]:
         """Returns keep-masks per weight. By default the best `budget.keep` over all layers."""
@@ -109,7 +110,7 @@ class NodeCriterion(Criterion):
 
     def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
         """Returns one value per node of `network.graph`, shape (nodes,); higher is kept."""
-        raise TypeError(f"{type(self).__name__} must define node_scores(network, batches)")
+        raise UsageError(f"{type(self).__name__} must define node_scores(network, batches)")
 
     def draw(self, network: PrunableNetwork, keep: Tensor) -> Tensor:
         """Returns which nodes stay, as many of each group as in `keep`, (nodes,) bool; by default the best, `keep`."""
@@ -124,7 +125,7 @@ class JointCriterion(Criterion):
 
     def joint_scores(self, network: PrunableNetwork, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
         """Returns scores per ranked weight (as `WeightCriterion.weight_scores`) and per node, from one pass."""
-        raise TypeError(f"{type(self).__name__} must define joint_scores(network, batches)")
+        raise UsageError(f"{type(self).__name__} must define joint_scores(network, batches)")
 
 
 class LowRankCriterion(Criterion):
@@ -152,7 +153,7 @@ class LowRankCriterion(Criterion):
             layers: module path -> the layer, as one dense layer if it was decomposed before.
             batches: (inputs, targets) pairs.
         """
-        raise TypeError(f"{type(self).__name__} must define rank_errors(network, layers, batches)")
+        raise UsageError(f"{type(self).__name__} must define rank_errors(network, layers, batches)")
 
     def factors(self, path: str, layer: Layer, rank: int, subspaces: int) -> Factors:
         """Returns what takes a layer's place; by default the nearest factors of that rank, by singular values."""

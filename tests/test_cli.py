@@ -98,6 +98,25 @@ def test_known_flag_that_no_chosen_part_uses_is_one_warning_line(command):
     assert lines[1] == "warning: --no-enable_rewinding is not used: it belongs to criterion IMP."
 
 
+def test_settings_of_nodes_are_one_warning_line_where_weights_go(command):
+    argv = ["--round_to", "8", "--ranking", "local", "--recalibrate", "1"]
+    done = command.quick("--prune_criterion", "SNIP", *argv)
+    idle = "--ranking, --round_to, --recalibrate"
+    assert done.err == f"warning: {idle} changes nothing: SNIP removes weights, not nodes.\n"
+    assert command.quick("--prune_criterion", "SNAP", *argv, "--run_name", "zz").err == ""
+
+
+def test_flags_of_libraries_models_are_known(tmp_path):
+    """They may stand in a file, though no file of ours has them; importing a library takes seconds, so it is last."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("model: torchvision/squeezenet1_1\npretrained: true\n")
+    assert settings.parse(["--config", str(config)]).values["pretrained"] is True
+    unused = "--pretrained is not used: it belongs to model torchvision/NAME, timm/NAME."
+    assert settings.parse(["--config", str(config), "--model", "MLP5"]).warnings == [unused]
+    assert settings.parse(["--pretrained"]).warnings == [unused]
+    assert "pretrained" not in settings.every_flag(["hidden", "keep_ratio"])
+
+
 def test_flags_of_testers_without_eval_are_one_warning_line(tmp_path):
     without = "Not used without --eval --checkpoint_name RUN: "
     assert settings.parse(["--attack", "FGSM"]).warnings == [f"{without}--attack."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -53,8 +54,10 @@ class Optimization:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "l2_reg", "grad_clip", "grad_noise", "warmup", "lr_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0; {getattr(self, name)} was given")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite; {getattr(self, name)} was given")
+        if any(epoch < 0 for epoch in self.milestones):
+            raise ValueError(f"milestones are epochs, from 0; {min(self.milestones)} was given")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1); {self.momentum} was given")
         if self.nesterov and not self.momentum:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pruning import Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
-from pruning.criterion import Batches
+from pruning.criterion import Batches, Moment
 from pruning.distributed import world
 from pruning.growing import grows
 from pruning.scores import recalibrate
@@ -213,16 +213,22 @@ class Pruning:
                 trainer.start_after(epoch)
 
     def _check_feasible(self) -> None:
+        name = type(self.criterion).__name__
         if self.control != "none" and isinstance(self.criterion, LowRankCriterion):
-            name = type(self.criterion).__name__
             raise UsageError(f"--mask_control {self.control} is for masks and nodes; {name} lowers ranks.")
+        if self.criterion.moment not in get_args(Moment):
+            known = ", ".join(get_args(Moment))
+            raise UsageError(f"{name} has the moment {self.criterion.moment!r}; one of {known} is needed.")
+        wrong = next((target for target in self.targets if not 0 <= target < 1), None)
+        if wrong is not None:
+            raise UsageError(f"{name}.targets({self.limit}) holds {wrong}; targets are fractions, 0 to below 1.")
         if self.counted == "latency" and world() > 1:
             raise UsageError("--target latency is for one process: several would measure different times.")
         if self.criterion.moment != "during" or not self.targets:
             return
         events = self.event_epochs
         if len(events) < len(self.targets):
-            name, timing, needed = type(self.criterion).__name__, self.timing, len(self.targets)
+            timing, needed = self.timing, len(self.targets)
             raise UsageError(
                 f"{name} needs {needed} pruning events; --epochs {timing.epochs} with --prune_delay {timing.delay} and "
                 f"--prune_freq {timing.freq} has {len(events)}. --epochs {timing.epochs_for(needed)} would do."

@@ -40,7 +40,7 @@ def read(path: Path, *, written_here: bool = False) -> Any:
         UsageError: if the file is missing, damaged, or holds code.
     """
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
+        raise UsageError(f"{path} is a folder; a file is needed." if path.is_dir() else f"There is no file {path}.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if written_here:
@@ -52,7 +52,9 @@ def read(path: Path, *, written_here: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         what = "is damaged, or holds more than tensors and plain values"
         raise UsageError(f"{path} {what}: it was refused, and nothing in it was executed.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:  # of a byte that means nothing to an unpickler; nor does its number to a person
+        raise UsageError(f"{path} is damaged or no torch file.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged or no torch file: {_first_line(error)}.") from error
 
 

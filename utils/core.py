@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pruning import Criterion, WeightCriterion
 from pruning.errors import UsageError
 from pruning.export import check_export
 from pruning.select import NodeRules
@@ -151,6 +153,14 @@ class Core:
             wrong = next((limit for limit in limits if not 0 <= limit < 1), None)
             if wrong is not None:
                 raise UsageError(f"--{name} is a fraction removed, 0 to below 1; {wrong} was given.")
+        steps = [*self.prune_through, self.pruning_limit]
+        if steps != sorted(set(steps)):
+            raise UsageError(f"--prune_through rises towards --pruning_limit; {' '.join(map(str, steps))} does not.")
+        never = next((epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.epochs), None)
+        if never is not None:
+            raise UsageError(f"--keep_epochs takes numbers from 0 to --epochs, {self.epochs}; {never} was given.")
+        if self.checkpoint_model and not self.checkpoint_name:
+            raise UsageError(f"--checkpoint_model {self.checkpoint_model} is of a run; add --checkpoint_name RUN.")
         if not 0 <= self.hold_out < 1:
             raise UsageError(f"--hold_out is a share of the training data, 0 to below 1; {self.hold_out} was given.")
         alone = next((name for name in ("status", "dry_run", "ray") if getattr(self, name)), None)
@@ -174,3 +184,18 @@ class Core:
 def core_flags() -> list[Flag]:
     """Returns the flags of the core settings."""
     return flags_of(Core, "core") + flags_of(NodeRules, "nodes") + flags_of(Plots, "pictures")
+
+
+def without_effect(values: Mapping[str, Any], criterion: Criterion) -> str:
+    """Returns a line on settings that mean nothing to a criterion of this kind, "" if there are none."""
+    if criterion.unit == "nodes":
+        idle = ["outer_layer_pruning"] if values["outer_layer_pruning"] is not None else []
+        why = "of nodes, the network's inputs and outputs always stay"
+    elif isinstance(criterion, WeightCriterion) and criterion.targets(values["pruning_limit"]):
+        plain = {rule.name: rule.default for rule in fields(NodeRules)} | {"recalibrate": 0}
+        # A target that does not fit is an error.
+        idle = [name for name, default in plain.items() if values[name] != default and name != "target"]
+        why = f"{type(criterion).__name__} removes weights, not nodes"
+    else:
+        return ""
+    return f"{', '.join(f'--{name}' for name in idle)} changes nothing: {why}." if idle else ""

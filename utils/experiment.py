@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
@@ -338,6 +338,8 @@ class _Reader:
     def _refuse_unknown(
         self, content: Mapping[str, Any], known: Mapping[str, Any] | Sequence[str], *place: Any, but: Sequence[str] = ()
     ) -> None:
+        if place and not set(content) <= set(known):
+            self.known |= {name: flag for name, flag in _known(content).items() if name not in self.known}
         for name in content:
             line = self.where(*place, name)
             if name not in known:
@@ -377,9 +379,9 @@ def command(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _known() -> dict[str, Flag]:
+def _known(asked: Iterable[str] = ()) -> dict[str, Flag]:
     """Every setting that may stand in a file, by name and by other spellings."""
-    known = settings.every_flag()
+    known = settings.every_flag(asked)
     known |= {alias: known[name] for alias, name in settings.aliases(list(known.values())).items()}
     short = Switches(switches(), core_flags())
     return {flag.name: flag for flag in short.flags} | known

@@ -67,6 +67,7 @@ def draw_overview(rows: Rows, events: Sequence[int], curve: Rows) -> Figure:
         # An event before training is at epoch 0, one during epoch e at its end.
         left.axvline(epoch + (epoch > 0), color=MARK, linewidth=0.8, alpha=0.6, label="" if number else "pruning")
     left.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1.02))
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(loc="lower right")
     _score_curve(right, curve)
     return figure
@@ -117,7 +118,8 @@ def draw_layers(network: PrunableNetwork, weights: bool, nodes: bool) -> Figure:
         start = [network.start_outputs[name] for name in names]
         texts = [f"{now:,} of {then:,}" for now, then in zip(kept, start, strict=True)]
         _bars(axes[-1], start, kept, texts, centred=True)
-        axes[-1].set(title="nodes: before and after", xlabel="outputs of the layer", xticks=[])
+        # A node whose weights are all masked is still there, but does nothing.
+        axes[-1].set(title="nodes with weights: before and after", xlabel="outputs of the layer", xticks=[])
     return figure
 
 

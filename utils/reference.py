@@ -20,7 +20,6 @@ from utils.listing import first_line, paper
 FILES = (registry.ROOT / "README.md", registry.ROOT / "docs" / "flags.md")
 
 # One network of a library stands for all of them: they share their flags.
-FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18"}}
 
 Names = Callable[[str], Iterable[str]]
 
@@ -78,7 +77,7 @@ def part_flags_table(names: Names) -> list[str]:
     core = {flag.name for flag in core_flags()}
     owners: dict[tuple[str, ...], list[str]] = {}
     for kind in registry.KINDS:
-        sources = {name: name for name in names(kind)} | FROM_LIBRARIES.get(kind, {})
+        sources = {name: name for name in names(kind)} | registry.FROM_LIBRARIES.get(kind, {})
         for title, name in sources.items():
             for flag in registry.flags(kind, name):
                 if flag.name not in core:

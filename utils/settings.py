@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> Settings | None:
     values, origins = _resolve([start, *short.expand([config, _without_aliases(vars(namespace), flags)])])
     values |= _checked_wishes(values, origins, flags)
     names = {flag.name for flag in typable}
-    warnings += [_unused(name, every_flag()[name]) for name in start | config if name not in names]
+    warnings += [_unused(name, every_flag([name])[name]) for name in start | config if name not in names]
     # A file may be the settings of another run, which name a tester too.
     idle = [f"--{flag.name}" for flag in flags if flag.name in vars(namespace) and _of_testers(flag)]
     if idle and not values.get("eval"):
@@ -170,7 +170,7 @@ def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags
     """Returns what presets and parts ask for in the right types; unknown names are errors, as everywhere."""
     known = {flag.name: flag for flag in flags}
     if not set(origins) <= set(known):
-        known |= every_flag()
+        known |= every_flag(origins)
     return checked({name: values[name] for name in origins}, known, origins.__getitem__)
 
 
@@ -198,8 +198,12 @@ def _join(by_name: dict[str, Flag], flags: Iterable[Flag]) -> None:
             by_name[flag.name] = dataclasses.replace(known, default=OWN)
 
 
-def every_flag() -> dict[str, Flag]:
-    """Returns the flags of the core and of every plug-in that can be imported."""
+def every_flag(asked: Iterable[str] = ()) -> dict[str, Flag]:
+    """Returns the flags of the core and of every plug-in that can be imported.
+
+    Args:
+        asked: names that are looked for; where one is not found, libraries of models are imported too, in seconds.
+    """
     known = {flag.name: flag for flag in core_flags()}
     for kind in KINDS:
         for name in registry.names(kind):
@@ -210,19 +214,26 @@ def every_flag() -> dict[str, Flag]:
                 continue
             for flag in found:
                 known.setdefault(flag.name, flag)
+    if set(asked) <= {*known, *aliases(list(known.values()))}:
+        return known
+    for kind, libraries in registry.FROM_LIBRARIES.items():
+        for title, name in libraries.items():
+            for flag in registry.flags(kind, name):
+                known.setdefault(flag.name, dataclasses.replace(flag, group=f"{KINDS[kind][1]} {title}"))
     return known
 
 
 def _check_extras(extras: list[str], flags: list[Flag], values: Mapping[str, Any]) -> list[str]:
     """Warns of flags that no chosen part uses, and refuses those that nothing uses."""
-    warnings, known, follows = [], None, False
+    asked = {extra[2:].split("=")[0].removeprefix("no-") for extra in extras if extra.startswith("--")}
+    known = every_flag(asked) if asked else {}
+    warnings, follows = [], False
     for extra in extras:
         if not extra.startswith("--"):
             if not follows:
                 how = "settings are given as --flag value, switches as --flag or --no-flag"
                 raise UsageError(f"Unexpected argument {extra!r}; {how}.")
             continue
-        known = known or every_flag()
         name = extra.removeprefix("--").split("=")[0]
         spellings = aliases(list(known.values()))
         owner = known.get(spellings.get(name, name.removeprefix("no-")))
@@ -274,6 +285,6 @@ def _in_their_types(content: Mapping[str, Any], where: Lines, switches: Iterable
     """Returns the settings of a file in the types of their flags."""
     known = {flag.name: flag for flag in (*core_flags(), *switches)}
     if not set(content) <= set(known):
-        known = every_flag() | known
+        known = every_flag(set(content) - set(known)) | known
         known |= {alias: known[name] for alias, name in aliases(list(known.values())).items()}
     return checked(content, known, where)

@@ -124,6 +124,11 @@ def test_a_criterion_twice_is_told_apart_by_its_options(read):
     assert plan.methods == ["SNIP", "SNIP (score_batches 1)", "IMP rewound"]
 
 
+def test_flags_of_libraries_models_may_stand_in_a_file(read):
+    cells = read("base: {model: torchvision/squeezenet1_1, data_set: CIFAR10, pretrained: true}\n").cells
+    assert all(cell.settings["pretrained"] is True for cell in cells)
+
+
 def test_settings_that_no_run_uses_are_named_with_their_line(read):
     plan = read("""
         base: {hidden: 16, snip_steps: 3, attack: FGSM}
