@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from data_sets._batches import check_lone_samples, make_batches
+from data_sets._batches import make_batches
+from data_sets._fit import check_fit
 from pruning import NodeRules, PrunableNetwork
 from trainers._pruning import Pruning
 from utils import processes, settings
@@ -114,7 +115,8 @@ def assemble(chosen: settings.Settings, console: Console, stopped: RunFolder | N
     early = (lambda: early_network(core.rewind_from, fresh(), network)) if core.rewind_from else None
     pruning = chosen.construct(Pruning, **parts, early_model=early)
     load_start(network, core, stopped)
-    check_lone_samples(train_batches := parts["batches"]("train"), network)
+    train_batches = parts["batches"]("train")
+    check_fit(network, parts["data_set"], train_batches, parts["test_batches"])
     return parts, pruning, chosen.build("trainers", **parts, train_batches=train_batches)
 
 

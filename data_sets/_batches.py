@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from data_sets._random import generator
 from data_sets._sources import Form, Relabelled, Resident, Streamed, check_dataset, dataset_labels
 from data_sets._split import stratified_split
 from data_sets._transforms import Normaliser, crop_and_flip, draw
-from pruning import PrunableNetwork
-from pruning.count import call
 from pruning.errors import UsageError
 
 PARTS = ("train", "test", "score")
@@ -105,23 +102,6 @@ class Batches:
     def close(self) -> None:
         """Ends worker processes, if there are any; they end by themselves with the program."""
         self.source.close()
-
-
-def check_lone_samples(batches: Batches, network: PrunableNetwork) -> None:
-    """Raises UsageError if a batch of training is a single sample, and the network cannot train on one.
-
-    Batch norm cannot where it sees one value per channel; torch would say so in the middle of the first epoch.
-    """
-    if all(stop - start > 1 for start, stop in batches.bounds):
-        return
-    trial = copy.deepcopy(network.model).train()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            call(trial, network.example_inputs)
-    except ValueError as error:
-        name, size = type(network.model).__name__, batches.delivery.batch_size
-        why = f"{name} cannot train on a batch of one sample ({error})"
-        raise UsageError(f"{why}; --batch_size {size} makes one: more samples at a time are needed.") from error
 
 
 def _bounds(count: int, delivery: Delivery) -> list[tuple[int, int]]:

@@ -142,6 +142,28 @@ def test_cuda_asked_for_where_there_is_none(command, monkeypatch):
     assert "--device cuda" in line and "cpu" in line
 
 
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [("x[:, :5]", r"outputs of shape \(1, 5\) .*10 classes"), ("(x, x)", "returns tuple .*10 classes")],
+)
+def test_network_whose_outputs_the_loss_cannot_take(command, tmp_path, outputs, expected):
+    source = f"""
+        from torch import nn
+
+        class Misfit(nn.Module):
+            def __init__(self, num_classes: int):
+                super().__init__()
+                self.layer = nn.Linear(64, num_classes)
+
+            def forward(self, x):
+                x = self.layer(x.flatten(1))
+                return {outputs}
+    """
+    plug_ins = write_plug_in(tmp_path, "models", "Misfit", source)
+    line = command.refused(*QUICK[2:], "--plugin_dir", plug_ins, "--model", "Misfit", "--prune_criterion", "EmptyCrit")
+    assert re.search(expected, line)
+
+
 # -- criteria and their needs ----------------------------------------------------------------------------------------
 
 

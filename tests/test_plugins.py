@@ -198,6 +198,16 @@ def test_tester_from_a_folder_of_the_users_own(command, tmp_path):
     assert 0 < record["above"] < 1
 
 
+def test_tester_that_only_writes_files(command, tmp_path):
+    source = "class Silent:\n    def evaluate(self, folder):\n        folder.write_output('seen.json', [1])\n"
+    plug_ins = write_plug_in(tmp_path / "mine", "testers", "Silent", source)
+    trained = command.quick().folder
+    done = command("--plugin_dir", plug_ins, "--eval", "--checkpoint_name", trained, "--test_scheme", "Silent")
+    assert done.code == 0, done.err
+    folder = next(run for run in done.runs if "_eval_" in run.name)
+    assert json.loads((folder / "output" / "seen.json").read_text()) == [1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_help_explains_a_plug_ins_flags_from_its_docstring(command, tmp_path, kind):
     setting, name, source, _, expected = PLUG_INS[kind]

@@ -27,7 +27,8 @@ def evaluate(chosen: Settings, parts: Mapping[str, Any], console: Console, argv:
     tester = chosen.build("testers", **parts)
     folder = RunFolder.create(chosen, argv)
     chosen.construct(DeadNodes, network=network, report=console.info).shrink()
-    found = chosen.construct(tester.evaluate, folder=folder, console=console)
+    # A tester that only writes files returns nothing.
+    found = chosen.construct(tester.evaluate, folder=folder, console=console) or {}
     folder.write_result(evaluation_record(chosen, network, found, parts["device"]))
     console.table("Evaluation", evaluation_rows(tester, found, folder.result()), folder.path)
     chosen.construct(Export, network=network, report=console.info, folder=folder).write()
