@@ -51,13 +51,13 @@ def connect(address: str, demand: Demand) -> Any:
     Raises:
         UsageError: if Ray is not installed, the cluster does not answer, or no node of it is large enough.
     """
+    if address != "auto":
+        _knock(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise UsageError('--ray needs Ray, which is not installed: pip install -e ".[ray]".') from error
-    if address != "auto":
-        _knock(address)
     if not address.startswith("ray://"):  # whose clients give up in time by themselves
         _probe(address)
     try:
