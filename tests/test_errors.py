@@ -122,6 +122,11 @@ def test_value_out_of_range_says_what_fits(command, flag, value, expected):
     assert expected in line
 
 
+def test_too_little_memory_is_one_line(command):
+    # More bytes than a processor has addresses for.
+    assert "not enough memory" in command.refused(*QUICK, "--model", "MLP5", "--hidden", "1000000000000")
+
+
 def test_value_without_a_flag(command):
     assert "'0.5'" in command.refused("0.5")
     assert "--no-flag" in command.refused("--tuning", "yes")

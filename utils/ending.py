@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from pruning import PrunableNetwork
 from pruning.errors import UsageError
 from utils import processes
@@ -35,6 +37,10 @@ def guarded(console: Console, action: Callable[[], int]) -> int:
             console.error(str(stop) or "stopped; what was saved before stays")
         return 130
     except Exception as error:  # noqa: BLE001 - the last resort: one line for the person, the traceback for the log
+        if _out_of_memory(error):
+            console.log(traceback.format_exc())
+            console.error("There is not enough memory for that: a smaller network or --batch_size takes less.")
+            return 2
         _unexpected(console, error)
         return 1
 
@@ -113,6 +119,11 @@ def close(trainer: Any) -> None:
     for callback in trainer.callbacks:
         with contextlib.suppress(UsageError, OSError):
             getattr(callback, "close", lambda: None)()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _unexpected(console: Console, error: Exception) -> None:
