@@ -44,6 +44,8 @@ def run(argv: Sequence[str], console: Console) -> int:
     """Does what the settings ask for: compare many runs, help, list, evaluate, train, or go on training."""
     if (code := compare(argv, console, main, assemble)) is not None:
         return code
+    if processes.number() and {"-h", "--help"} & set(argv):  # which the first process prints
+        return 0
     folder, chosen = resumed(argv) or (None, settings.parse(argv))
     if chosen is None:  # --help was printed
         return 0

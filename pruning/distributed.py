@@ -51,7 +51,7 @@ def same(tensor: Tensor, source: int = 0) -> Tensor:
     if world() == 1:
         return tensor
     values = tensor.detach().contiguous()
-    dist.broadcast(torch.view_as_real(values) if values.is_complex() else values, source)
+    dist.broadcast(values.flatten().view(torch.uint8), source)  # as bytes: backends do not know every type
     return values
 
 
@@ -103,7 +103,8 @@ def checksums(model: nn.Module) -> dict[str, float]:
     named = dict([*model.named_parameters(), *model.named_buffers()])
     if not named:
         return {}
-    sums = torch.stack([tensor.detach().abs().double().sum() for tensor in named.values()])
+    parts = [torch.view_as_real(t.detach()) if t.is_complex() else t.detach() for t in named.values()]
+    sums = torch.stack([part.double().abs().sum() for part in parts])
     return dict(zip(named, sums.tolist(), strict=True))
 
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from data_sets._batches import _part
+from main import main
+from pruning import UsageError
 from tests.several_processes import run_all
+from utils.processes import local_gpu
 from utils.registry import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -35,10 +38,22 @@ EQUAL = {
         *SGD,
     ],
     "second derivatives": ["--model", "LeNet300", "--prune_criterion", "GRASP", *SGD],
+    "an odd network and a penalty": [
+        *("--model", "Odd", "--prune_criterion", "HoyerSquare", "--hoyer_reg", "1e-3", "--plugin_dir", "tests/plugins"),
+        *(*SGD, "--epochs", "4", "--limit_batches", "3"),
+    ],
+    "a trainer's own batches": [
+        *("--model", "LeNet300", "--prune_criterion", "SNIP", "--batch_size", "101", "--limit_batches", "4", *SGD),
+        *("--train_scheme", "OwnBatches", "--plugin_dir", "tests/plugins"),
+    ],
     "a short last batch": ["--model", "LeNet300", "--prune_criterion", "SNIP", "--batch_size", "718", *SGD],
 }
 ALIKE = {
     "batch statistics and dropout": ["--model", "MLP5", "--epochs", "2", "--grad_noise", "0.01"],
+    "batch statistics in a trainer's own batches": [
+        *("--model", "MLP5", "--epochs", "2", "--grad_noise", "0.01", "--batch_size", "101", "--limit_batches", "4"),
+        *("--train_scheme", "OwnBatches", "--plugin_dir", "tests/plugins"),
+    ],
     "weights drawn": ["--model", "MLP5", "--prune_criterion", "SiPPRand", "--epochs", "1"],
     "nodes during training": [
         *("--model", "LeNet5", "--prune_criterion", "SNAPitDuring", "--snip_steps", "1", "--epochs", "5"),
@@ -174,6 +189,48 @@ def test_a_lost_process_ends_the_run_which_can_be_resumed(tmp_path, how, which):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_processes_that_torchrun_leaves_behind_stop_and_save(tmp_path):
+    process = begun(tmp_path)
+    left = children(process)
+    process.kill()
+    assert "stopped by the end of torchrun; go on with: torchrun --nproc_per_node 2" in ended(process)
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+
+
+def launch(monkeypatch, **changes: str) -> None:
+    """Makes this process one that torchrun seems to have started."""
+    seems = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "none"}
+    for name, value in (seems | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(("changes", "times"), [({}, 1), ({"RANK": "1"}, 0), ({"WORLD_SIZE": "two"}, 1)])
+def test_help_is_printed_by_the_first_process_alone(monkeypatch, capsys, changes, times):
+    launch(monkeypatch, **changes)
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.count("usage: python main.py") == times
+
+
+def test_processes_that_do_not_meet_say_so_in_one_line(monkeypatch, capsys):
+    launch(monkeypatch)
+    assert main([*TINY, "--model", "LeNet300"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: Process 0 of 2 did not meet the others at 127.0.0.1:none: ")
+    assert error.count("\n") == 1
+
+
+def test_a_gpu_for_each_process_is_asked_for_by_all(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    launch(monkeypatch, LOCAL_WORLD_SIZE="2")
+    with pytest.raises(UsageError, match="--nproc_per_node is greater than the number of GPUs, 1"):
+        local_gpu()
+
+
+@pytest.mark.slow
 def test_all_stop_together_and_the_rest_comes_to_the_same_network(tmp_path):
     line = ["--model", "MLP5", "--epochs", "30", "--batch_size", "128", *TINY[:-2]]
     whole = started([*TORCHRUN, "main.py", *line, "--results_dir", str(tmp_path / "whole")])
@@ -224,6 +281,7 @@ class Diverging(DefaultTrainer):
     ("argv", "expected"),
     [
         (["--train_scheme", "Diverging"], "The processes of this run are no longer alike: layers.0.weight is "),
+        (["--train_scheme", "Diverging", "--epochs", "1"], "The processes of this run are no longer alike"),
         (["--target", "latency", "--prune_criterion", "SNAP"], "--target latency is for one process"),
         (["--prune_criterion", "SNIPP"], "SNIPP"),
         (["--experiment", "experiments/quick/digits.yaml"], "--experiment is for one process"),
@@ -233,7 +291,7 @@ def test_errors_are_said_once(tmp_path, argv, expected):
     (tmp_path / "trainers").mkdir()
     (tmp_path / "trainers" / "Diverging.py").write_text(DIVERGING)
     own = [] if "--experiment" in argv else ["--plugin_dir", str(tmp_path), "--epochs", "2", *TINY[:-2]]
-    process = started([*TORCHRUN, "main.py", *argv, *own, "--results_dir", str(tmp_path / "results")])
+    process = started([*TORCHRUN, "main.py", *own, *argv, "--results_dir", str(tmp_path / "results")])
     printed = ended(process)
     assert process.returncode != 0
     lines = [line for line in printed.splitlines() if line.startswith("error")]

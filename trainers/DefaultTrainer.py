@@ -15,7 +15,7 @@ from pruning import PrunableNetwork, UsageError
 from pruning.distributed import rank, world
 from pruning.evaluate import means, sums_of, total_sums
 from trainers._optimization import Optimization
-from trainers._processes import added_sums, level, own_draws, replicated, sums_of_batch, weight_of_share
+from trainers._processes import added_sums, expect, level, replicated, sums_of_batch, weight_of_share
 
 # How often a GPU is asked whether the loss is still a number; asking makes it wait.
 FINITE_CHECK_EVERY = 50
@@ -66,6 +66,7 @@ class DefaultTrainer:
         self.precision = half if amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.epoch, self.batch = 0, 0
+        self.share = 1.0  # what this process's gradients count in those of the batch, where several share it
         self.metrics: dict[str, float] = {}
         self.memory: dict[str, dict[str, Tensor]] = {}  # what callbacks keep by parameter name; saved, and cut along
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
@@ -100,6 +101,8 @@ class DefaultTrainer:
         with replicated(self):
             self.model.train()
             for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch, **share):
+                if world() > 1:
+                    self.share = weight_of_share(len(targets), self.batch_size())
                 outputs, loss = self.train_batch(inputs, targets)
                 if not self._masks_hold:
                     self.network.enforce()
@@ -114,26 +117,24 @@ class DefaultTrainer:
         with self.autocast():
             outputs = self.forward(inputs)
             loss = self.loss(outputs, targets)
+        expect(self.model, loss)
         self.scaler.scale(loss).backward()
-        level(self.network.model, self.optimizer)
         self.step()
         return outputs.detach(), loss.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The network's outputs for a batch."""
-        with own_draws(self.epoch, self.batch):
-            return self.model(inputs)
+        return self.model(inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What is minimised: the data term, and the loss's own penalty on the network if it has one."""
         value = self.loss_function(outputs, targets)
-        if world() > 1:  # their gradients are averaged, so a process's share of the batch counts by its size
-            value = value * (weight_of_share(len(targets), self.batch_size()) * world())
         penalty = getattr(self.loss_function, "penalty", None)
         return value + penalty(self.network) if penalty else value
 
     def step(self) -> None:
         """Moves the weights along their gradients; removed weights neither move nor count."""
+        level(self.network.model, self.optimizer, self.share)
         self.scaler.unscale_(self.optimizer)
         weights = self.network.prunable() if len(self.network.masks) else {}
         parameters = [p for p in self.network.model.parameters() if p.grad is not None]

@@ -86,9 +86,6 @@ class TickTock(DefaultTrainer):
         for parameter in self.network.model.parameters():
             if id(parameter) not in self.ticking:
                 parameter.grad = None
-                if isinstance(self.optimizer, torch.optim.SGD):
-                    # Its fused update wants a memory of every parameter or of none; zeros are what it starts with.
-                    self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"gathered": self.criterion.gathered}

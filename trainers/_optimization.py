@@ -72,7 +72,10 @@ class Optimization:
         # One pass over the weights instead of ten: two to fifteen times faster, on CPUs too.
         common["fused"] = all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in trained)
         if self.optimizer == "SGD":
-            return torch.optim.SGD(trained, momentum=self.momentum, nesterov=self.nesterov, **common)
+            sgd = torch.optim.SGD(trained, momentum=self.momentum, nesterov=self.nesterov, **common)
+            if self.momentum:
+                sgd.register_step_pre_hook(_give_memories)
+            return sgd
         return {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}[self.optimizer](trained, **common)
 
     def make_schedule(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
@@ -93,3 +96,13 @@ class Optimization:
             return main
         rise = LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
         return SequentialLR(optimizer, [rise, main], milestones=[warm])
+
+
+def _give_memories(sgd: Optimizer, *_: object) -> None:
+    """Gives a parameter that moves for the first time zeros to remember: the fused update wants all or none to have.
+
+    A layer that the batches before did not use, or that did not learn until now, would end the run.
+    """
+    for parameter in (parameter for group in sgd.param_groups for parameter in group["params"]):
+        if parameter.grad is not None and sgd.state[parameter].get("momentum_buffer") is None:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

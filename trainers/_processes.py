@@ -9,15 +9,48 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pruning.distributed import added, checksums, must_be_alike, rank, spread, world
 
 
+class Replica(DistributedDataParallel):
+    """A trainer's network, whose gradients are those of the whole batch after every backward pass.
+
+    Args:
+        trainer: its model is what every process has; its `share` is what this process's gradients count.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        device = trainer.device
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # older releases know no other name
+            super().__init__(
+                trainer.model,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                init_sync=False,  # it knows not every type
+                broadcast_buffers=False,  # they travel after a batch, so that they are alike whenever somebody looks
+                find_unused_parameters=True,  # what is used may change with every cut
+            )
+        self.trainer = trainer
+        # Annotations, which are strings here, would be taken for wrong ones.
+        self.register_comm_hook(None, lambda _, bucket: self._added(bucket.buffer()))
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        trainer = self.trainer
+        with own_draws(trainer.device, trainer.epoch, trainer.batch):
+            return super().forward(*inputs, **named)
+
+    def _added(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
+        adding = dist.all_reduce(gradients.mul_(self.trainer.share), async_op=True)
+        return adding.get_future().then(lambda done: (done.value(), gradients)[1])
+
+
 @contextmanager
 def replicated(trainer: Any) -> Iterator[None]:
-    """Gives a trainer a model that averages gradients over the processes during backward passes.
+    """Gives a trainer a model that adds up the gradients of all processes during backward passes.
 
     It must not be there when tensors change their shapes, so each epoch has one of its own.
     """
@@ -25,29 +58,31 @@ def replicated(trainer: Any) -> Iterator[None]:
         yield
         return
     # A trainer or a model that does not do the same everywhere is found out before its values are made the same.
-    must_be_alike(checksums(trainer.network.model))
-    alone, device = trainer.model, trainer.device
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its new name is unknown to older releases
-        trainer.model = DistributedDataParallel(
-            alone,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they travel after a batch, so that they are alike whenever somebody looks
-            find_unused_parameters=True,  # what is used may change with every cut
-        )
+    alone, network = trainer.model, trainer.network.model
+    must_be_alike(checksums(network))
+    spread([*network.parameters(), *network.buffers()])
+    trainer.model = Replica(trainer)
     try:
         yield
     finally:
         trainer.model = alone
         gc.collect()  # what the replica keeps of the gradients' shapes must be gone before a cut
+    must_be_alike(checksums(network))
 
 
-def level(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Makes alike, after a backward pass, what a replica leaves to each process: running statistics, other gradients.
+def expect(model: nn.Module, loss: Tensor) -> None:
+    """Tells a replica where a backward pass will come: a penalty reaches more than the outputs hang on."""
+    if isinstance(model, Replica):
+        model.reducer.prepare_for_backward([loss])
+
+
+def level(model: nn.Module, optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Makes alike, before a step, what a replica leaves to each process: running statistics, other gradients.
 
     Args:
         model: its buffers become those of the first process.
-        optimizer: what it moves beside the model's own parameters gets averaged gradients, too.
+        optimizer: of what it moves beside the model's own parameters, the gradients of all processes are added up.
+        share: what this process's count.
     """
     if world() == 1:
         return
@@ -55,7 +90,7 @@ def level(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     own = {id(parameter) for parameter in model.parameters()}
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         if id(parameter) not in own and parameter.grad is not None:
-            parameter.grad.copy_(added(parameter.grad) / world())
+            parameter.grad.copy_(added(parameter.grad * share))
 
 
 def weight_of_share(samples: int, whole: int) -> float:
@@ -64,15 +99,8 @@ def weight_of_share(samples: int, whole: int) -> float:
 
 
 def sums_of_batch(sums: Tensor, samples: int, whole: int) -> Tensor:
-    """Returns [summed loss, right ones, samples] of a whole batch of `whole` samples.
-
-    Args:
-        sums: those of this process's share, whose loss was weighted by `weight_of_share` times the processes.
-        samples: in this process's share.
-        whole: samples in the batch.
-    """
-    times = weight_of_share(samples, whole) * whole / samples
-    return added(sums * sums.new_tensor([whole / (samples * world()), times, times]))
+    """Returns [summed loss, right ones, samples] of a batch of `whole` samples, of which this process had some."""
+    return added(sums * (weight_of_share(samples, whole) * whole / samples))
 
 
 def added_sums(sums: Tensor | None, device: torch.device) -> Tensor:
@@ -81,11 +109,8 @@ def added_sums(sums: Tensor | None, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def own_draws(*numbers: int) -> Iterator[None]:
+def own_draws(device: torch.device, *numbers: int) -> Iterator[None]:
     """Lets the processes draw different random numbers (dropout, gates), and go on with the same ones afterwards."""
-    if world() == 1:
-        yield
-        return
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(hash((torch.initial_seed(), rank(), *numbers)) % 2**63)
         yield

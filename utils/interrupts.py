@@ -10,7 +10,7 @@ from typing import Any
 
 from pruning.distributed import largest, world
 
-TIME_IS_OVER = 1000  # greater than any signal's number
+TIME_IS_OVER, ALONE = 1000, 1001  # greater than any signal's number
 STOPPING_POINTS = ("event_end", "train_start", "batch_end", "epoch_end")
 
 
@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 
 class StopRequests:
-    """Callback that turns SIGINT, SIGTERM and the time limit into an `Interrupted` between two batches.
+    """Callback that turns SIGINT, SIGTERM, the time limit and the end of torchrun into `Interrupted` between batches.
 
     A second signal does not wait for the batch: it raises KeyboardInterrupt at once. The signals are caught from the
     making of this object, so that pruning before training can be stopped too, until `close`.
@@ -37,6 +37,8 @@ class StopRequests:
         self.seconds_before: float | None = None
         self.received: int | None = None
         self.process = os.getpid()
+        # Killed for good, torchrun leaves its processes behind: they would write into a run that is taken up again.
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.handlers: dict[int, Any] = {}
         # Python hands signals to the main thread only; in another one they stay with whoever runs us.
         if threading.current_thread() is threading.main_thread():
@@ -48,7 +50,10 @@ class StopRequests:
         if moment not in STOPPING_POINTS:
             return
         # Of several processes all stop at the same batch, for the reason of any.
-        reason = largest(self.received or (TIME_IS_OVER if self._is_over(trainer) else 0))
+        alone = self.parent is not None and os.getppid() != self.parent
+        reason = largest(self.received or (ALONE if alone else TIME_IS_OVER if self._is_over(trainer) else 0))
+        if reason == ALONE:
+            raise Interrupted("the end of torchrun", 143)
         if reason == TIME_IS_OVER:
             raise Interrupted("the end of --max_training_minutes", 124)
         if reason:

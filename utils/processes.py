@@ -12,11 +12,14 @@ import torch.distributed as dist
 
 from pruning import UsageError, distributed
 
+LONGEST = 60.0 * 24 * 365  # minutes: backends count in milliseconds, and not up to infinity
+LOST = ("gloo", "nccl", "pair closure", "connection closed", "connection reset")  # said of a process that is gone
+
 
 def launched() -> int:
     """Returns how many processes torchrun started for this command; 1 if it did not."""
-    torchrun = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"))
-    return int(os.environ["WORLD_SIZE"]) if torchrun else 1
+    numbered = all(os.environ.get(name, "").isdigit() for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return int(os.environ["WORLD_SIZE"]) if numbered and "MASTER_ADDR" in os.environ else 1
 
 
 def number() -> int:
@@ -45,7 +48,7 @@ def local_gpu() -> int:
         UsageError: if this machine has fewer GPUs than processes.
     """
     own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if own >= there:
+    if int(os.environ.get("LOCAL_WORLD_SIZE", own + 1)) > there:  # which all find, also the one that speaks
         raise UsageError(f"--nproc_per_node is greater than the number of GPUs, {there}; --device cpu needs none.")
     return own
 
@@ -64,7 +67,7 @@ def joined(device: torch.device, minutes: float) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        _meet(backend, timedelta(minutes=min(minutes, LONGEST)))
     distributed.join()
     try:
         with losses_told():
@@ -73,6 +76,18 @@ def joined(device: torch.device, minutes: float) -> Iterator[None]:
             dist.destroy_process_group()  # after an error the others may not be there any more, and would be waited for
     finally:
         distributed.leave()
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"Process {number()} of {launched()} did not meet the others at {where}: {why}. "
+            "MASTER_ADDR and MASTER_PORT, which torchrun sets, say where."
+        ) from error
 
 
 @contextmanager
@@ -91,6 +106,7 @@ def losses_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if distributed.world() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+        said = str(error).lower()
+        if distributed.world() == 1 or not (isinstance(error, dist.DistError) or any(word in said for word in LOST)):
             raise
         raise UsageError("Another process of this run ended, or did not answer within --rank_timeout.") from error
