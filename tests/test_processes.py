@@ -161,7 +161,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 def begun(results: Path, *argv: str) -> subprocess.Popen:
     """Starts a long run in two processes and waits until an epoch is over."""
-    line = ["--model", "MLP5", "--epochs", "400", "--results_dir", str(results), *TINY[:-2], "--rank_timeout", "0.05"]
+    line = ["--model", "MLP5", "--epochs", "400", "--results_dir", str(results), *TINY[:-2], "--rank_timeout", "0.15"]
     process = started([*TORCHRUN, "main.py", *line, *argv])
     until = time.monotonic() + 120
     while not list(results.glob("*/output/epochs.csv")) and time.monotonic() < until and process.poll() is None:
