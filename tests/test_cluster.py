@@ -393,7 +393,8 @@ def test_a_runner_that_is_stopped_loses_nothing(tmp_path, nodes, number):
     if number != signal.SIGKILL:
         assert runner.returncode == 130, said
         results = [json.loads(file.read_text()) for file in tmp_path.glob("tiny/cells/*/result.json")]
-        assert [result["status"] for result in results] == ["interrupted"] * 2
+        states = [result["status"] for result in results]  # one may just have come to its end
+        assert len(states) == 2 and "interrupted" in states and set(states) <= {"interrupted", "finished"}
     again = started(tmp_path, *argv)
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0, said
