@@ -320,7 +320,7 @@ def test_a_worker_uses_the_threads_it_was_given(cells):
 
 LONG = """
     name: tiny
-    base: {hidden: 16, epochs: 60, limit_batches: 3}
+    base: {hidden: 16, epochs: 150, limit_batches: 3}
     compare: {prune_criterion: [SNIP, UnstructuredRandom], pruning_limit: [0.5, 0.9], seed: [1]}
 """
 
