@@ -47,7 +47,7 @@ def world() -> int:
 
 
 def same(tensor: Tensor, source: int = 0) -> Tensor:
-    """Returns the tensor that process `source` has; it must be of one shape and type everywhere."""
+    """Returns the tensor that process `source` has, of one shape and type everywhere; others may be overwritten."""
     if world() == 1:
         return tensor
     values = tensor.detach().contiguous()

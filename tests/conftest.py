@@ -2,7 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +18,19 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Callable[..., Any]:
+    """Writes an experiment's file and returns its cells, whose folder is made."""
+    from tests.running import TINY
+    from utils import experiment
+    from utils.cells import Cells
+
+    def made(text: str = TINY) -> Cells:
+        (tmp_path / "tiny.yaml").write_text(textwrap.dedent(text))
+        found = Cells(experiment.read(str(tmp_path / "tiny.yaml")), tmp_path / "results" / "tiny")
+        found.make_folders()
+        return found
+
+    return made

@@ -14,6 +14,13 @@ import main
 # The smallest run there is: one batch of 64 digits through a network of five narrow layers.
 QUICK = ["--hidden", "16", "--epochs", "1", "--limit_batches", "1", "--no-tensorboard"]
 
+# An experiment of four runs and the dense one that they share.
+TINY = """
+    name: tiny
+    base: {hidden: 16, epochs: 2, limit_batches: 1}
+    compare: {prune_criterion: [SNIP, UnstructuredRandom], pruning_limit: [0.5, 0.9], seed: [1]}
+"""
+
 
 @dataclass
 class Done:

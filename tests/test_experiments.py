@@ -21,30 +21,12 @@ import pytest
 import yaml
 
 import main
-from tests.running import Commands
-from utils import experiment
+from tests.running import TINY, Commands
 from utils.cells import Cells, Stopped, run_silently
 from utils.console import Console
 from utils.registry import ROOT
 from utils.report import gather
 from utils.runner import LocalRunner, places
-
-TINY = """
-    name: tiny
-    base: {hidden: 16, epochs: 2, limit_batches: 1}
-    compare: {prune_criterion: [SNIP, UnstructuredRandom], pruning_limit: [0.5, 0.9], seed: [1]}
-"""
-
-
-@pytest.fixture
-def cells(tmp_path):
-    def cells(text: str = TINY) -> Cells:
-        (tmp_path / "tiny.yaml").write_text(textwrap.dedent(text))
-        found = Cells(experiment.read(str(tmp_path / "tiny.yaml")), tmp_path / "results" / "tiny")
-        found.make_folders()
-        return found
-
-    return cells
 
 
 def option(argv: Sequence[str], name: str) -> str:

@@ -82,7 +82,10 @@ def test_random_numbers_go_on_where_they_were():
 
 def test_random_state_can_be_saved_without_pickled_code(tmp_path):
     checkpoints.save(tmp_path / "a", {"random": checkpoints.random_state()})
+    drawn = torch.rand(3), np.random.rand(3), random.random()
     checkpoints.set_random_state(checkpoints.read(tmp_path / "a")["random"])
+    again = torch.rand(3), np.random.rand(3), random.random()
+    assert all(np.array_equal(first, second) for first, second in zip(drawn, again, strict=True))
 
 
 def test_seeds_beyond_numpys_range():
