@@ -15,22 +15,23 @@ from itertools import islice
 from typing import Any
 
 from data_sets._batches import make_batches
-from data_sets._fit import check_fit
-from pruning import NodeRules, PrunableNetwork
+from pruning import PrunableNetwork
 from trainers._pruning import Pruning
-from utils import processes, settings
-from utils.callbacks import attach
-from utils.checkpoints import seed_everything
-from utils.comparing import compare
+from utils import processes
+from utils.callbacks.attach import attach
 from utils.console import Console
-from utils.core import without_effect
-from utils.ending import follow, guarded, run_to_the_end
-from utils.environment import forget_peak_memory, pick_device
-from utils.evaluation import evaluate
-from utils.listing import print_list
-from utils.result import result_rows
-from utils.run_folder import RunFolder, resumed
-from utils.saving import Saving, early_network, load_start, other_run
+from utils.experiments.compare import compare
+from utils.jobs.evaluate import evaluate
+from utils.jobs.preflight import check_fit
+from utils.jobs.train import follow, guarded, run_to_the_end
+from utils.runs.checkpoints import seed_everything
+from utils.runs.environment import forget_peak_memory, pick_device
+from utils.runs.result import result_rows
+from utils.runs.run_folder import RunFolder, resumed
+from utils.runs.saving import Saving, early_network, load_start, other_run
+from utils.settings import resolve
+from utils.settings.core import node_rules, without_effect
+from utils.settings.listing import print_list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def run(argv: Sequence[str], console: Console) -> int:
         return code
     if processes.number() and {"-h", "--help"} & set(argv):  # which the first process prints
         return 0
-    folder, chosen = resumed(argv) or (None, settings.parse(argv))
+    folder, chosen = resumed(argv) or (None, resolve.parse(argv))
     if chosen is None:  # --help was printed
         return 0
     console.take(quiet=chosen.core.quiet, warnings=chosen.warnings)
@@ -64,7 +65,7 @@ def run(argv: Sequence[str], console: Console) -> int:
     return 0
 
 
-def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
+def train(chosen: resolve.Settings, console: Console, argv: Sequence[str], stopped: RunFolder | None) -> int:
     """Trains and prunes, in a new run folder or in that of a stopped run."""
     with processes.joined(pick_device(chosen.core.device), chosen.core.rank_timeout):
         with processes.first_goes_first():
@@ -81,7 +82,7 @@ def train(chosen: settings.Settings, console: Console, argv: Sequence[str], stop
         return run_to_the_end(trainer, saving, result, console)
 
 
-def prepare(chosen: settings.Settings) -> dict[str, Any]:
+def prepare(chosen: resolve.Settings) -> dict[str, Any]:
     """Builds data, network, loss and criterion: what constructors of trainers and testers name."""
     core, device = chosen.core, pick_device(chosen.core.device)
     seed_everything(core.seed)
@@ -98,7 +99,7 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
     test_batches = batches("test")
     example = next(iter(test_batches))[0][:1]
     model, loss_function, criterion = fresh_model(), chosen.build("losses"), chosen.build("criterions")
-    rules, outer = chosen.construct(NodeRules), criterion.unit == "nodes" or core.outer_layer_pruning is not False
+    rules, outer = node_rules(chosen.values), criterion.unit == "nodes" or core.outer_layer_pruning is not False
     network = PrunableNetwork(model, example, loss=loss_function, outer_layers=outer, node_rules=rules)
     network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
     parts = {"network": network, "loss_function": loss_function, "criterion": criterion, "device": device}
@@ -106,7 +107,7 @@ def prepare(chosen: settings.Settings) -> dict[str, Any]:
     return parts | {"load_run": lambda run: other_run(run, chosen, network, shapes)}
 
 
-def assemble(chosen: settings.Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Any, Pruning, Any]:
+def assemble(chosen: resolve.Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Any, Pruning, Any]:
     """Builds everything that training needs, and loads what it starts from."""
     parts, core = prepare(chosen), chosen.core
     if idle := without_effect(chosen.values, parts["criterion"]):

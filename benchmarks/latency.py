@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from criterions.StructuredRandom import StructuredRandom  # noqa: E402 - the path has to be set first
 from pruning import DependencyGraph, PrunableNetwork  # noqa: E402
-from utils import registry  # noqa: E402
+from utils.settings import registry  # noqa: E402
 
 SHAPE = (3, 32, 32)  # CIFAR-10's
 PRODUCTS = ("conv", "mm", "linear", "matmul")

@@ -35,9 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pruning import DependencyGraph  # noqa: E402 - the path has to be set first
-from pruning.count import tensors_in  # noqa: E402
-from pruning.select import Layout  # noqa: E402
-from pruning.trace import RUN_ERRORS  # noqa: E402
+from pruning.modules.calls import RUN_ERRORS, tensors_in  # noqa: E402
+from pruning.prune.layout import NodeSelection  # noqa: E402
 
 TIMED = "resnet50,densenet121,vit_b_16,convnext_tiny,mobilenet_v3_large,efficientnet_v2_m,densenet201"
 CLASSES = 1000
@@ -60,7 +59,7 @@ def chosen(graph: DependencyGraph, keep: int | None, local: bool = False) -> tor
     scores = graph.reduce_to_nodes(squares, role="all").double()
     groups = torch.from_numpy(graph.structure.group_of_node)
     means = torch.bincount(groups, scores) / torch.bincount(groups)
-    layout = Layout(graph.structure.group_of_node, local=local)
+    layout = NodeSelection(graph.structure.group_of_node, local=local)
     return layout.keep(scores / means[groups], len(scores) - len(scores) // 2 if keep is None else keep)
 
 

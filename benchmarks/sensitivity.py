@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pruning import PrunableNetwork  # noqa: E402 - the path has to be set first
-from pruning.sensitivity import BLOCK, TINY, channel_sensitivities, weight_sensitivities  # noqa: E402
+from pruning.scores.activations import BLOCK, TINY, channel_sensitivities, weight_sensitivities  # noqa: E402
 
 Scores = dict[str, Tensor]
 

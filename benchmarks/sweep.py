@@ -1,11 +1,11 @@
 """What the runner of experiments costs per run, and what a second worker brings; all in one session, on this machine.
 
-    python benchmarks/sweep.py [--runs 6] [--epochs 20]
+python benchmarks/sweep.py [--runs 6] [--epochs 20]
 
-    alone     the same command lines, each in a process of its own
-    warm      the same in one process, without the runner: what a run itself takes
-    1 worker  the runner, its report after every run included
-    2 workers the same with two processes on half the cores each; compared with one worker on as many threads
+alone     the same command lines, each in a process of its own
+warm      the same in one process, without the runner: what a run itself takes
+1 worker  the runner, its report after every run included
+2 workers the same with two processes on half the cores each; compared with one worker on as many threads
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers then differ from one in their number alone
 
 import main as program  # noqa: E402 - the path and the threads have to be set first
-from utils import experiment  # noqa: E402
-from utils.cells import Cells, run_silently  # noqa: E402
+from utils.experiments import experiment  # noqa: E402
+from utils.experiments.cells import Cells, run_silently  # noqa: E402
 
 TARGET = 30.0  # seconds of a run of which the overhead is to be a small share
 

@@ -27,7 +27,7 @@ from losses.CrossEntropy import CrossEntropy  # noqa: E402
 from pruning import PrunableNetwork, UsageError  # noqa: E402
 from trainers._optimization import Optimization  # noqa: E402
 from trainers.DefaultTrainer import DefaultTrainer  # noqa: E402
-from utils import registry  # noqa: E402
+from utils.settings import registry  # noqa: E402
 
 SETTINGS = [("MLP5", "MNIST", 512, 20), ("ResNet18", "CIFAR10", 128, 2)]
 

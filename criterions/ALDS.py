@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
-from pruning.decompose import Layer, blocks_of, singular_values
+from pruning import Batches, PrunableState
+from pruning.cut.factorize import Layer, blocks_of, singular_values
 
 
 class ALDS(Decomposition):
@@ -31,7 +30,7 @@ class ALDS(Decomposition):
         self.max_subspaces = max_subspaces
 
     def rank_errors(
-        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+        self, network: PrunableState, layers: Mapping[str, Layer], batches: Batches
     ) -> dict[str, dict[int, Tensor]]:
         """Returns sqrt(k) max_i sigma_{i, j + 1} / sigma_1 for every k."""
         return {path: {k: _errors(layer, k) for k in self._divisors(layer)} for path, layer in layers.items()}

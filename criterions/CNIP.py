@@ -1,9 +1,7 @@
 from torch import Tensor
 
-from pruning import JointCriterion, PrunableNetwork
-from pruning.criterion import Batches
-from pruning.gates import gate_gradients
-from pruning.scores import require_signal
+from pruning import Batches, JointCriterion, PrunableState
+from pruning.scores import gate_gradients, require_signal
 
 
 class CNIP(JointCriterion):
@@ -13,7 +11,7 @@ class CNIP(JointCriterion):
     threshold for both is found by bisection, nodes under it are cut out and weights under it masked.
     """
 
-    def joint_scores(self, network: PrunableNetwork, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
+    def joint_scores(self, network: PrunableState, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
         nodes, gradients, loss = gate_gradients(network, batches)
         # One divisor for both kinds: it makes them elasticities and changes no rank within a pass.
         scale = max(abs(loss), 1e-8)

@@ -6,5 +6,5 @@ class EmptyCrit(WeightCriterion):
 
     needs_data = False
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return []

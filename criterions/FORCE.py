@@ -1,8 +1,7 @@
 from torch import Tensor
 
 from criterions.IterativeSNIP import IterativeSNIP
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState
 from pruning.scores import accumulate_gradients, require_signal
 
 
@@ -15,7 +14,7 @@ class FORCE(IterativeSNIP):
 
     revives = True
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         gradients, _ = accumulate_gradients(network, batches, batch_statistics=self.batch_statistics)
-        values = {name: network.dense.get(name, weight).detach() for name, weight in network.weights()}
+        values = {name: network.pre_event_values.get(name, weight).detach() for name, weight in network.weights()}
         return require_signal({name: (value * gradients[name]).abs() for name, value in values.items()})

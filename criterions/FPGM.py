@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState
 from pruning.scores import weights_only
 
 
@@ -16,7 +15,7 @@ class FPGM(NodeCriterion):
     ranking = "local"
     needs_data = False
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         total = torch.zeros(len(network.graph.nodes), dtype=torch.float64)
         for name, weight in weights_only(network):
             for dim in range(weight.dim()):

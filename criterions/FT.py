@@ -1,7 +1,6 @@
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState
 from pruning.scores import weights_only
 
 
@@ -16,5 +15,5 @@ class FT(NodeCriterion):
     counts = "weights"
     needs_data = False
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         return network.graph.reduce_to_nodes({n: w.abs() for n, w in weights_only(network)}, role="producer")

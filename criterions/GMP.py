@@ -18,5 +18,5 @@ class GMP(Magnitude):
             raise ValueError(f"gmp_steps must be at least 1; {gmp_steps} was given")
         self.gmp_steps = gmp_steps
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.cubic(limit, self.gmp_steps)

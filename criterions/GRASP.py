@@ -1,7 +1,6 @@
 from torch import Tensor
 
-from pruning import PrunableNetwork, WeightCriterion
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState, WeightCriterion
 from pruning.scores import hessian_gradient_products
 
 
@@ -20,6 +19,6 @@ class GRASP(WeightCriterion):
             raise ValueError(f"temperature must be positive; {temperature} was given")
         self.temperature = temperature
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         products = hessian_gradient_products(network, batches, temperature=self.temperature)
         return {name: weight.detach() * products[name] for name, weight in network.weights()}

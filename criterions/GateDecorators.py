@@ -6,10 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork, UsageError, schedule
-from pruning.criterion import Batches
-from pruning.gates import sum_over_producers
-from pruning.scores import accumulate_gradients, norm_scales, require_node_signal
+from pruning import Batches, NodeCriterion, PrunableState, UsageError, schedule
+from pruning.scores import accumulate_gradients, norm_scales, require_node_signal, sum_over_producers
 
 
 class GateDecorators(NodeCriterion):
@@ -45,7 +43,7 @@ class GateDecorators(NodeCriterion):
         self.event_epochs = [epoch for epoch, phase in enumerate(self.phases) if phase == "tick"]
         self.gathered: Tensor | None = None
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.linear(limit, len(self.event_epochs))
 
     def announcement(self, limit: float) -> str:
@@ -54,7 +52,7 @@ class GateDecorators(NodeCriterion):
         paper = "the paper: 0.5 % for VGG-16 on CIFAR, 0.2 % for ResNets"
         return f"GateDecorators: {how}; each Tick removes {share:.2f} % of the nodes ({paper})"
 
-    def gather(self, network: PrunableNetwork, slopes: Mapping[str, Tensor], scale: float = 1.0) -> None:
+    def gather(self, network: PrunableState, slopes: Mapping[str, Tensor], scale: float = 1.0) -> None:
         """Adds a batch's scores to those of the present Tick.
 
         Args:
@@ -66,7 +64,7 @@ class GateDecorators(NodeCriterion):
         scores = (gate_scores(network, slopes) / scale).nan_to_num(0, 0, 0)
         self.gathered = scores if self.gathered is None else self.gathered + scores
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         if self.gathered is None:  # no Tick went before, so these batches are looked at
             names = [name for name, parameter in network.model.named_parameters() if parameter.is_floating_point()]
             for batch in batches:
@@ -78,7 +76,7 @@ class GateDecorators(NodeCriterion):
 
 
 @torch.no_grad()
-def gate_scores(network: PrunableNetwork, slopes: Mapping[str, Tensor]) -> Tensor:
+def gate_scores(network: PrunableState, slopes: Mapping[str, Tensor]) -> Tensor:
     """Returns (nodes,) the sum of |phi dL/dphi| over each node's gates.
 
     A gate multiplies both scale and shift of its norm, so phi dL/dphi = gamma dL/dgamma + beta dL/dbeta, however phi

@@ -3,8 +3,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from criterions._hoyer import HoyerThreshold, relative
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState
 from pruning.scores import over_group, weights_only
 
 
@@ -18,7 +17,7 @@ class GroupHoyerSquare(HoyerThreshold, NodeCriterion):
 
     wants: ClassVar[dict[str, Any]] = {"loss": "GroupHoyerSquare"}
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         squares = network.graph.reduce_to_nodes({n: w.double().square() for n, w in weights_only(network)}, role="all")
         norms = squares.sqrt()
         return relative(norms, over_group(network, norms), over_group(network, squares))

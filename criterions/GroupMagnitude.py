@@ -1,7 +1,6 @@
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState
 from pruning.scores import over_group, weights_only
 
 
@@ -14,7 +13,7 @@ class GroupMagnitude(NodeCriterion):
 
     needs_data = False
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         squares = {name: weight.square() for name, weight in weights_only(network)}
         norms = network.graph.reduce_to_nodes(squares, role="all")
         return norms / over_group(network, norms).clamp_min(1e-12)

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from criterions._points import draw_points
 from criterions.PFP import reader
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
-from pruning.sensitivity import Layer, visit_layers
+from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores.activations import Layer, visit_layers
 
 
 class HRank(NodeCriterion):
@@ -30,7 +29,7 @@ class HRank(NodeCriterion):
             raise ValueError(f"points must be at least 1; {points} was given")
         self.points = points
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         totals: dict[str, Tensor] = {}
         readers = {name: reader(network, name)[1] for name, _ in network.weights()}
         count = len(network.graph.nodes)

@@ -3,8 +3,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from criterions._hoyer import HoyerThreshold, relative
-from pruning import PrunableNetwork, WeightCriterion
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState, WeightCriterion
 
 
 class HoyerSquare(HoyerThreshold, WeightCriterion):
@@ -16,6 +15,6 @@ class HoyerSquare(HoyerThreshold, WeightCriterion):
 
     wants: ClassVar[dict[str, Any]] = {"loss": "HoyerSquare"}
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         sizes = {name: weight.detach().abs().double() for name, weight in network.weights()}
         return {name: relative(size, size.sum(), size.square().sum()) for name, size in sizes.items()}

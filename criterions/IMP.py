@@ -36,7 +36,7 @@ class IMP(Magnitude):
         self.imp_schedule = imp_schedule
         self.snip_steps = snip_steps
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         if self.imp_schedule == "rounds":
             return schedule.share_of_rest(limit)
         return schedule.halving(limit, self.snip_steps)

@@ -16,5 +16,5 @@ class IterativeSNIP(SNIP):
             raise ValueError(f"force_steps must be at least 1; {force_steps} was given")
         self.force_steps = force_steps
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.exponential(limit, self.force_steps)

@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
 
-from pruning import PrunableNetwork, WeightCriterion, schedule
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState, WeightCriterion, schedule
 
 
 class LAMP(WeightCriterion):
@@ -23,10 +22,10 @@ class LAMP(WeightCriterion):
             raise ValueError(f"lamp_share must lie in (0, 1); {lamp_share} was given")
         self.lamp_share = lamp_share
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.share_of_rest(limit, self.lamp_share)
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         return {name: lamp_scores(weight) for name, weight in network.weights()}
 
 

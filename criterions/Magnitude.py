@@ -1,7 +1,6 @@
 from torch import Tensor
 
-from pruning import PrunableNetwork, WeightCriterion
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState, WeightCriterion
 
 
 class Magnitude(WeightCriterion):
@@ -13,5 +12,5 @@ class Magnitude(WeightCriterion):
 
     needs_data = False
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         return {name: weight.detach().abs() for name, weight in network.weights()}

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from criterions._low_rank import Decomposition
-from pruning import PrunableNetwork, UsageError
-from pruning.count import call, device_of, plain_recurrence, quiet_eval, same_random_state
-from pruning.criterion import Batches
-from pruning.decompose import Factors, Layer, blocks_of, precise
+from pruning import PrunableState, UsageError
+from pruning.cut.factorize import Factors, Layer, blocks_of, precise
+from pruning.modules.calls import Batches, call, device_of
+from pruning.modules.modes import plain_recurrence, quiet_eval, same_random_state
 from pruning.scores import on_device
 
 
@@ -27,7 +27,7 @@ class PCA(Decomposition):
     lost = "error: worth of the first component that goes, by FLOPs of a rank"
 
     def rank_errors(
-        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+        self, network: PrunableState, layers: Mapping[str, Layer], batches: Batches
     ) -> dict[str, dict[int, Tensor]]:
         """Returns the worth of the first component that goes at each rank."""
         self.components: dict[str, tuple[Tensor, Tensor]] = {}  # layer -> eigenvectors in columns, mean
@@ -52,7 +52,7 @@ class PCA(Decomposition):
 
 @torch.no_grad()
 def _moments(
-    network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+    network: PrunableState, layers: Mapping[str, Layer], batches: Batches
 ) -> dict[str, tuple[int, Tensor, Tensor]]:
     """Returns per layer the number of outputs over all positions, their sum and the sum of their outer products."""
     found: dict[str, tuple[int, Tensor, Tensor]] = {}

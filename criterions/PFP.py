@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from criterions._guarantee import CUT, Guaranteed, largest_epsilon, log_term
 from criterions._points import outputs_of_layers
 from criterions._sampling import draws_for
-from pruning import CompressedNetwork, NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
-from pruning.sensitivity import channel_sensitivities
+from pruning import Batches, CompressedNetwork, NodeCriterion, PrunableState
+from pruning.scores import channel_sensitivities
 
 
 class PFP(Guaranteed, NodeCriterion):
@@ -37,7 +36,7 @@ class PFP(Guaranteed, NodeCriterion):
         self.channel_reduce = channel_reduce
         self._factors: Tensor | None = None  # (nodes,) what readers of a drawn node are multiplied by
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         """Returns minus the log of the error-level parameter at which each node comes in: ranking it is the allocation.
 
         With m = t beta draws in a group, beta = S_q 2 K ln(8 (P + 1) k / delta), it keeps the nodes of largest
@@ -55,14 +54,14 @@ class PFP(Guaranteed, NodeCriterion):
             entering[nodes[order]] = draws - (sizes.sum() * scales[nodes].max()).log()
         return -entering
 
-    def before_cut(self, network: PrunableNetwork, keep: Tensor) -> None:
+    def before_cut(self, network: PrunableState, keep: Tensor) -> None:
         factors = torch.ones_like(self.node_sensitivities) if self._factors is None else self._factors
         along = dict(along_readers(network, factors * keep))
         changed = {name: weight.detach() * along.get(name, 1.0) for name, weight in network.weights()}
         epsilons = {name: self._epsilon(network, name, keep, factors) if name in along else 0.0 for name in changed}
         self.tell(network, changed, epsilons if self.theorem else dict.fromkeys(changed))
 
-    def _epsilon(self, network: PrunableNetwork, name: str, keep: Tensor, factors: Tensor) -> float | None:
+    def _epsilon(self, network: PrunableState, name: str, keep: Tensor, factors: Tensor) -> float | None:
         along, weight = reader(network, name)[1], network.model.get_parameter(name)
         if self._drawn is None:
             return None
@@ -74,7 +73,7 @@ class PFP(Guaranteed, NodeCriterion):
         logarithm = log_term(outputs_of_layers(network)[name], self._drawn.delta)
         return largest_epsilon(sizes, factors[nodes], keep[nodes], part, logarithm)
 
-    def sensitivities(self, network: PrunableNetwork, batches: Batches) -> tuple[Tensor, Tensor]:
+    def sensitivities(self, network: PrunableState, batches: Batches) -> tuple[Tensor, Tensor]:
         """Returns (nodes,) the sensitivity of each node and the factor 2 K ln(...) of its largest consumer.
 
         What no watched layer reads (the channels of queries, which only keys multiply) counts as 1, the largest.
@@ -96,7 +95,7 @@ class PFP(Guaranteed, NodeCriterion):
         return torch.where(largest < 0, 1.0, largest), scales
 
 
-def reader(network: PrunableNetwork, name: str) -> tuple[int, np.ndarray]:
+def reader(network: PrunableState, name: str) -> tuple[int, np.ndarray]:
     """Returns the dimension along which a weight reads channels, and their nodes, -1 for those that are none.
 
     A depthwise layer counts as no reader: a channel alone makes outputs that go with it, so those who read them decide.
@@ -108,7 +107,7 @@ def reader(network: PrunableNetwork, name: str) -> tuple[int, np.ndarray]:
     return dim, network.graph.nodes_along(name, dim, role="consumer")
 
 
-def along_readers(network: PrunableNetwork, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+def along_readers(network: PrunableState, values: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, what each entry is multiplied by) of the weights that read nodes, from one value per node."""
     for name, weight in network.weights():
         dim, nodes = reader(network, name)

@@ -6,8 +6,7 @@ from torch import Tensor
 from criterions._guarantee import SAMPLED
 from criterions._sampling import Parts, draw, inclusion
 from criterions.PFP import PFP, along_readers
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState
 
 
 class PFPRand(PFP):
@@ -37,7 +36,7 @@ class PFPRand(PFP):
         super().__init__(points=points, delta=delta, channel_reduce=channel_reduce)
         self.seed, self.carried = seed, {}
 
-    def draw(self, network: PrunableNetwork, keep: Tensor) -> Tensor:
+    def draw(self, network: PrunableState, keep: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         drawn, factors = keep.clone(), torch.ones(len(keep), dtype=torch.float64)
         for group in network.graph.groups:
@@ -50,11 +49,11 @@ class PFPRand(PFP):
         self._factors, self._stay = factors, drawn
         return drawn
 
-    def before_cut(self, network: PrunableNetwork, keep: Tensor) -> None:
+    def before_cut(self, network: PrunableState, keep: Tensor) -> None:
         if torch.equal(keep, self._stay):  # nobody else had a say in the draw
             super().before_cut(network, keep)
 
-    def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         factors, self.carried = self.carried, {}  # good for one event
         return {name: network.model.get_parameter(name).detach() * factor for name, factor in factors.items()}
 

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from criterions._densities import Distribution
 from criterions.SET import SET
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState
 from pruning.scores import accumulate_gradients
 
 
@@ -42,7 +41,7 @@ class RigL(SET):
             raise ValueError(f"update_end must lie in (0, 1]; {update_end} was given")
         self.update_end = update_end
 
-    def grow_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         """Returns |dL/dw| of every weight, the masked ones included."""
         gradients, _ = accumulate_gradients(network, batches)
         return {name: gradient.abs() for name, gradient in gradients.items()}

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from criterions._densities import Distribution, keep_by, random_scores
 from criterions.Magnitude import Magnitude
-from pruning import Budget, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, Budget, PrunableState
 
 
 class SET(Magnitude):
@@ -42,7 +41,7 @@ class SET(Magnitude):
         # The first mask is random: before training, |w| says nothing.
         return keep_by(self.distribution, random_scores(budget.alive, self.seed), budget)
 
-    def grow_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         """Returns random numbers: every free place is as good as any other."""
         return {name: torch.rand(weight.shape, dtype=torch.float64) for name, weight in network.weights()}
 

@@ -1,9 +1,7 @@
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
-from pruning.gates import node_gate_gradients
-from pruning.scores import require_node_signal
+from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores import node_gate_gradients, require_node_signal
 
 
 class SNAP(NodeCriterion):
@@ -14,5 +12,5 @@ class SNAP(NodeCriterion):
     batches.
     """
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         return require_node_signal(node_gate_gradients(network, batches).abs())

@@ -1,7 +1,6 @@
 from torch import Tensor
 
-from pruning import PrunableNetwork, WeightCriterion
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState, WeightCriterion
 from pruning.scores import accumulate_gradients, require_signal
 
 
@@ -18,6 +17,6 @@ class SNIP(WeightCriterion):
     def __init__(self, *, batch_statistics: bool = False) -> None:
         self.batch_statistics = batch_statistics
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         gradients, _ = accumulate_gradients(network, batches, batch_statistics=self.batch_statistics)
         return require_signal({name: (weight.detach() * gradients[name]).abs() for name, weight in network.weights()})

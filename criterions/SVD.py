@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
-from pruning.decompose import Layer
+from pruning import Batches, PrunableState
+from pruning.cut.factorize import Layer
 
 
 class SVD(Decomposition):
@@ -19,7 +18,7 @@ class SVD(Decomposition):
     lost = "error: share of the full rank that goes, from the middle of a rank"
 
     def rank_errors(
-        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+        self, network: PrunableState, layers: Mapping[str, Layer], batches: Batches
     ) -> dict[str, dict[int, Tensor]]:
         """Returns 1 - (j + 1/2) / full rank: with a level of 1 - r the rank is r times the full one, rounded."""
         found = {}

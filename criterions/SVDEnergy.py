@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
-from pruning.decompose import Layer, blocks_of, singular_values
+from pruning import Batches, PrunableState
+from pruning.cut.factorize import Layer, blocks_of, singular_values
 
 
 class SVDEnergy(Decomposition):
@@ -19,7 +18,7 @@ class SVDEnergy(Decomposition):
     lost = "error: share of the sum of squared weights that is lost"
 
     def rank_errors(
-        self, network: PrunableNetwork, layers: Mapping[str, Layer], batches: Batches
+        self, network: PrunableState, layers: Mapping[str, Layer], batches: Batches
     ) -> dict[str, dict[int, Tensor]]:
         """Returns (sum of the squares after the j-th) / (sum of all)."""
         found = {}

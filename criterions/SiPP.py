@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from criterions._guarantee import CUT, Guaranteed, largest_epsilon, log_term
 from criterions._points import outputs_of_layers
-from pruning import CompressedNetwork, PrunableNetwork, WeightCriterion
-from pruning.criterion import Batches
-from pruning.sensitivity import weight_sensitivities
+from pruning import Batches, CompressedNetwork, PrunableState, WeightCriterion
+from pruning.scores import weight_sensitivities
 
 
 class SiPP(Guaranteed, WeightCriterion):
@@ -29,11 +28,11 @@ class SiPP(Guaranteed, WeightCriterion):
         self._scores: dict[str, Tensor] = {}
         self._factors: dict[str, Tensor] = {}
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         self._scores = weight_sensitivities(network, self.draw_points(network, batches).own, self.over_positions)
         return self._scores
 
-    def new_values(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         weights, factors = dict(network.weights()), self._factors
         values = {name: weights[name].detach() * factor.to(weights[name]) for name, factor in factors.items()}
         if self._drawn is not None:
@@ -42,7 +41,7 @@ class SiPP(Guaranteed, WeightCriterion):
         self._scores, self._factors = {}, {}  # good for one event
         return values
 
-    def _epsilon(self, network: PrunableNetwork, name: str) -> float | None:
+    def _epsilon(self, network: PrunableState, name: str) -> float | None:
         weight = network.model.get_parameter(name)
         if self.over_positions == "mean" and weight.dim() > 2 or self._drawn is None:
             return None
@@ -52,7 +51,7 @@ class SiPP(Guaranteed, WeightCriterion):
         return largest_epsilon(sizes, factors.flatten(), kept.flatten(), parts_of(network, name), logarithm)
 
 
-def parts_of(network: PrunableNetwork, name: str) -> Tensor:
+def parts_of(network: PrunableState, name: str) -> Tensor:
     """Returns (entries,) the part of each weight: twice the number of its filter, and one more if it is negative."""
     weight, module = network.model.get_parameter(name), network.model.get_submodule(network.owners()[name])
     rows = torch.arange(weight.shape[0])

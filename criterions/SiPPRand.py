@@ -8,8 +8,7 @@ from criterions._guarantee import SAMPLED
 from criterions._points import outputs_of_layers
 from criterions._sampling import Parts, draw, inclusion, water_filling
 from criterions.SiPP import SiPP, parts_of
-from pruning import Budget, PrunableNetwork, select
-from pruning.criterion import Batches
+from pruning import Batches, Budget, PrunableState, select
 
 
 class SiPPRand(SiPP):
@@ -33,7 +32,7 @@ class SiPPRand(SiPP):
         self.seed = seed
         self._layers: dict[str, tuple[Tensor, float]] = {}
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         outputs = outputs_of_layers(network)
         for name, weight in network.weights():
             positions, kernel = outputs[name] / weight.shape[0], math.prod(weight.shape[2:])

@@ -4,8 +4,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork, UsageError
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState, UsageError
 from pruning.scores import norm_scales
 
 
@@ -21,7 +20,7 @@ class Slimming(NodeCriterion):
     needs_data = False
     wants: ClassVar[Mapping[str, Any]] = {"loss": "SlimmingL1"}
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         scales = {name: scale.detach().abs() for name, scale in norm_scales(network)}
         scores = network.graph.reduce_to_nodes(scales, role="all", reduce="max")
         there = network.graph.reduce_to_nodes({n: torch.ones_like(s) for n, s in scales.items()}, role="all") > 0

@@ -1,8 +1,7 @@
 from torch import Tensor
 
 from criterions.FT import FT
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState
 from pruning.scores import weights_only
 
 
@@ -13,6 +12,6 @@ class SoftNet(FT):
     trained network.
     """
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         squares = {name: weight.square() for name, weight in weights_only(network)}
         return network.graph.reduce_to_nodes(squares, role="producer").sqrt()

@@ -1,8 +1,7 @@
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, NodeCriterion, PrunableState
 
 
 class StructuredRandom(NodeCriterion):
@@ -18,5 +17,5 @@ class StructuredRandom(NodeCriterion):
     def __init__(self, *, seed: int = 333) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         return torch.rand(len(network.graph.nodes), generator=self.generator, dtype=torch.float64)

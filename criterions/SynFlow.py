@@ -4,9 +4,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning import PrunableNetwork, UsageError, WeightCriterion, schedule
-from pruning.count import call_with, device_of, mapped, same_random_state, tensors_in
-from pruning.criterion import Batches
+from pruning import PrunableState, UsageError, WeightCriterion, schedule
+from pruning.modules.calls import Batches, call_with, device_of, mapped, tensors_in
+from pruning.modules.modes import same_random_state
 from pruning.scores import require_signal, scoring
 
 
@@ -27,10 +27,10 @@ class SynFlow(WeightCriterion):
             raise ValueError(f"synflow_rounds must be at least 1; {synflow_rounds} was given")
         self.synflow_rounds = synflow_rounds
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.exponential(limit, self.synflow_rounds)
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         # The flow multiplies over layers, so single precision overflows in deep networks.
         tensors = chain(network.model.named_parameters(), network.model.named_buffers())
         state = {name: _absolute(tensor) for name, tensor in tensors}
@@ -60,7 +60,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def _ones(network: PrunableNetwork) -> Any:
+def _ones(network: PrunableState) -> Any:
     """Inputs of the example's form, all ones; whole numbers (tokens) stay as they are."""
     example, device = network.example_inputs, device_of(network.model)
     if example is None:

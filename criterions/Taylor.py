@@ -1,10 +1,8 @@
 import torch
 from torch import Tensor
 
-from pruning import NodeCriterion, PrunableNetwork, UsageError
-from pruning.criterion import Batches
-from pruning.gates import node_gate_gradients
-from pruning.scores import require_node_signal
+from pruning import Batches, NodeCriterion, PrunableState, UsageError
+from pruning.scores import node_gate_gradients, require_node_signal
 
 
 class Taylor(NodeCriterion):
@@ -14,7 +12,7 @@ class Taylor(NodeCriterion):
     zero, their squares do not. Needs labelled batches, and a trained network.
     """
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         squares = [node_gate_gradients(network, [batch]).square() for batch in batches]
         if not squares:
             raise UsageError("Taylor scores on data, and it was given no batches.")

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from criterions._points import draw_points
 from criterions.PFP import reader
-from pruning import NodeCriterion, PrunableNetwork
-from pruning.criterion import Batches
-from pruning.sensitivity import Layer, visit_layers
+from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores.activations import Layer, visit_layers
 
 
 class ThiNet(NodeCriterion):
@@ -30,14 +29,14 @@ class ThiNet(NodeCriterion):
             raise ValueError(f"points and per_point must be at least 1; {points} and {per_point} were given")
         self.points, self.per_point, self.seed = points, per_point, seed
 
-    def node_scores(self, network: PrunableNetwork, batches: Batches) -> Tensor:
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         scores = torch.zeros(len(network.graph.nodes), dtype=torch.float64)
         for group, products in zip(network.graph.groups, self.products(network, batches), strict=True):
             order = removal_order(products)
             scores[torch.from_numpy(group.nodes)[order]] = torch.arange(len(order), dtype=torch.float64)
         return scores
 
-    def products(self, network: PrunableNetwork, batches: Batches) -> list[Tensor]:
+    def products(self, network: PrunableState, batches: Batches) -> list[Tensor]:
         """Returns X^T X per group, X being (samples, nodes) the part of each node in the sampled output values."""
         generator, groups = torch.Generator().manual_seed(self.seed), [group.nodes for group in network.graph.groups]
         readers = {name: reader(network, name)[1] for name, _ in network.weights()}

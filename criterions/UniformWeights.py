@@ -3,8 +3,7 @@ from torch import Tensor
 
 from criterions._sampling import Parts
 from criterions.SiPPRand import SiPPRand
-from pruning import PrunableNetwork
-from pruning.criterion import Batches
+from pruning import Batches, PrunableState
 
 
 class UniformWeights(SiPPRand):
@@ -22,7 +21,7 @@ class UniformWeights(SiPPRand):
     def __init__(self, *, seed: int = 333) -> None:
         super().__init__(seed=seed)
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         self._layers = {
             name: (torch.zeros(weight.numel(), dtype=torch.long), 1.0) for name, weight in network.weights()
         }

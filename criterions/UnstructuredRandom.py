@@ -3,8 +3,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from criterions._densities import Distribution, keep_by, random_scores
-from pruning import Budget, Criterion, PrunableNetwork, WeightCriterion, select
-from pruning.criterion import Batches
+from pruning import Batches, Budget, Criterion, PrunableState, WeightCriterion, select
 
 
 class UnstructuredRandom(WeightCriterion):
@@ -38,10 +37,10 @@ class UnstructuredRandom(WeightCriterion):
             self.needs_data, self.moment = quotas_of.needs_data, quotas_of.moment
             self.rewind_epoch = quotas_of.rewind_epoch
 
-    def targets(self, limit: float) -> list[float]:
-        return self.quotas_of.targets(limit) if self.quotas_of else super().targets(limit)
+    def sparsities(self, limit: float) -> list[float]:
+        return self.quotas_of.sparsities(limit) if self.quotas_of else super().sparsities(limit)
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         if isinstance(self.quotas_of, WeightCriterion):
             self._model_scores = {n: s.detach() for n, s in self.quotas_of.weight_scores(network, batches).items()}
             select.check_scores(self._model_scores, network.alive())

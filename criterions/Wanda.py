@@ -3,9 +3,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning import Budget, PrunableNetwork, WeightCriterion, select
-from pruning.criterion import Batches
-from pruning.sensitivity import Layer, visit_layers
+from pruning import Batches, Budget, PrunableState, WeightCriterion, select
+from pruning.scores.activations import Layer, visit_layers
 
 
 class Wanda(WeightCriterion):
@@ -18,7 +17,7 @@ class Wanda(WeightCriterion):
     def __init__(self) -> None:
         self._outputs: dict[str, int] = {}
 
-    def weight_scores(self, network: PrunableNetwork, batches: Batches) -> dict[str, Tensor]:
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         squares = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in network.weights()}
         self._outputs = {name: network.output_dim(name) for name in squares}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -33,13 +33,54 @@ def _quotas(distribution: Distribution, budget: Budget) -> dict[str, int]:
     density = budget.keep / sum(sizes.values())
     densities = dict.fromkeys(sizes, density)
     if distribution == "erk":
-        densities = select.erdos_renyi_kernel({n: tuple(m.shape) for n, m in budget.alive.items()}, density)
+        densities = erdos_renyi_kernel({n: tuple(m.shape) for n, m in budget.alive.items()}, density)
     # Densities are of what was there at the start; no layer can keep more than is left of it.
     left = {name: int(mask.sum()) for name, mask in budget.alive.items()}
-    return select.exact_quotas(left, {n: densities[n] * sizes[n] / max(1, left[n]) for n in sizes}, budget.keep)
+    return exact_quotas(left, {n: densities[n] * sizes[n] / max(1, left[n]) for n in sizes}, budget.keep)
 
 
 def random_scores(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], seed: int) -> dict[str, Tensor]:
     """Returns a random order of all weights, the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in dict(weights).items()}
+
+
+def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+    """Returns densities per layer, in proportion to sum(shape) / prod(shape), that together give `density`.
+
+    Layers that would pass 1 are dense and the others share the rest (RigL's ERK, arXiv:1911.11134).
+    """
+    size = {name: float(torch.Size(shape).numel()) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / size[name] for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        rest = [name for name in shapes if name not in dense]
+        budget = density * sum(size.values()) - sum(size[name] for name in dense)
+        scale = budget / sum(raw[name] * size[name] for name in rest) if rest else 0.0
+        over = [name for name in rest if raw[name] * scale > 1]
+        if not over:
+            return {name: 1.0 if name in dense else raw[name] * scale for name in shapes}
+        dense.update(over)
+
+
+def exact_quotas(sizes: Mapping[str, int], densities: Mapping[str, float], total: int) -> dict[str, int]:
+    """Returns whole numbers per layer close to size * density that add up to exactly `total` where the sizes allow it.
+
+    Largest remainders are rounded up first; each layer keeps at least one, unless its size is 0.
+    """
+    wanted = {name: size * densities[name] for name, size in sizes.items()}
+    quotas = {name: min(size, max(1, int(wanted[name]))) for name, size in sizes.items()}
+    missing = total - sum(quotas.values())
+    while missing:
+        step = 1 if missing > 0 else -1
+        movable = [name for name in sizes if min(1, sizes[name]) <= quotas[name] + step <= sizes[name]]
+        movable.sort(key=lambda name: step * (quotas[name] - wanted[name]))
+        # Many at a time where much is missing, then one each to those furthest from what they should have.
+        each = max(1, abs(missing) // max(1, len(movable)))
+        for name in movable[: abs(missing)]:
+            room = sizes[name] - quotas[name] if step > 0 else quotas[name] - 1
+            quotas[name] += step * min(each, room)
+        if not movable:
+            break
+        missing = total - sum(quotas.values())
+    return quotas

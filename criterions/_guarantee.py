@@ -24,9 +24,9 @@ from torch import Tensor
 
 from criterions._points import C, Points, draw_points
 from criterions._sampling import SAFE, K
-from pruning import PrunableNetwork
-from pruning.criterion import Batches, Facts
-from pruning.sensitivity import TINY, Layer, visit_layers
+from pruning import Batches, PrunableState
+from pruning.prune.criterion import Facts
+from pruning.scores.activations import TINY, Layer, visit_layers
 
 SAMPLED = "sampling theorem, m = (K/3) (6 + 2 epsilon) S ln(8 eta/delta) / epsilon^2 samples"
 CUT = "cut theorem, epsilon = K times the sensitivities that go"
@@ -52,7 +52,7 @@ class Guaranteed:
         self._drawn: Points | None = None
         self._facts: tuple[str, Facts] = ("", {})
 
-    def draw_points(self, network: PrunableNetwork, batches: Batches) -> Points:
+    def draw_points(self, network: PrunableState, batches: Batches) -> Points:
         """Returns S and fresh points, which are kept until the event has been told of."""
         self._drawn = draw_points(network, batches, self.points, self.delta)
         return self._drawn
@@ -61,9 +61,7 @@ class Guaranteed:
         told, self._facts = self._facts, ("", {})
         return told
 
-    def tell(
-        self, network: PrunableNetwork, changed: Mapping[str, Tensor], epsilons: Mapping[str, float | None]
-    ) -> None:
+    def tell(self, network: PrunableState, changed: Mapping[str, Tensor], epsilons: Mapping[str, float | None]) -> None:
         """Notes promises and measures errors, while the network still has the weights of before the event.
 
         Args:
@@ -110,7 +108,7 @@ def largest_epsilon(sizes: Tensor, factors: Tensor, kept: Tensor, parts: Tensor,
     return float((ratio + (ratio.square() + 6 * ratio).sqrt() + (K * lost).clamp_max(1)).max())
 
 
-def measured_errors(network: PrunableNetwork, changed: Mapping[str, Tensor], fresh: Batches) -> dict[str, float]:
+def measured_errors(network: PrunableState, changed: Mapping[str, Tensor], fresh: Batches) -> dict[str, float]:
     """Returns the largest relative error of the parts of any output, per layer, on the dense network's activations.
 
     Args:

@@ -13,5 +13,5 @@ class Halving:
             raise ValueError(f"snip_steps must be at least 0; {snip_steps} was given")
         self.snip_steps = snip_steps
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.halving(limit, self.snip_steps)

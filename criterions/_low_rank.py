@@ -20,5 +20,5 @@ class Decomposition(LowRankCriterion):
             raise ValueError(f"rank_events must be at least 1; {rank_events} was given")
         self.moment, self.rank_events = moment, rank_events
 
-    def targets(self, limit: float) -> list[float]:
+    def sparsities(self, limit: float) -> list[float]:
         return schedule.exponential(limit, self.rank_events)

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pruning import PrunableNetwork, UsageError
-from pruning.count import batch_size_of, mapped
-from pruning.criterion import Batches
+from pruning import PrunableState, UsageError
+from pruning.modules.calls import Batches, batch_size_of, mapped
 from pruning.scores import pairs
 
 C = 3.0  # the papers' constant of |S|: how fast S comes to know the largest shares
@@ -36,18 +35,18 @@ class Points:
     delta: float
 
 
-def outputs_of_layers(network: PrunableNetwork) -> dict[str, float]:
+def outputs_of_layers(network: PrunableState) -> dict[str, float]:
     """Returns how many numbers each ranked layer puts out per sample, over all positions."""
     flops = network.flops_by_weight()
     return {n: flops[n] / (2 * weight.numel() / weight.shape[0]) for n, weight in network.weights() if weight.numel()}
 
 
-def points_needed(network: PrunableNetwork, delta: float) -> int:
+def points_needed(network: PrunableState, delta: float) -> int:
     """Returns |S| = C ln(8 eta_max eta_sum / delta), eta being the outputs of each layer per point, C = 3."""
     return math.ceil(C * math.log(max(_pairs(network) / delta, math.e)))
 
 
-def draw_points(network: PrunableNetwork, batches: Batches, number: int | None, delta: float) -> Points:
+def draw_points(network: PrunableState, batches: Batches, number: int | None, delta: float) -> Points:
     """Takes S and as many fresh points from a loader; its order is the draw.
 
     Args:
@@ -66,7 +65,7 @@ def draw_points(network: PrunableNetwork, batches: Batches, number: int | None, 
     return Points(list(_between(found, 0, own)), list(_between(found, own, total)), own, total - own, allowed)
 
 
-def _pairs(network: PrunableNetwork) -> float:
+def _pairs(network: PrunableState) -> float:
     outputs = outputs_of_layers(network).values()
     return 8 * max(outputs) * sum(outputs)
 

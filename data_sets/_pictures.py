@@ -156,7 +156,9 @@ def _fingerprint(files: Sequence[str], root: Path, shape: tuple[int, ...]) -> st
     for file in files:
         stat = os.stat(file)
         # Relative, so that a folder may move together with its cache.
-        sha.update(f"{file.removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        sha.update(
+            f"{file.removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
     return sha.hexdigest()
 
 

@@ -28,7 +28,7 @@ from data_sets._batches import Batches, make_batches  # noqa: E402 - the path ha
 from data_sets.CIFAR10 import CIFAR10  # noqa: E402
 from models.ResNet18 import ResNet18  # noqa: E402
 from pruning import DependencyGraph, UsageError, load_pruned  # noqa: E402
-from pruning.evaluate import evaluate  # noqa: E402
+from pruning.measure.evaluate import evaluate  # noqa: E402
 
 # Millions of parameters and test accuracy after training and after each round, as Torch-Pruning published them for
 # this network and filters chosen by their L1 norm.

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from losses._penalties import SparsityLoss, checked, hoyer_square, node_squares
 from pruning import PrunableNetwork
-from pruning.scores import over_group
+from pruning.scores.per_node import over_group
 
 
 class GroupHoyerSquare(SparsityLoss):

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from losses._penalties import SparsityLoss, checked
 from pruning import PrunableNetwork, UsageError
-from pruning.scores import norm_scales
+from pruning.scores.per_node import norm_scales
 
 
 class SlimmingL1(SparsityLoss):

@@ -47,9 +47,7 @@ class DenseNet22(nn.Module):
         width_multiplier: factor on every hidden width, above 0.
     """
 
-    def __init__(
-        self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0
-    ) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0) -> None:
         check_settings(num_classes, input_shape, width_multiplier=width_multiplier)
         super().__init__()
         width, growth = scaled(16, width_multiplier), scaled(GROWTH, width_multiplier)

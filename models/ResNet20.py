@@ -12,7 +12,5 @@ class ResNet20(CifarResNet):
         width_multiplier: factor on every hidden width, above 0.
     """
 
-    def __init__(
-        self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0
-    ) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0) -> None:
         super().__init__(num_classes, input_shape, depth=20, width_multiplier=width_multiplier)

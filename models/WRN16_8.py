@@ -37,9 +37,7 @@ class WRN16_8(nn.Module):
         width_multiplier: factor on every hidden width, above 0.
     """
 
-    def __init__(
-        self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0
-    ) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], *, width_multiplier: float = 1.0) -> None:
         check_settings(num_classes, input_shape, width_multiplier=width_multiplier)
         super().__init__()
         widths = [scaled(width, width_multiplier) for width in (16, 128, 256, 512)]

@@ -76,9 +76,7 @@ class ResNet(nn.Module):
         return self.head(self.pool(self.stages(self.stem(x))).flatten(1))
 
 
-def residual_stages(
-    block: type[nn.Module], inputs: int, widths: Sequence[int], blocks: Sequence[int]
-) -> nn.Sequential:
+def residual_stages(block: type[nn.Module], inputs: int, widths: Sequence[int], blocks: Sequence[int]) -> nn.Sequential:
     """Returns one stage per width; every stage but the first halves the picture in its first block."""
     stages = []
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):

@@ -199,4 +199,3 @@ def fit_positions(given: Tensor, wanted: Tensor) -> Tensor:
     grid = grid.transpose(1, 2).reshape(1, -1, side, side)
     grid = nn.functional.interpolate(grid, size=new_side, mode="bicubic", align_corners=True)
     return torch.cat([token, grid.flatten(2).transpose(1, 2)], dim=1)
-

@@ -1,12 +1,7 @@
 """Espalier's engine: scores, masks, structure and shrinkage. Usable alone, on any network."""
 
-from pruning import schedule, select
 from pruning.compressed import CompressedNetwork
-from pruning.criterion import Criterion, JointCriterion, LowRankCriterion, NodeCriterion, WeightCriterion
-from pruning.dead import ShrinkReport, shrink_dead
-from pruning.decompose import LowRank
-from pruning.errors import UsageError
-from pruning.functions import (
+from pruning.cut.by_hand import (
     prune_batchnorm,
     prune_conv,
     prune_in_channels,
@@ -15,17 +10,29 @@ from pruning.functions import (
     prune_related_conv,
     prune_related_linear,
 )
-from pruning.graph import DependencyGraph, keep, tie
-from pruning.growing import regrow
-from pruning.loading import extras_of, load_pruned, resize_like
+from pruning.cut.factorize import LowRank
+from pruning.cut.load import extras_of, load_pruned, resize_like
+from pruning.cut.plan import PruningPlan
+from pruning.dead.shrink import ShrinkReport, shrink_dead
+from pruning.errors import UsageError
+from pruning.former_names import install as _install_former_names
+from pruning.graph.graph import DependencyGraph
+from pruning.graph.marks import keep, tie
+from pruning.low_rank.criterion import LowRankCriterion
 from pruning.masks import WeightMasks
+from pruning.modules.calls import Batches
 from pruning.network import PrunableNetwork
-from pruning.plan import PruningPlan
-from pruning.report import PruneReport, Step
-from pruning.rules import register_rule
-from pruning.select import Budget, NodeRules
+from pruning.prune import rank as select
+from pruning.prune import schedule
+from pruning.prune.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
+from pruning.prune.rank import Budget
+from pruning.prune.regrow import regrow
+from pruning.prune.report import PruneReport, Step
+from pruning.state import NodeRules, PrunableState
+from pruning.trace.rules.table import register_rule
 
 __all__ = [
+    "Batches",
     "Budget",
     "CompressedNetwork",
     "Criterion",
@@ -36,6 +43,7 @@ __all__ = [
     "NodeCriterion",
     "NodeRules",
     "PrunableNetwork",
+    "PrunableState",
     "PruneReport",
     "PruningPlan",
     "ShrinkReport",
@@ -61,3 +69,5 @@ __all__ = [
     "shrink_dead",
     "tie",
 ]
+
+_install_former_names()

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.count import mapped
-from pruning.criterion import Batches, Criterion
 from pruning.errors import UsageError
+from pruning.modules.calls import Batches, mapped
 from pruning.network import PrunableNetwork
-from pruning.report import PruneReport
-from pruning.scores import pairs
-from pruning.select import NodeRules
+from pruning.prune.criterion import Criterion
+from pruning.prune.report import PruneReport
+from pruning.scores.gradients import pairs
+from pruning.state import NodeRules
 
 
 class CompressedNetwork(nn.Module):

@@ -46,7 +46,7 @@ def world() -> int:
     return dist.get_world_size() if _joined else 1
 
 
-def same(tensor: Tensor, source: int = 0) -> Tensor:
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Returns the tensor that process `source` has, of one shape and type everywhere; others may be overwritten."""
     if world() == 1:
         return tensor
@@ -55,36 +55,36 @@ def same(tensor: Tensor, source: int = 0) -> Tensor:
     return values
 
 
-def same_by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def broadcast_by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the first process's tensors, in the order of names that this process has."""
-    return {name: same(tensor) for name, tensor in tensors.items()}
+    return {name: broadcast(tensor) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def take_first(tensors: Mapping[str, Tensor]) -> None:
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Gives tensors the first process's values, in place.
 
     Raises:
         UsageError: in every process, if they have not all the same names and shapes.
     """
     if world() > 1:
-        must_be_alike({name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
-        spread(list(tensors.values()))
+        assert_equal_across_ranks({name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        broadcast_all(list(tensors.values()))
 
 
 @torch.no_grad()
-def spread(tensors: Sequence[Tensor]) -> None:
+def broadcast_all(tensors: Sequence[Tensor]) -> None:
     """Gives tensors, of the same shapes everywhere, the first process's values in place: those of one type at once."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for alike in kinds.values():
-        flat = same(torch.cat([tensor.detach().flatten() for tensor in alike]))
+        flat = broadcast(torch.cat([tensor.detach().flatten() for tensor in alike]))
         for tensor, values in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(values.view_as(tensor))
 
 
-def must_be_alike(values: Mapping[str, Any]) -> None:
+def assert_equal_across_ranks(values: Mapping[str, Any]) -> None:
     """Raises UsageError, in every process and with the first name that differs, unless all have the same values."""
     everyone: list[Any] = [None] * world()
     dist.all_gather_object(everyone, {name: repr(value) for name, value in values.items()})
@@ -126,7 +126,7 @@ def largest(number: int) -> int:
     return int(found)
 
 
-def shared_out(
+def round_robin(
     items: Iterable[Item], compute: Callable[[Item], Sequence[Tensor]], like: Sequence[Tensor]
 ) -> Iterator[Sequence[Tensor]]:
     """Yields `compute(item)` for every item, in order; each is computed by one process and sent to the others.
@@ -146,4 +146,4 @@ def shared_out(
         mine = compute(turn[rank()]) if rank() < len(turn) else []
         for source in range(len(turn)):
             found = mine if source == rank() else [torch.empty_like(tensor) for tensor in like]
-            yield [same(tensor, source) for tensor in found]
+            yield [broadcast(tensor, source) for tensor in found]

@@ -1,8 +1,8 @@
 """Writes a network, pruned or not, in a form that runs without its code, and checks what was written.
 
-    from pruning.export import export
+from pruning.export import export
 
-    export(model, torch.randn(1, 3, 32, 32), Path("network.onnx"), "onnx")
+export(model, torch.randn(1, 3, 32, 32), Path("network.onnx"), "onnx")
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.count import batch_size_of, call, device_of, mapped, tensors_in
 from pruning.errors import UsageError
-from pruning.labels import RUN_ERRORS
-from pruning.sandbox import split_inputs
-from pruning.tryout import still
+from pruning.modules.calls import RUN_ERRORS, batch_size_of, call, device_of, mapped, split_inputs, tensors_in
+from pruning.modules.modes import still
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 _ONNX_LIMIT = 1_500_000_000  # bytes; a file of that format cannot hold more than 2 GB, so weights go beside it

@@ -4,8 +4,9 @@ from typing import Any
 from torch import Tensor
 
 from pruning import PrunableNetwork
-from pruning.evaluate import evaluate
-from pruning.tally import Tally, draw_confusion
+from pruning.measure.confusion import Tally
+from pruning.measure.evaluate import evaluate
+from utils.callbacks.pictures import draw_confusion
 
 
 class Accuracy:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning import PrunableNetwork, UsageError
-from pruning.count import look
+from pruning.modules.modes import look
 from testers._adversarial_report import compare, curve, draw_curves, draw_examples, rows, worst
 from testers._attacks import ATTACKS, EPSILONS, SEED, check_fits, perturbations
 from testers._memory import memory_advice

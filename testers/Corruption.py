@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning import PrunableNetwork, UsageError
-from pruning.count import quiet_eval
+from pruning.modules.modes import quiet_eval
 from testers._corruptions import CORRUPTIONS, SEED, corrupted, draw_corruptions
 from testers._pixels import Pixels, check_classified, clean_pass
 

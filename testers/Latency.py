@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning import PrunableNetwork
-from pruning.count import timings
+from pruning.measure.latency import timings
 from testers._memory import memory_advice
 
 

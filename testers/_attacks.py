@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import UsageError
-from pruning.count import plain_recurrence, quiet_eval, same_random_state
+from pruning.modules.modes import plain_recurrence, quiet_eval, same_random_state
 
 SEED = 20  # constant: every network meets the same draws
 

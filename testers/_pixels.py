@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import UsageError
-from pruning.count import look, quiet_eval
+from pruning.modules.modes import look, quiet_eval
 
 SLACK = 1e-3  # rounding on the way back from normalised inputs
 

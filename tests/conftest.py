@@ -23,9 +23,9 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture
 def cells(tmp_path: Path) -> Callable[..., Any]:
     """Writes an experiment's file and returns its cells, whose folder is made."""
-    from tests.running import TINY
-    from utils import experiment
-    from utils.cells import Cells
+    from tests.support.running import TINY
+    from utils.experiments import experiment
+    from utils.experiments.cells import Cells
 
     def made(text: str = TINY) -> Cells:
         (tmp_path / "tiny.yaml").write_text(textwrap.dedent(text))

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import PrunableNetwork, UsageError
 from pruning.distributed import rank, world
-from pruning.evaluate import means, sums_of, total_sums
+from pruning.measure.evaluate import means, sums_of, total_sums
 from trainers._optimization import Optimization
 from trainers._processes import added_sums, expect, level, replicated, sums_of_batch, weight_of_share
 

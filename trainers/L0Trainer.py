@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruning import Criterion, JointCriterion, PrunableNetwork, UsageError
-from pruning.hard_concrete import NodeGates
+from pruning.l0.gates import NodeGates
 from trainers._average import Average
 from trainers._optimization import Optimization
 from trainers.DefaultTrainer import DefaultTrainer

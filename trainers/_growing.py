@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from pruning import WeightCriterion, regrow
-from pruning.criterion import Batches
+from pruning import Batches, WeightCriterion, regrow
 
 
 class Growing:

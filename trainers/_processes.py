@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pruning.distributed import added, checksums, must_be_alike, rank, spread, world
+from pruning.distributed import added, assert_equal_across_ranks, broadcast_all, checksums, rank, world
 
 
 class Replica(DistributedDataParallel):
@@ -59,15 +59,15 @@ def replicated(trainer: Any) -> Iterator[None]:
         return
     # A trainer or a model that does not do the same everywhere is found out before its values are made the same.
     alone, network = trainer.model, trainer.network.model
-    must_be_alike(checksums(network))
-    spread([*network.parameters(), *network.buffers()])
+    assert_equal_across_ranks(checksums(network))
+    broadcast_all([*network.parameters(), *network.buffers()])
     trainer.model = Replica(trainer)
     try:
         yield
     finally:
         trainer.model = alone
         gc.collect()  # what the replica keeps of the gradients' shapes must be gone before a cut
-    must_be_alike(checksums(network))
+    assert_equal_across_ranks(checksums(network))
 
 
 def expect(model: nn.Module, loss: Tensor) -> None:
@@ -86,7 +86,7 @@ def level(model: nn.Module, optimizer: torch.optim.Optimizer, share: float) -> N
     """
     if world() == 1:
         return
-    spread(list(model.buffers()))
+    broadcast_all(list(model.buffers()))
     own = {id(parameter) for parameter in model.parameters()}
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         if id(parameter) not in own and parameter.grad is not None:

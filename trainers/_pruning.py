@@ -10,11 +10,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from pruning import Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
-from pruning.criterion import Batches, Moment
+from pruning import Batches, Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
 from pruning.distributed import world
-from pruning.growing import grows
-from pruning.scores import recalibrate
+from pruning.prune.criterion import Moment
+from pruning.prune.recalibrate import recalibrate
+from pruning.prune.regrow import grows
 from trainers._growing import Growing
 
 
@@ -73,7 +73,9 @@ class Pruning:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
         self.limit, self.early_model = pruning_limit, early_model
-        self.targets = [target for limit in (*prune_through, pruning_limit) for target in criterion.targets(limit)]
+        self.sparsities = [
+            target for limit in (*prune_through, pruning_limit) for target in criterion.sparsities(limit)
+        ]
         self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
         own = criterion.event_epochs
@@ -85,8 +87,8 @@ class Pruning:
         self.initial: dict[str, Tensor] | None = None
         self.updates: dict[int, float] = {}
         self.growing: Growing | None = None
-        if grows(criterion) and self.targets:
-            first, invert = len(self.targets), mask_control == "invert"
+        if grows(criterion) and self.sparsities:
+            first, invert = len(self.sparsities), mask_control == "invert"
             self.growing = Growing(criterion, draw_batches, report, first=first, invert=invert, seed=seed)
         self._check_feasible()
 
@@ -114,14 +116,14 @@ class Pruning:
     @property
     def complete(self) -> bool:
         """Whether every scheduled event took place."""
-        return len(self.steps) >= len(self.targets)
+        return len(self.steps) >= len(self.sparsities)
 
     @property
     def asked(self) -> float:
         """The sparsity that the events lead to, NaN where it is an outcome."""
         if self.criterion.threshold is not None or self.network.learns_nodes:
             return math.nan
-        return self.targets[-1] if self.targets else 0.0
+        return self.sparsities[-1] if self.sparsities else 0.0
 
     def event(self, trainer: Any) -> None:
         """One pruning event, with what it means for the optimizer and, where the method rewinds, for the weights."""
@@ -131,11 +133,11 @@ class Pruning:
         copies = [copy for copy in (self.initial, (self.rewind_copy or {}).get("model")) if copy is not None]
         step = self.network.prune_to(
             self.criterion,
-            self.targets[number],
+            self.sparsities[number],
             batches,
             invert=self.control == "invert",
             optimizers=[trainer.optimizer],
-            companions=[*copies, *memory.values(), *trainer.memory.values()],
+            cut_along=[*copies, *memory.values(), *trainer.memory.values()],
             shuffle=torch.Generator().manual_seed(self.seed + number) if self.control == "shuffle" else None,
         )
         if self.recalibrate and (self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)):
@@ -148,7 +150,7 @@ class Pruning:
             _put_memory_back(memory, self.rewind_copy, trainer)
             trainer.rewind(self.rewind_copy)
         if self.complete:
-            self.network.dense = {}
+            self.network.pre_event_values = {}
         if self._settled(trainer):
             self._apply_control(trainer)
         trainer.forget_removed()
@@ -156,7 +158,7 @@ class Pruning:
 
     def state_dict(self) -> dict[str, Any]:
         steps = [asdict(step) for step in self.steps]
-        kept = {"rewind_copy": self.rewind_copy, "initial": self.initial, "dense": self.network.dense}
+        kept = {"rewind_copy": self.rewind_copy, "initial": self.initial, "dense": self.network.pre_event_values}
         return {"steps": steps, "history": self.history, **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,7 +167,7 @@ class Pruning:
         self.history = list(state["history"])
         self.rewind_copy, self.initial = state["rewind_copy"], state["initial"]
         weights = self.network.prunable()
-        self.network.dense = {name: value.to(weights[name].device) for name, value in state["dense"].items()}
+        self.network.pre_event_values = {name: value.to(weights[name].device) for name, value in state["dense"].items()}
 
     def _run_all(self, trainer: Any) -> None:
         while not self.complete:
@@ -219,16 +221,16 @@ class Pruning:
         if self.criterion.moment not in get_args(Moment):
             known = ", ".join(get_args(Moment))
             raise UsageError(f"{name} has the moment {self.criterion.moment!r}; one of {known} is needed.")
-        wrong = next((target for target in self.targets if not 0 <= target < 1), None)
+        wrong = next((target for target in self.sparsities if not 0 <= target < 1), None)
         if wrong is not None:
-            raise UsageError(f"{name}.targets({self.limit}) holds {wrong}; targets are fractions, 0 to below 1.")
+            raise UsageError(f"{name}.sparsities({self.limit}) holds {wrong}; sparsities are fractions, 0 to below 1.")
         if self.counted == "latency" and world() > 1:
             raise UsageError("--target latency is for one process: several would measure different times.")
-        if self.criterion.moment != "during" or not self.targets:
+        if self.criterion.moment != "during" or not self.sparsities:
             return
         events = self.event_epochs
-        if len(events) < len(self.targets):
-            timing, needed = self.timing, len(self.targets)
+        if len(events) < len(self.sparsities):
+            timing, needed = self.timing, len(self.sparsities)
             raise UsageError(
                 f"{name} needs {needed} pruning events; --epochs {timing.epochs} with --prune_delay {timing.delay} and "
                 f"--prune_freq {timing.freq} has {len(events)}. --epochs {timing.epochs_for(needed)} would do."

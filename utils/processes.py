@@ -27,7 +27,7 @@ def number() -> int:
     return int(os.environ["RANK"]) if launched() > 1 else 0
 
 
-def has_a_say() -> bool:
+def is_local_first() -> bool:
     """Whether this process's errors are told: those of one machine mostly have the same to say."""
     return launched() == 1 or os.environ["LOCAL_RANK"] == "0"
 

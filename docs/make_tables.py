@@ -1,0 +1,150 @@
+"""The tables of the README and of docs/, made from the plug-ins; `python -m utils.reference` writes them anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pruning import Criterion
+from pruning.errors import UsageError
+from utils.settings import registry
+from utils.settings.core import CORE_ALIASES, core_flags
+from utils.settings.flags import REQUIRED, Flag, format_value
+from utils.settings.listing import first_line, paper
+
+FILES = (registry.ROOT / "README.md", registry.ROOT / "docs" / "flags.md")
+
+# One network of a library stands for all of them: they share their flags.
+
+Names = Callable[[str], Iterable[str]]
+
+
+def plug_ins(kind: str) -> list[str]:
+    """Returns the names of the plug-ins in the project's own rooms, without those of a --plugin_dir."""
+    files = (registry.ROOT / kind).glob("*.py")
+    return sorted((file.stem for file in files if not file.stem.startswith("_")), key=str.lower)
+
+
+def rewrite(texts: list[str], names: Names = plug_ins) -> list[str]:
+    """Returns the texts with every generated table made anew.
+
+    Args:
+        texts: of all files; `<!-- generated: NAME -->` and `<!-- end: NAME -->` stand around each table.
+        names: kind -> the plug-ins that the tables speak of.
+
+    Raises:
+        UsageError: where a table has no place, or more than one.
+    """
+    for name, make in TABLES.items():
+        block = re.compile(rf"(<!-- generated: {name} -->\n).*?(\n<!-- end: {name} -->)", re.DOTALL)
+        if sum(len(block.findall(text)) for text in texts) != 1:
+            raise UsageError(f"One file must hold `<!-- generated: {name} -->` ... `<!-- end: {name} -->`, once.")
+        lines = "\n".join(make(names))
+        texts = [block.sub(lambda found, lines=lines: f"{found[1]}\n{lines}\n{found[2]}", text) for text in texts]  # type: ignore[misc]
+    return texts
+
+
+def criteria_table(names: Names) -> list[str]:
+    """Returns one row per criterion: what it is, its paper, its unit and its moment."""
+    rows = []
+    for name in names("criterions"):
+        part = registry.find("criterions", name)
+        if isinstance(part, type) and issubclass(part, Criterion):
+            what = first_line(part).replace(f" ({paper(part)})", "").rstrip(".")
+            rows.append([f"`{name}`", _escaped(what), _linked(paper(part)), part.unit, part.moment])
+    return _table(["criterion", "what it removes by", "paper", "unit", "moment"], rows)
+
+
+def lines_table(kind: str, what: str, names: Names) -> list[str]:
+    """Returns one row per plug-in of a kind: its name and its first line."""
+    rows = [[f"`{name}`", _escaped(first_line(registry.find(kind, name)))] for name in names(kind)]
+    return _table([registry.KINDS[kind][1], what], rows)
+
+
+def core_flags_table(_names: Names) -> list[str]:
+    """Returns one row per core setting."""
+    rows = [_row(flag) for flag in core_flags()]
+    return _table(["flag", "type", "meaning", "default"], rows)
+
+
+def part_flags_table(names: Names) -> list[str]:
+    """Returns one row per flag of a plug-in's constructor, with the parts that share it."""
+    core = {flag.name for flag in core_flags()}
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for kind in registry.KINDS:
+        sources = {name: name for name in names(kind)} | registry.FROM_LIBRARIES.get(kind, {})
+        for title, name in sources.items():
+            for flag in registry.flags(kind, name):
+                if flag.name not in core:
+                    owners.setdefault(tuple(_row(flag)), []).append(title)
+    rows = [[*row, ", ".join(parts)] for row, parts in owners.items()]
+    return _table(["flag", "type", "meaning", "default", "of"], rows)
+
+
+TABLES: dict[str, Callable[[Names], list[str]]] = {
+    "criteria": criteria_table,
+    "models": partial(lines_table, "models", "what it is"),
+    "data sets": partial(lines_table, "data_sets", "what it is"),
+    "testers": partial(lines_table, "testers", "what it measures"),
+    "core flags": core_flags_table,
+    "flags of the parts": part_flags_table,
+}
+
+
+def _row(flag: Flag) -> list[str]:
+    spellings = [flag.name, *(alias for alias, name in _aliases().items() if name == flag.name)]
+    if flag.kind is bool:
+        spellings.append(f"no-{flag.name}")
+    flags = ", ".join(f"`--{spelling}`" for spelling in spellings)
+    return [flags, _type(flag), _escaped(flag.help), _default(flag.default)]
+
+
+def _aliases() -> dict[str, str]:
+    return CORE_ALIASES | registry.loaded_aliases()
+
+
+def _type(flag: Flag) -> str:
+    if typing.get_origin(flag.kind) is typing.Literal:
+        return ", ".join(f"`{option}`" for option in typing.get_args(flag.kind))
+    return flag.type_name()
+
+
+def _default(value: Any) -> str:
+    if value is REQUIRED:
+        return "required"
+    return "" if value is None or value == "" else f"`{format_value(value)}`"
+
+
+def _linked(citation: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", citation)
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown shows it literally inside a table; code spans are left alone but for bars."""
+    parts = re.split(r"(`[^`]*`)", text)
+    plain = [re.sub(r"([*<>])", r"\\\1", part) if place % 2 == 0 else part for place, part in enumerate(parts)]
+    return "".join(plain).replace("|", "\\|")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def main(files: Sequence[Path] = FILES) -> int:
+    """Writes the tables anew, where they are not current."""
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    for file, text, new in zip(files, texts, rewrite(texts), strict=True):
+        if new != text:
+            file.write_text(new, encoding="utf-8")
+        print(f"{file.name} {'was current' if new == text else 'has new tables'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Cuts a network in place: tensors, gradients, optimizer state, companions, and the integers that modules keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruning.errors import UsageError
+
+Keep = dict[int, Tensor]  # dimension -> indices that stay
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def cut(tensor: Tensor, keep: Keep) -> Tensor:
+    """Returns a copy of what stays; dimensions of size 1 that only broadcast are left alone."""
+    for dim, indices in keep.items():
+        if tensor.shape[dim] > 1 or len(indices) == 0:
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
+    return tensor
+
+
+def _fits(state: Tensor, parameter: Tensor) -> bool:
+    """Says whether a state tensor runs along with a parameter, whole or reduced along some dimensions (Adafactor)."""
+    return state.dim() == parameter.dim() and all(
+        own in (size, 1) for own, size in zip(state.shape, parameter.shape, strict=True)
+    )
+
+
+@dataclasses.dataclass
+class Cuts:
+    """All new tensors of one event, made before anything is put in place, so that a failure changes nothing."""
+
+    tensors: list[tuple[Tensor, Tensor, Tensor | None]] = dataclasses.field(default_factory=list)
+    places: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = dataclasses.field(default_factory=list)
+
+    def add_tensor(self, tensor: Tensor, keep: Keep, factors: Tensor | None = None) -> None:
+        """Cuts a parameter or buffer and its gradient; `factors` multiply what is left of its values."""
+        gradient = tensor.grad if tensor.is_leaf else None
+        smaller = cut(tensor.detach(), keep)
+        if factors is not None:
+            smaller = smaller * factors.to(smaller.device, smaller.dtype)
+        self.tensors.append((tensor, smaller, None if gradient is None else cut(gradient, keep)))
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
+        """Cuts the state that an optimizer holds for its parameters."""
+        for parameter, state in optimizer.state.items():
+            keep = keeps.get(id(parameter))
+            if keep is None or not isinstance(state, dict):
+                continue
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and _fits(value, parameter):
+                    self.places.append((state, key, cut(value, keep)))
+                elif _follows(value):
+                    raise UsageError(
+                        f"{type(optimizer).__name__} keeps {key!r} in a form that cannot be cut with its parameter of "
+                        f"shape {tuple(parameter.shape)}; make a new optimizer after pruning."
+                    )
+
+    def add_companion(
+        self, companion: MutableMapping[str, Tensor], tensors: dict[str, Tensor], keeps: dict[int, Keep]
+    ) -> None:
+        """Cuts tensors that somebody keeps by parameter name."""
+        for name, value in companion.items():
+            tensor = tensors.get(name)
+            keep = None if tensor is None else keeps.get(id(tensor))
+            if keep is None or tensor is None or not isinstance(value, Tensor):
+                continue
+            if not _fits(value, tensor):
+                raise UsageError(
+                    f"The companion {name} has shape {tuple(value.shape)}, the network's {tuple(tensor.shape)}."
+                )
+            self.places.append((companion, name, cut(value, keep)))
+
+    def apply(self) -> None:
+        """Puts everything in place; parameters stay the same objects.
+
+        Raises:
+            UsageError: if a tensor cannot take its new contents; all that were put in place are taken back then.
+        """
+        done: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        with torch.no_grad():
+            try:
+                for tensor, smaller, gradient in self.tensors:
+                    done.append((tensor, tensor.detach(), tensor.grad if tensor.is_leaf else None))
+                    _put(tensor, smaller, gradient)
+            except RuntimeError as error:
+                for tensor, whole, gradient in done:
+                    tensor.set_(whole)  # type: ignore[call-overload]
+                    tensor.grad = gradient if tensor.is_leaf else None
+                message = (str(error).splitlines() or [""])[0]
+                raise UsageError(f"A tensor could not be replaced ({message}); nothing was changed.") from error
+        for holder, key, value in self.places:
+            holder[key] = value
+
+
+def _put(tensor: Tensor, smaller: Tensor, gradient: Tensor | None) -> None:
+    replace(tensor, smaller)
+    if tensor.is_leaf:
+        tensor.grad = gradient
+
+
+def _follows(value: Any) -> bool:
+    """Says whether a state value holds something per weight: a tensor of several values, or a list of such."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    return isinstance(value, (list, tuple)) and any(_follows(item) for item in value)
+
+
+def replace(tensor: Tensor, smaller: Tensor) -> None:
+    """Gives a tensor other contents of another shape; references, hooks and `requires_grad` stay as they are."""
+    # `.data =` would leave a stale shape behind in gradient accumulators that are alive, and break the next backward.
+    tensor.grad = None if tensor.is_leaf else tensor.grad
+    tensor.set_(smaller)  # type: ignore[call-overload]

@@ -1,0 +1,394 @@
+"""Which weights lie on a path from the network's input to its output: connections alone, whatever the values.
+
+The network is written out once as a list of ATen operations. Run on flags instead of numbers, every operation says
+where something of the input arrives; its gradient says what reaches the output. A flag is 0 or 1 after every
+operation, so no depth makes it overflow or vanish. An operation that the tables below do not know gives no answer,
+never a wrong one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functionalize
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pruning.dead.verify import State
+from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs, tensors_in
+from pruning.modules.modes import plain_attention, still
+from pruning.trace.rules.pointwise import pointwise
+from pruning.trace.rules.table import RULES
+
+
+class Reach(NamedTuple):
+    """Flags of one tensor: above zero where something arrives.
+
+    Args:
+        value: of the tensor's shape.
+        weight: made of parameters alone, so that nothing of the input is in it.
+    """
+
+    value: Tensor
+    weight: bool = False
+
+
+class UnknownOperation(Exception):
+    """No table says how paths lead through an operation."""
+
+
+class Paths:
+    """The connections of a network in eval mode.
+
+    Args:
+        model: it is run once, on a state of its own, and stays as it is.
+        example_inputs: what it is called with.
+        alive: parameter name -> bool tensor, True where a weight is a connection; matrices not named are whole.
+
+    Raises:
+        UnknownOperation: if the network cannot be written out, or holds operations that no table knows.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> None:
+        device = device_of(model)
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.leaves = {name: _connections(tensor, alive.get(name)) for name, tensor in parameters.items()}
+        self._names = list(alive)
+        arguments, keywords = split_inputs(mapped(example_inputs, lambda tensor: tensor.to(device)))
+        self._given = (dict(model.named_buffers()), list(arguments), keywords)
+
+        def run(parameters: State, buffers: State, args: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+            return tensors_in(call_with(model, {**parameters, **buffers}, kwargs or args))
+
+        try:
+            with still(model):
+                self.graph: GraphModule = make_fx(functionalize(run))(parameters, *self._given)
+                if any(_writes(node) for node in self.graph.graph.nodes):
+                    # What operations made of others (circular padding) write to shows once they are taken apart.
+                    self.graph = make_fx(functionalize(self.graph))(parameters, *self._given)
+        except RUN_ERRORS as error:
+            raise UnknownOperation(str(error)) from error
+        self.used = {name for name, node in zip(parameters, self.graph.graph.nodes, strict=False) if node.users}
+
+    def effective(self) -> dict[str, Tensor]:
+        """Returns per weight named: on a path from input to output; what never runs in eval mode stays as it is."""
+        return self._flags(flood=False)
+
+    def heard(self) -> dict[str, Tensor]:
+        """Returns per weight named: its product would reach the output, if something arrived at it."""
+        return self._flags(flood=True)
+
+    def _flags(self, *, flood: bool) -> dict[str, Tensor]:
+        leaves = {name: leaf.detach().requires_grad_(name in self._names) for name, leaf in self.leaves.items()}
+        buffers, args, kwargs = self._given
+        state = {name: Reach(leaf, weight=True) for name, leaf in leaves.items()}
+        zero = next(iter(leaves.values())).new_zeros(())
+        flat = tree_leaves((state, buffers, tree_map(_arrival, (args, kwargs))), is_leaf=_is_reach)
+        try:
+            with torch.enable_grad(), plain_attention():
+                outputs = _Flow(self.graph, flood=flood).run(*flat, enable_io_processing=False)
+                sums = [reach.value.sum() for reach in _reaches(outputs) if not reach.weight]
+                total = torch.stack([zero, *sums]).sum()
+        except RUN_ERRORS as error:
+            raise UnknownOperation(str(error)) from error
+        wanted, found = [leaves[name] for name in self._names], {}
+        gradients: Sequence[Tensor | None] = [None] * len(wanted)
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+        for name, leaf, gradient in zip(self._names, wanted, gradients, strict=True):
+            arrives = torch.full_like(leaf, name not in self.used) if gradient is None else gradient
+            found[name] = (leaf.detach() > 0) & (arrives > 0)
+        return found
+
+
+def effective_weights(model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Returns which of the weights that are alive lie on a path from input to output; None where no table can tell."""
+    try:
+        return Paths(model, example_inputs, alive).effective()
+    except UnknownOperation:
+        return None
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    # Pooling to a single cell says anew how its result lies in memory, which writes nothing.
+    return schema is not None and schema.is_mutable and "as_strided" not in schema.name
+
+
+def _connections(tensor: Tensor, alive: Tensor | None) -> Tensor:
+    """A matrix connects, wherever it is alive; biases, norms and scales neither connect nor cut."""
+    if alive is not None:
+        return alive.to(tensor.device, torch.float32)
+    return torch.full(tensor.shape, float(tensor.dim() > 1), device=tensor.device)
+
+
+def _arrival(value: Any) -> Any:
+    return Reach(torch.ones(value.shape, device=value.device)) if isinstance(value, Tensor) else value
+
+
+def _is_reach(value: Any) -> bool:
+    return isinstance(value, Reach)
+
+
+def _reaches(values: Any) -> list[Reach]:
+    return [leaf for leaf in tree_leaves(values, is_leaf=_is_reach) if isinstance(leaf, Reach)]
+
+
+class _Flag(torch.autograd.Function):
+    """Brings sums of flags back to 0 and 1, on the way forth and on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return (value > 0).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return (gradient > 0).to(gradient.dtype)
+
+
+class _Flow(Interpreter):
+    """Runs the operations on flags. What stems neither from the input nor from parameters keeps its values."""
+
+    def __init__(self, graph: GraphModule, *, flood: bool) -> None:
+        super().__init__(graph)
+        self.flood = flood
+
+    def run_node(self, node: Node) -> Any:
+        if _writes(node):  # what else reads that tensor, or a view of it, cannot be followed
+            raise UnknownOperation(f"{node.target} writes to its operand")
+        return super().run_node(node)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        reaches = _reaches((args, kwargs))
+        if not reaches or target is operator.getitem:
+            return super().call_function(target, args, kwargs)
+        name = str(target.overloadpacket).removeprefix("aten.")
+        # What the dependency graph takes element by element is so here too.
+        by_element = RULES.get(f"aten.{name}") is pointwise or torch.Tag.pointwise in target.tags
+        rule = _RULES.get(name) or (_pointwise if by_element else None)
+        if rule is None:
+            raise UnknownOperation(f"no table knows {name}")
+        found = rule(_Operation(target, name, args, kwargs, self.flood))
+        return tree_map(_flagged, found, is_leaf=_is_reach)
+
+
+def _flagged(found: Any) -> Any:
+    # Sums of weights keep their gradient as it is: they meet flags in the next product.
+    return Reach(_Flag.apply(found.value)) if isinstance(found, Reach) and not found.weight else found
+
+
+class _Operation(NamedTuple):
+    target: Any
+    name: str
+    args: Any
+    kwargs: Any
+    flood: bool
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+_RULES: dict[str, Callable[[_Operation], Any]] = {}
+
+
+def _enter(names: str) -> Callable[[Callable[[_Operation], Any]], Callable[[_Operation], Any]]:
+    def enter(rule: Callable[[_Operation], Any]) -> Callable[[_Operation], Any]:
+        _RULES.update(dict.fromkeys(names.split(), rule))
+        return rule
+
+    return enter
+
+
+def _pointwise(op: _Operation) -> Any:
+    """Something arrives where it arrives in any operand: a gate and what it gates both matter."""
+    leaves = tree_leaves((op.args, op.kwargs), is_leaf=_is_reach)
+    reaches = [value for value in leaves if isinstance(value, Reach)]
+    tensors = [value for value in leaves if isinstance(value, Tensor)] + [reach.value for reach in reaches]
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    active = [reach.value for reach in reaches if not reach.weight]
+    if active:  # learned constants that are added or multiplied carry nothing of the input
+        found = Reach(torch.stack([value.expand(shape) for value in active]).sum(0))
+        return found if len(op.target._schema.returns) == 1 else (found, None)
+    whole = [reach.value for reach in reaches if reach.value.shape == shape]
+    value = whole[0] if whole else torch.zeros(shape, device=reaches[0].value.device)
+    for other in whole[1:]:  # a product of weights is a connection where both are
+        value = value * other if op.name in ("mul", "div") else value + other
+    return Reach(value, weight=True)
+
+
+@_enter("detach alias _to_copy lift_fresh lift_fresh_copy")
+def _same(op: _Operation) -> Any:
+    return op.args[0]
+
+
+@_enter("copy")
+def _copy(op: _Operation) -> Any:
+    """What was there before is gone."""
+    before, after = op.args[:2]
+    shape = (before.value if isinstance(before, Reach) else before).shape
+    if isinstance(after, Reach):
+        return Reach(after.value.expand(shape), after.weight)
+    return Reach(torch.zeros(shape, device=before.value.device))
+
+
+@_enter("as_strided as_strided_")
+def _as_strided(op: _Operation) -> Any:
+    if list(op.args[0].value.shape) != list(op.args[1]) or set(op.args[1][2:]) - {1}:
+        raise UnknownOperation("as_strided")
+    return op.args[0]
+
+
+@_enter("glu")
+def _glu(op: _Operation) -> Reach:
+    values, gates = op.args[0].value.chunk(2, dim=op.args[1] if len(op.args) > 1 else -1)
+    return Reach(values + gates, op.args[0].weight)
+
+
+@_enter(
+    "native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm native_layer_norm "
+    "_native_batch_norm_legit _batch_norm_no_update _batch_norm_with_update native_group_norm _fused_rms_norm"
+)
+def _norm(op: _Operation) -> tuple[Any, ...]:
+    """A statistic over channels is no connection of theirs."""
+    return (op.args[0], None, None, None, None)
+
+
+@_enter("_weight_norm_interface")
+def _weight_norm(op: _Operation) -> tuple[Any, ...]:
+    return (op.args[0], None)
+
+
+@_enter("_softmax _log_softmax _safe_softmax softmax log_softmax")
+def _softmax(op: _Operation) -> Reach:
+    value = op.args[0].value
+    return Reach(value.amax(op.args[1], keepdim=True).expand_as(value), op.args[0].weight)
+
+
+@_enter(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty "
+    "new_empty_strided zero fill bernoulli uniform normal_functional"
+)
+def _shape_only(op: _Operation) -> Any:
+    return op.target(op.args[0].value.detach(), *op.args[1:], **op.kwargs)
+
+
+@_enter(
+    "view _unsafe_view reshape permute transpose t expand squeeze unsqueeze slice select split split_with_sizes "
+    "chunk cat stack clone flip roll repeat unbind constant_pad_nd reflection_pad1d reflection_pad2d "
+    "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle "
+    "channel_shuffle diagonal unsafe_split unsafe_split_with_sizes unsafe_chunk "
+    "native_channel_shuffle upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d "
+    "upsample_bilinear2d upsample_trilinear3d avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d cumsum "
+    "adaptive_avg_pool1d _adaptive_avg_pool3d mean sum unfold im2col col2im index index_select gather "
+    "slice_scatter select_scatter index_put scatter scatter_add index_add tril triu movedim narrow"
+)
+def _linear_map(op: _Operation) -> Any:
+    """Moves, repeats or sums entries with factors that are positive: flags go the same way."""
+    active = [reach for reach in _reaches((op.args, op.kwargs)) if not reach.weight]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Reach):
+            return torch.zeros_like(value.value) if value.weight and active else value.value
+        # Constants carry nothing; whole numbers are positions.
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        return torch.zeros_like(value, dtype=torch.float32) if floats else value
+
+    args, kwargs = tree_map(plain, (list(op.args), dict(op.kwargs)), is_leaf=_is_reach)
+    if op.name in ("view", "_unsafe_view"):  # flags may lie otherwise in memory than the values did
+        found = args[0].reshape(args[1])
+    else:
+        if op.name == "constant_pad_nd":
+            args = args[:2]
+        found = op.target(*args, **{key: value for key, value in kwargs.items() if key != "dtype"})
+    if isinstance(found, (tuple, list)):
+        return tuple(Reach(part, not active) for part in found)
+    return Reach(found, not active)
+
+
+@_enter("amax amin max min median var std var_mean std_mean logsumexp norm prod linalg_vector_norm any all")
+def _statistic(op: _Operation) -> Any:
+    """Every entry along the dimensions counts."""
+    if len(op.args) > 1 and isinstance(op.args[1], Reach):
+        return _pointwise(op)
+    schema = [argument.name for argument in op.target._schema.arguments]
+    given = dict(zip(schema, op.args, strict=False)) | dict(op.kwargs)
+    dims, keep = given.get("dim"), bool(given.get("keepdim", False))
+    value = op.args[0].value
+    everything = list(range(value.dim()))
+    value = value.amax(everything if dims is None or dims == [] else dims, keepdim=keep)
+    found = Reach(value, op.args[0].weight)
+    return found if len(op.target._schema.returns) == 1 else (found, found)
+
+
+@_enter("max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices")
+def _max_pool(op: _Operation) -> Any:
+    """Any entry of a window may be the largest, so the window's mean carries the flags."""
+    names = [argument.name for argument in op.target._schema.arguments]
+    given = dict(zip(names, op.args, strict=False)) | op.kwargs
+    if set(tree_leaves(given.get("dilation", 1))) != {1}:
+        raise UnknownOperation(f"{op.name} with dilation")
+    pool: Callable[..., Tensor] = {"1": F.avg_pool1d, "2": F.avg_pool2d, "3": F.avg_pool3d}[op.name.split("pool")[1][0]]
+    form = {key: given[key] for key in ("kernel_size", "stride", "padding", "ceil_mode") if given.get(key)}
+    found = Reach(pool(op.args[0].value, **form), op.args[0].weight)
+    return (found, None) if "indices" in op.name else found
+
+
+@_enter("adaptive_max_pool2d adaptive_max_pool3d")
+def _adaptive_max_pool(op: _Operation) -> tuple[Any, ...]:
+    pool = F.adaptive_avg_pool2d if "2d" in op.name else F.adaptive_avg_pool3d
+    return (Reach(pool(op.args[0].value, op.args[1]), op.args[0].weight), None)
+
+
+@_enter("embedding")
+def _embedding(op: _Operation) -> Reach:
+    """Tokens are the input, so all that is looked up by them arrives; positions are constants."""
+    indices = op.args[1]
+    shape = (*(indices.value if isinstance(indices, Reach) else indices).shape, op.args[0].value.shape[1])
+    arrives = isinstance(indices, Reach)
+    make = torch.ones if arrives else torch.zeros
+    return Reach(make(shape, device=op.args[0].value.device), weight=not arrives)
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+@_enter("convolution _convolution")
+def _convolution(op: _Operation) -> Reach:
+    x, weight = op.args[:2]
+    if isinstance(weight, Reach) and not weight.weight:
+        raise UnknownOperation("a convolution with weights that depend on the input")
+    value, connections = _operand(x, weight, op.flood), _operand(weight, x, False)
+    found = torch.convolution(value, connections, None, *op.args[3:9])
+    return Reach(found, isinstance(x, Reach) and x.weight)
+
+
+def _operand(own: Any, other: Any, flood: bool) -> Tensor:
+    """Returns a factor's flags; constants connect where they are not zero."""
+    if not isinstance(own, Reach):
+        return (own != 0).float()
+    # Flooded, everything arrives; the gradient goes its way all the same.
+    return own.value + (1 - own.value).detach() if flood and not own.weight else own.value
+
+
+@_enter("mm bmm addmm baddbmm mv dot vdot linear addmv")
+def _product(op: _Operation) -> Reach:
+    args = op.args[1:] if op.name in ("addmm", "baddbmm", "addmv") else op.args
+    left, right = args[:2]
+    weights = [isinstance(part, Reach) and part.weight for part in (left, right)]
+    if op.name in ("mv", "dot", "vdot", "addmv"):
+        if not all(isinstance(part, Tensor) or part.weight for part in (left, right)):
+            raise UnknownOperation(op.name)
+        # The largest singular value that spectral norm divides by: a number, no connection.
+        shape = left.value.shape[:1] if isinstance(left, Reach) else left.shape[:1]
+        return Reach(torch.zeros(shape if op.name.endswith("mv") else ()), weight=True)
+    one, other = _operand(left, right, op.flood), _operand(right, left, op.flood)
+    other = other.mT if op.name == "linear" else other
+    if all(isinstance(part, Reach) for part in (left, right)) and not any(weights):
+        # Queries and keys: a product of two things that depend on the input needs either of them.
+        return Reach(one.amax(-1, keepdim=True) + other.amax(-2, keepdim=True))
+    return Reach(one @ other, all(weights))

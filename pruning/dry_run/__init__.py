@@ -1,0 +1,1 @@
+"""A second run with the smaller shapes, which proves a plan."""

@@ -1,0 +1,278 @@
+"""A second run with the shrunken shapes, watched against the first: does the code of the network go along?
+
+Python code may hold widths as numbers (`view(b, 12, 64)`, `self.hidden`), which labels cannot see. So a choice of nodes
+is rehearsed on stand-ins of the new shapes, and at every operation the labels must equal the survivors of the first
+run. An operation that fails is given the result it should have had, so that one rehearsal finds all there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning.modules.attributes import Attribute
+from pruning.modules.calls import RUN_ERRORS
+from pruning.trace.call import Call
+from pruning.trace.components import Mask, Structure
+from pruning.trace.labels import Axes, Axis, Entry, Info, Labels
+from pruning.trace.meta_shapes import compute
+from pruning.trace.rules import RULES
+from pruning.trace.schema import tensor_outputs
+from pruning.trace.trace import Trace
+from pruning.trace.traced import TracedNetwork
+
+_COPY = "aten.clone"
+
+_VIEWS = frozenset(("aten.view", "aten._unsafe_view", "aten._reshape_alias"))
+
+_PARTS = frozenset(("aten.slice", "aten.alias"))  # a slice of everything arrives as an alias
+
+
+class Diverged(RuntimeError):
+    """The shrunken network runs other operations than the first run did."""
+
+
+@dataclass
+class Failure:
+    """One operation that did not go along.
+
+    Args:
+        index: its place in the run.
+        entry: the operation of the first run.
+        widths: (before, after) of the dimensions around it that shrink.
+        labels: removed labels around it.
+        message: what went wrong.
+        numbers: those that the operation used this time.
+        training: the mode of the run.
+    """
+
+    index: int
+    entry: Entry
+    widths: set[tuple[int, int]]
+    labels: Labels
+    message: str
+    numbers: tuple[Any, ...] = ()
+    training: bool = False
+
+
+@dataclass
+class Report:
+    """What a rehearsal found; nothing, if the network goes along."""
+
+    failures: list[Failure] = field(default_factory=list)
+    numbers: list[Failure] = field(default_factory=list)
+    error: BaseException | None = None
+    culprit: Any = None
+    where: str = ""
+    near: list[Failure] = field(default_factory=list)  # the operations around the error
+    reached: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures and self.error is None
+
+    def join(self, other: Report) -> None:
+        """Adds what another mode's rehearsal found."""
+        self.failures += other.failures
+        self.numbers += other.numbers
+        self.reached += other.reached
+        if self.error is None:
+            self.error, self.culprit, self.where, self.near = other.error, other.culprit, other.where, other.near
+
+
+def _shown(numbers: tuple[Any, ...]) -> str:
+    return ", ".join(f"{number:.6g}" if isinstance(number, float) else str(number) for number in numbers)
+
+
+class DryRun(Trace):
+    """A trace that expects what an earlier one saw.
+
+    Args:
+        rules: operation name -> rule.
+        entries: the operations of the first run.
+        structure: its nodes.
+        removed: labels that are to go.
+        real: stand-ins hold data.
+    """
+
+    strict = True
+
+    def __init__(self, rules: dict[str, Any], entries: list[Entry], structure: Structure, removed: Mask, *, real: bool):
+        super().__init__(rules, 0, real=real)
+        self.expected, self.structure = entries, structure
+        self.before, self.survive = structure.alive, structure.alive & ~removed
+        self.removed = removed
+        self.report = Report()
+        self._stand_in: Any = None
+        self._fresh = 0
+        self._choices = 0
+        self._at = 0
+        self._extra = False
+
+    # -- what rules decide stays decided ---------------------------------------------------------------------------
+
+    def new_labels(self, size: int) -> Labels:
+        labels = self._now.made_labels[self._fresh]
+        self._fresh += 1
+        return labels[self.survive[labels]]
+
+    def choose(self, decide: Any) -> Any:
+        self._choices += 1
+        return self._now.choices[self._choices - 1]
+
+    @property
+    def _now(self) -> Entry:
+        return self.expected[self._at]
+
+    # -- one operation ---------------------------------------------------------------------------------------------
+
+    def _execute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._align(self.entry.name)
+        self._stand_in = None
+        self._fresh = self._choices = 0
+        try:
+            out = compute(func, self.entry.name, args, kwargs)
+            # With less to go by, a gate would send samples elsewhere; that is no fault of the shapes.
+            for one, before in zip(tensor_outputs(out), () if self._extra else self._now.decided, strict=False):
+                if before is not None and one.shape == before.shape:
+                    one.copy_(before)
+            return out
+        except RUN_ERRORS as error:
+            if self._extra:
+                raise
+            self._fail(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return self._expected_result(args, func)
+
+    def _align(self, name: str) -> None:
+        """Finds the operation of the first run; copies come and go with memory layouts and mean nothing."""
+        while name != _COPY and self._at < len(self.expected) and self._now.name == _COPY:
+            self._at += 1
+        there = self._now.name if self._at < len(self.expected) else "the end"
+        self._extra = name == _COPY != there
+        if not self._extra and there != name and not ({there, name} <= _VIEWS or {there, name} <= _PARTS):
+            raise Diverged(f"{name} runs where {there} was expected")
+
+    def _expected_result(self, args: Any, func: Any) -> Any:
+        entry = self._now
+        if func._schema.is_mutable and entry.form is not tuple and args and isinstance(args[0], Tensor):
+            return args[0]
+        made = [self._blank(shape, dtype, axes) for shape, dtype, axes in entry.outs]
+        return made[0] if entry.form not in (list, tuple) else entry.form(made)
+
+    def _blank(self, shape: torch.Size, dtype: torch.dtype, axes: Axes) -> Tensor:
+        sizes = [size if axis is None else len(self._survivors(axis)) for size, axis in zip(shape, axes, strict=True)]
+        return torch.zeros(sizes, dtype=dtype, device="cpu" if self.real else "meta")
+
+    def _survivors(self, axis: Axis) -> Labels:
+        return axis.labels[self.survive[axis.labels]]
+
+    def _close(self, call: Call, inputs: list[Tensor]) -> None:
+        if self._extra:
+            self._kept_alive.extend(call.outs)
+            self.infos[id(call.outs[0])] = Info(self.axes(inputs[0]), weight=True)
+            return
+        ties, pins = len(self.ties), len(self.pins)
+        failed = bool(self.report.failures) and self.report.failures[-1].index == self._at
+        if not failed:
+            try:
+                problem = self._difference(call.outs, self._apply(call, inputs)) or self._contradiction(ties, pins)
+            except RUN_ERRORS as error:
+                problem = f"labels do not pass: {error}"
+            if problem:
+                self._fail(problem)
+        if self.entry.numbers != self._now.numbers:
+            now = self._now
+            message = f"{_shown(now.numbers)} becomes {_shown(self.entry.numbers)}"
+            changed = self._failure(message, now, now.summed + now.scales)
+            changed.numbers = self.entry.numbers
+            self.report.numbers.append(changed)
+        self._go_on(call, not failed and bool(problem))
+
+    def _go_on(self, call: Call, replace: bool) -> None:
+        """Gives the outputs the labels that they must have."""
+        entry = self._now
+        outs = call.outs
+        if replace and not call.func._schema.is_mutable:
+            outs = [self._blank(*out) for out in entry.outs]
+            self._stand_in = outs[0] if entry.form not in (list, tuple) else entry.form(outs)
+        for out, (_, _, axes) in zip(outs, entry.outs, strict=False):
+            self._kept_alive.append(out)
+            left = tuple(axis and Axis(self._survivors(axis), axis.zero) for axis in axes)
+            self.infos[id(out)] = Info(left, weight=True)
+        self.entries.append(self.entry)
+        self._at += 1
+
+    def _settled(self, out: Any) -> Any:
+        return out if self._stand_in is None else self._stand_in
+
+    # -- comparisons -----------------------------------------------------------------------------------------------
+
+    def _difference(self, outs: list[Tensor], infos: list[Info]) -> str:
+        if len(outs) != len(self._now.outs):
+            return f"{len(outs)} results instead of {len(self._now.outs)}"
+        spoken_of = list(zip(outs, infos, self._now.outs, strict=True))[: self._now.described]
+        for out, info, (shape, _, axes) in spoken_of:
+            if len(out.shape) != len(shape):
+                return f"{len(out.shape)} dimensions instead of {len(shape)}"
+            for size, got, old, axis in zip(out.shape, info.axes, shape, axes, strict=True):
+                if axis is None:
+                    if size != old or (got is not None and len(got.labels) > 1):
+                        return f"a dimension of {old} that should stay becomes {size}"
+                    continue
+                left = self._survivors(axis)
+                if size != len(left):
+                    return f"a dimension of {len(axis.labels)} becomes {size} instead of {len(left)}"
+                if (got is None and size > 1) or (got is not None and not np.array_equal(got.labels, left)):
+                    return "channels change places"
+        return ""
+
+    def _contradiction(self, ties: int, pins: int) -> str:
+        component, pinned = self.structure.component, self.structure.pinned_by
+        for one, other, _ in self.ties[ties:]:
+            if not np.array_equal(component[one], component[other]):
+                return "channels meet others than before"
+        for labels, _, why in self.pins[pins:]:
+            if len(labels) > 1 and (pinned[component[labels]] < 0).any():
+                return f"a dimension that shrinks {why}"
+        return ""
+
+    def broke_off(self, error: BaseException) -> None:
+        """Notes an error in the network's own code."""
+        self.report.error, self.report.culprit = error, self.failing_module(error)
+        near = self.expected[max(self._at - 1, 0) : self._at + 2]
+        for entry in near:
+            self.report.where = entry.where
+            self.report.near.append(self._failure("", entry))
+
+    def _fail(self, message: str) -> None:
+        self.report.failures.append(self._failure(message))
+
+    def _failure(self, message: str, entry: Entry | None = None, scales: Sequence[Labels] = ()) -> Failure:
+        """Notes what shrinks around an operation, and which dimensions its numbers may have been taken from."""
+        entry = entry or self._now
+        shrinking = [labels for labels in entry.touched if self.removed[labels].any()]
+        widths = {(int(self.before[labels].sum()), int(self.survive[labels].sum())) for labels in shrinking}
+        removed = [labels[self.removed[labels]] for labels in (*shrinking, *scales)]
+        return Failure(self._at, entry, widths, np.concatenate([np.empty(0, np.int64), *removed]), message)
+
+
+def dry_run(traced: TracedNetwork, removed: Mask, attributes: list[Attribute]) -> Report:
+    """Runs the network with labels removed and attributes set, in every mode that differs, and compares."""
+    report = Report()
+    alive = traced.structure.alive
+    for training, entries in traced.runs.items():
+        replay = DryRun(RULES, entries, traced.structure, removed, real=traced.real)
+        try:
+            traced.run(replay, alive, alive & ~removed, training, attributes)
+        except RUN_ERRORS as error:
+            replay.broke_off(error)
+        replay.report.reached = len(replay.entries)
+        for found in (*replay.report.failures, *replay.report.numbers, *replay.report.near):
+            found.training = training
+        report.join(replay.report)
+    return report

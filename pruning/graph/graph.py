@@ -1,0 +1,205 @@
+"""The dependency graph: which slices of which parameters can only live or die together.
+
+    graph = DependencyGraph(model, torch.randn(1, 3, 224, 224))
+    plan = graph.get_pruning_plan(model.conv1, idxs=[2, 6, 9])
+    print(plan)
+    plan.exec()
+
+Every index of every dimension of every parameter gets a label; one run on stand-ins without data carries them through
+the network (pruning/trace.py, pruning/rules*.py); what is tied becomes one node (pruning/structure.py). A trial removal
+then shows whether the network's own code goes along (pruning/fitting.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.cut.plan import PruningPlan, make_plan
+from pruning.dry_run.trials import try_out
+from pruning.errors import UsageError, whole_numbers
+from pruning.graph import render
+from pruning.graph.lookup import NodeLookup
+from pruning.graph.nodes import Node
+from pruning.graph.reduce import reduce_to_nodes
+from pruning.modules.modes import without_garbage_collection
+from pruning.trace.components import Dimension
+from pruning.trace.labels import Labels
+from pruning.trace.traced import TracedNetwork
+
+
+class DependencyGraph(NodeLookup):
+    """Nodes of a network, and plans to remove them.
+
+    Args:
+        model: any nn.Module. Its parameters, modes and random state are left as they are.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keywords. Values do
+            not matter, shapes do; the batch may be of any size.
+        fake_input: another name for `example_inputs`.
+        keep: modules whose parameters must stay, besides those marked by `keep(module)`.
+
+    Raises:
+        UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules.
+    """
+
+    @without_garbage_collection()
+    def __init__(
+        self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()
+    ):
+        given = fake_input if example_inputs is None else example_inputs
+        if given is None:
+            raise UsageError(
+                "DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords."
+            )
+        super().__init__(TracedNetwork(model, given))
+        self._apply_marks(keep)
+        self.structure.assemble()
+        try_out(self.traced)
+
+    def _apply_marks(self, kept: Iterable[nn.Module]) -> None:
+        for module in self.model.modules():
+            if getattr(module, "_pruning_keep", False):
+                self._protect(module)
+            for other in getattr(module, "_pruning_ties", ()):
+                self._couple(self._output(module), self._output(other))
+            if isinstance(module, nn.MultiheadAttention):
+                self._tie_attention(module)
+        for module in kept:
+            self._protect(module)
+
+    def _tie_attention(self, module: nn.MultiheadAttention) -> None:
+        # It takes its head width from the embedding, so query, key and value rows can only go with an embedding index.
+        weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        present = [weight for weight in weights if weight is not None]
+        embedding = self.traced.labels(self.traced.names[id(present[0])], 1)
+        for weight in present if len(embedding) else ():
+            for rows in self.traced.labels(self.traced.names[id(weight)], 0).reshape(-1, len(embedding)):
+                self._couple(rows, embedding)
+
+    def _protect(self, module: nn.Module) -> None:
+        path = self.path_of(module)
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        dimensions = [item for item in self.structure.dimensions if id(self.tensors[item.name]) in own]
+        rows = [self.structure.labels_of(dimension) for dimension in dimensions]
+        self.structure.pin(rows, "keep", path, "is protected")
+
+    def _couple(self, one: Labels, other: Labels) -> None:
+        if len(one) != len(other):
+            raise UsageError(f"tie needs as many channels on both sides, not {len(one)} and {len(other)}.")
+        self.structure.facts.ties.append((one, other, self.structure.facts.place("tie", "")))
+
+    def _output(self, part: nn.Module | tuple[str, int]) -> Labels:
+        """Returns the labels of a module's output channels, or of (parameter name, dimension)."""
+        if isinstance(part, tuple):
+            if part[0] not in self.tensors:
+                raise UsageError(f"There is no parameter {part[0]}.")
+            return self.traced.labels(*part)
+        return self.traced.labels(*self._side(part, "out"))
+
+    def keep(self, module: nn.Module) -> None:
+        """Protects all parameters of a module from now on."""
+        self._protect(module)
+        self.structure.assemble()
+
+    def tie(self, one: nn.Module | tuple[str, int], other: nn.Module | tuple[str, int]) -> None:
+        """Couples two layers' output channels, or two (parameter name, dimension), index by index from now on."""
+        self._couple(self._output(one), self._output(other))
+        self.structure.assemble()
+
+    def why(self, dimension: Dimension, seeds: Iterable[Dimension]) -> str:
+        """Returns which operation couples a dimension to what is removed: the last step on the way from the seeds."""
+        return self.couplings.why(dimension, tuple(seeds))
+
+    def reduce_to_nodes(self, values: Mapping[str, Tensor], role: str = "producer", reduce: str = "sum") -> Tensor:
+        """Joins values per weight into one per node.
+
+        Args:
+            values: parameter name -> tensor of the parameter's shape; parameters left out count as zero.
+            role: which slices of a node count: "producer" (rows and biases), "consumer" (columns), "norm", or "all".
+                A weight in two slices of the same node counts twice.
+            reduce: "sum", "mean" (sum over the number of values), or "max".
+
+        Returns:
+            A tensor of `len(graph.nodes)` values on the device of the first one given; gradients pass.
+
+        Raises:
+            UsageError: for an unknown role, reduction or parameter, or a wrong shape.
+        """
+        return reduce_to_nodes(self, values, role, reduce)
+
+    def plan(self, nodes: Any) -> PruningPlan:
+        """Returns a plan to remove nodes, rehearsed.
+
+        Args:
+            nodes: numbers of nodes, `Node`s, or a mask over all of them, as list, array or tensor.
+
+        Raises:
+            UsageError: if there are no such nodes, or a layer would be emptied.
+        """
+        rows = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else nodes
+        rows = rows if isinstance(rows, np.ndarray) else [getattr(node, "index", node) for node in _listed(rows)]
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool:
+            if len(chosen) != self.structure.count:
+                raise UsageError(f"A mask over nodes needs {self.structure.count} entries, not {len(chosen)}.")
+            chosen = np.flatnonzero(chosen)
+        if chosen.dtype.kind not in "iuf" or (chosen % 1 != 0).any():
+            raise UsageError("Nodes are given by whole numbers or by a mask over all of them.")
+        chosen = np.unique(chosen.astype(np.int64))
+        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.structure.count:
+            raise UsageError(
+                f"Nodes are numbered 0 to {self.structure.count - 1}; none of them, or others, were asked for."
+            )
+        return make_plan(self.traced, self.couplings, chosen)
+
+    def get_pruning_plan(
+        self, module: nn.Module, function: Callable[..., Any] | None = None, idxs: Iterable[int] = (), *, side: str = ""
+    ) -> PruningPlan:
+        """Returns a plan to remove channels of one module, and everything that is coupled to them.
+
+        Args:
+            module: a part of the network with a weight.
+            function: one of the cuts in pruning/functions.py; it says which side is meant. Output channels without it.
+            idxs: positions of the channels.
+            side: "out" or "in", instead of a function.
+
+        Raises:
+            UsageError: for a module of another network, positions that do not exist, channels that have to stay, or a
+                layer that would be emptied.
+        """
+        if side not in ("", "out", "in") or not (function is None or callable(function)):
+            raise UsageError(f"A side is 'out' or 'in', or a function that cuts it, not {side or function!r}.")
+        name, dim = self._side(module, side or getattr(function, "side", "out"))
+        self.traced.refresh()
+        size = self.tensors[name].shape[dim]
+        positions = whole_numbers(idxs)
+        if not positions or positions[0] < 0 or positions[-1] >= size:
+            raise UsageError(f"{name} has channels 0 to {size - 1} along dimension {dim}, not {positions}.")
+        nodes = self.nodes_along(name, dim)[positions]
+        if (nodes < 0).any():
+            labels = self.traced.labels(name, dim)
+            fixed = labels[np.array(positions)[nodes < 0]] if len(labels) else labels
+            raise UsageError(f"Channels of {name} have to stay: {self._pin_reason(fixed)}.")
+        asked = self.traced.dimension(name, dim)
+        return make_plan(self.traced, self.couplings, np.unique(nodes), asked=(asked,) if asked else ())
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Returns layers as nodes and channels as edges; see `pruning.drawing.to_networkx`."""
+        return render.to_networkx(self)
+
+    def tree(self) -> str:
+        """Returns the groups, and what has to stay, as text."""
+        return render.tree(self)
+
+    def draw(self, path: str | Path) -> None:
+        """Writes a picture (`.svg`) or the text (`.txt`) to a file."""
+        render.draw(self, path)
+
+
+def _listed(nodes: Any) -> list[Any]:
+    return [nodes] if isinstance(nodes, (int, Node)) else list(nodes)

@@ -1,0 +1,1 @@
+"""Parameters, FLOPs, bytes and latency; accuracy; confusion."""

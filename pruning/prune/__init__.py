@@ -1,0 +1,1 @@
+"""From scores to what stays to one pruning event."""

@@ -1,0 +1,29 @@
+"""Statistics of batch norms measured anew after a cut."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pruning.modules.calls import Batches, call
+from pruning.modules.modes import quiet_eval
+from pruning.scores.gradients import BATCH_NORMS, on_device
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Batches) -> None:
+    """Measures the running statistics of batch norms anew, as plain averages over the batches.
+
+    A removed channel shifts what follows, and statistics of before the cut no longer describe it.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    with quiet_eval(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None  # a cumulative average
+        for inputs, _ in on_device(batches, model):
+            call(model, inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

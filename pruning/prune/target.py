@@ -1,0 +1,185 @@
+"""What a limit can count (nodes, weights, FLOPs, latency): how much of it is gone, and how much a cut would take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning.errors import UsageError
+from pruning.measure.flops import flops_by_module
+from pruning.measure.latency import latency
+from pruning.modules.calls import batch_size_of
+from pruning.prune.criterion import Criterion
+from pruning.prune.layout import NodeSelection
+from pruning.state import PrunableState
+
+Removed = np.ndarray
+
+
+def counted_by(criterion: Criterion, network: PrunableState) -> str:
+    """Returns what a criterion's limit counts: what the user wants counted, else what it says itself.
+
+    Raises:
+        UsageError: if that is not for such a criterion, or there is nothing that it could remove.
+    """
+    if not isinstance(criterion, Criterion):
+        raise UsageError(f"A criterion object is needed, such as SNIP(), not {criterion!r}.")
+    counts = criterion.counts or criterion.unit
+    if criterion.unit != "nodes" and network.node_rules.counted not in (None, counts):
+        name, unit, target = type(criterion).__name__, criterion.unit, network.node_rules.counted
+        raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {target} is for nodes.")
+    if criterion.sparsities(0.5):
+        _require_something_to_prune(network, criterion.unit)
+    return network.node_rules.counted or counts
+
+
+def _require_something_to_prune(network: PrunableState, unit: str) -> None:
+    name = type(network.model).__name__
+    if unit == "nodes" and not network.nodes_total():
+        raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
+    if unit == "weights" and not network.start_sizes:
+        raise UsageError(f"{name} has no Linear or Conv weights; what stands outside of layers can go as nodes.")
+    if unit == "weights" and not network.ranked_names():
+        raise UsageError(f"{name}: with the outer layers left out there is nothing to prune.")
+
+
+def nodes_to_keep(total: int, target: float) -> int:
+    """Returns floor((1 - target) * total), not misled by 1 - 0.9 being a little less than 0.1."""
+    return math.floor((1 - target) * total + 1e-6)
+
+
+def reached(network: PrunableState, counted: str) -> float:
+    """Returns the fraction that is gone of what was there at the start."""
+    if counted == "nodes":
+        return network.node_sparsity()
+    if counted == "flops":
+        return 1 - network.flops(masked=True) / network.start_flops()
+    if counted == "latency":
+        return 1 - latency(network.model, network.example_inputs) / network.start_latency()
+    names = network.ranked_names()
+    return _sparsity(network, {name: network.weights_left([name]) for name in names})
+
+
+def most_to_keep(network: PrunableState, layout: NodeSelection, ranking: Tensor, target: float, counted: str) -> int:
+    """Returns the largest number of nodes to keep with which the target is reached, 0 where none will do.
+
+    Args:
+        network: what is pruned.
+        layout: how nodes may be chosen.
+        ranking: (nodes,) higher is kept.
+        target: fraction removed of what was there at the start.
+        counted: "nodes", "weights", "flops" or "latency".
+    """
+    if counted == "nodes":
+        return nodes_to_keep(network.nodes_total(), target)
+
+    def reaches(measure: Callable[[PrunableState, Tensor], float]) -> Callable[[int], bool]:
+        # A little less will do: a sum of floating-point numbers must not cost a node.
+        return lambda number: measure(network, ~layout.keep(ranking, number)) >= target - 1e-9
+
+    if counted == "weights":
+        return _largest(reaches(weights_after), len(ranking))
+    if counted == "latency":
+        return _largest(reaches(_latency_after), len(ranking))
+    guess = _largest(reaches(_flops_forecast), len(ranking))
+    return _largest(reaches(_flops_after), len(ranking), guess)
+
+
+def filled(network: PrunableState, layout: NodeSelection, ranking: Tensor, keep: Tensor, target: float) -> Tensor:
+    """Returns a choice and the best nodes that still fit under a limit of weights, each group's until one does not.
+
+    A node of a wide residual stream may weigh a hundredth of the network, one inside a block far less.
+    """
+    keep, groups, closed = keep.clone(), torch.from_numpy(layout.groups), keep.clone()
+    while not bool(closed.all()):
+        open_nodes = (~closed).nonzero().flatten()
+        at = open_nodes[ranking[open_nodes].argmax()]
+        keep[at] = closed[at] = True
+        if weights_after(network, ~keep) < target - 1e-9:
+            keep[at], closed[groups == groups[at]] = False, True
+    return keep
+
+
+def _largest(holds: Callable[[int], bool], top: int, guess: int | None = None) -> int:
+    """Returns the largest number below `top` for which something holds that holds for all smaller ones (or 0)."""
+    low, high, step = 0, top, 1
+    # Around a good guess a few trials are enough.
+    while guess is not None and low < high - 1:
+        if not low < guess < high:
+            break
+        if holds(guess):
+            low, guess = guess, guess + step
+        else:
+            high, guess = guess, guess - step
+        step *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def weights_after(network: PrunableState, gone: Tensor) -> float:
+    """Returns the sparsity of the ranked weights once nodes are gone; masked weights count as gone."""
+    removed = _removed_labels(network, gone)
+    left: dict[str, int] = {}
+    for name, weight in network.weights():
+        mask = network.masks.keep.get(name)
+        stays = _staying(network, name, removed)
+        if mask is None or not network.masks.removed(name):
+            left[name] = math.prod(int(stays[d].sum()) if d in stays else n for d, n in enumerate(weight.shape))
+        else:
+            for dim, part in stays.items():
+                mask = mask.index_select(dim, torch.from_numpy(np.flatnonzero(part)).to(mask.device))
+            left[name] = int(mask.sum())
+    return _sparsity(network, left)
+
+
+def _sparsity(network: PrunableState, left: dict[str, int]) -> float:
+    total = sum(network.start_sizes[name] for name in left)
+    return 1 - sum(left.values()) / total if total else 0.0
+
+
+def _flops_forecast(network: PrunableState, gone: Tensor) -> float:
+    """As `_flops_after`, from the sizes of weights alone: every product by a weight costs as much as it has entries."""
+    removed = _removed_labels(network, gone)
+    left = network.flops(masked=True)
+    for name, flops in network.flops_by_weight().items():
+        share = math.prod(float(part.mean()) for part in _staying(network, name, removed).values())
+        left -= flops * (1 - share)
+    return 1 - left / network.start_flops()
+
+
+def _flops_after(network: PrunableState, gone: Tensor) -> float:
+    if not bool(gone.any()):
+        return reached(network, "flops")
+    model = _preview(network, gone)
+    samples = batch_size_of(network.example_inputs)
+    return 1 - flops_by_module(model, network.example_inputs)[""] / samples / network.start_flops()
+
+
+def _latency_after(network: PrunableState, gone: Tensor) -> float:
+    model = _preview(network, gone) if bool(gone.any()) else network.model
+    return 1 - latency(model, network.example_inputs) / network.start_latency()
+
+
+def _preview(network: PrunableState, gone: Tensor) -> torch.nn.Module:
+    try:
+        return network.graph.plan(np.flatnonzero(gone.numpy())).preview()
+    except UsageError:
+        # Its code lets none of them go; the event itself will find out and say so.
+        return network.model
+
+
+def _removed_labels(network: PrunableState, gone: Tensor) -> Removed:
+    return network.graph.structure.removed_labels(np.flatnonzero(gone.numpy()))
+
+
+def _staying(network: PrunableState, name: str, removed: Removed) -> dict[int, np.ndarray]:
+    """Returns dimension -> bool per index of a weight, for those dimensions that could shrink."""
+    weight, traced = network.model.get_parameter(name), network.graph.traced
+    labels = {dim: traced.labels(traced.names[id(weight)], dim) for dim in range(weight.dim())}
+    return {dim: ~removed[rows] for dim, rows in labels.items() if len(rows)}

@@ -1,0 +1,117 @@
+"""The derivative of the loss to a gate on each node, mostly without putting a gate in.
+
+A gate c multiplies every slice that produces a node, so at c = 1 its derivative is the sum of w dL/dw over them. Where
+the weight that acts is computed from others (weight norm, spectral norm, standardised weights) that sum says nothing,
+often it is zero; the layer's output then gets a real gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.modules.calls import Batches
+from pruning.modules.weights import WEIGHTED
+from pruning.scores.gradients import accumulate_gradients
+from pruning.state import PrunableState
+
+_PLAIN_FORWARDS = {
+    kind.forward
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    + (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+}
+
+
+def node_gate_gradients(network: PrunableState, batches: Batches) -> Tensor:
+    """Returns dL/dc per node for a gate c = 1 on everything that produces it, biases included, signed.
+
+    L is the mean of the network's loss over the batches, in eval mode. Producers that are added up (residual networks)
+    share the node's gate.
+    """
+    return gate_gradients(network, batches)[0]
+
+
+def gate_gradients(network: PrunableState, batches: Batches) -> tuple[Tensor, dict[str, Tensor], float]:
+    """Returns dL/dc per node, dL/dw per parameter, and L, all from one pass over the batches."""
+    parameters = {name: p for name, p in network.model.named_parameters() if p.is_floating_point()}
+    with _gates_where_needed(network) as gates:
+        leaves = {f"gate of {gate.path}": gate.values for gate in gates}
+        gradients, loss = accumulate_gradients(network, batches, names=list(parameters), extra=leaves)
+    used = [gate for gate in gates if gate.used]
+    done = {name for gate in used for name in gate.parameters}
+    # In one expression, so that no more than one product is held beside the gradients.
+    products = {name: p.detach() * gradients[name] for name, p in parameters.items() if name not in done}
+    nodes = sum_over_producers(network, products)
+    for gate in used:
+        along = torch.from_numpy(gate.along).to(nodes.device)
+        slopes = gradients[f"gate of {gate.path}"].to(nodes)
+        nodes = nodes.index_add(0, along[along >= 0], slopes[along >= 0])
+    return nodes, {name: gradients[name] for name in parameters}, loss
+
+
+def sum_over_producers(network: PrunableState, products: Mapping[str, Tensor]) -> Tensor:
+    """Returns per node the sum of w dL/dw, given by parameter, over all that produces it, biases included."""
+    # A layer's own bias produces its outputs in whatever operation it is added.
+    owned = {f"{path}.bias" if path else "bias" for path, m in network.model.named_modules() if isinstance(m, WEIGHTED)}
+    biases = {name: product for name, product in products.items() if name in owned}
+    others = {name: product for name, product in products.items() if name not in owned}
+    total = network.graph.reduce_to_nodes(others, role="producer")
+    return total + network.graph.reduce_to_nodes(biases, role="all").to(total) if biases else total
+
+
+class _Gate:
+    """A gate on a layer's output channels.
+
+    Args:
+        path: of the layer.
+        module: the layer.
+        along: (channels,) the node of each output channel, -1 for none.
+    """
+
+    def __init__(self, path: str, module: nn.Module, along: np.ndarray) -> None:
+        self.path, self.along, self.used = path, along, False
+        self.parameters = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+        like = next(module.parameters())
+        self.values = torch.ones(len(along), dtype=like.dtype, device=like.device, requires_grad=True)
+        self._from_end = 1 if isinstance(module, nn.Linear) else 1 + len(module.kernel_size)  # type: ignore[arg-type]
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        self.used = True
+        return output * self.values.view(-1, *[1] * (self._from_end - 1))
+
+
+@contextmanager
+def _gates_where_needed(network: PrunableState) -> Iterator[list[_Gate]]:
+    """Puts gates on layers whose weight is computed; they stay until the backward passes are done."""
+    sources = {path: name for name, path in network.owners().items()}
+    gates, hooks = [], []
+    try:
+        for path, module in network.model.named_modules():
+            if isinstance(module, WEIGHTED) and path in sources and not acts_as_it_is(module):
+                along = _nodes_of_outputs(network, module, sources[path])
+                if along is not None:
+                    gates.append(_Gate(path, module, along))
+                    hooks.append(module.register_forward_hook(gates[-1]))
+        yield gates
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def acts_as_it_is(module: nn.Module) -> bool:
+    """Says whether the layer multiplies by its own parameter, in torch's own forward."""
+    return module._parameters.get("weight") is not None and type(module).forward in _PLAIN_FORWARDS
+
+
+def _nodes_of_outputs(network: PrunableState, module: Any, source: str) -> np.ndarray | None:
+    if not getattr(module, "transposed", False) or module.groups == module.in_channels > 1:
+        along = network.graph.nodes_along(source, 0)
+    else:  # each group makes channels of its own, coupled to those of the others
+        along = np.tile(network.graph.nodes_along(source, 1), module.groups)
+    channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    return along if len(along) == channels else None

@@ -1,0 +1,302 @@
+"""What is known of a model that is being pruned: its masks, its graph, and what it counted at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from pruning.errors import UsageError
+from pruning.graph.graph import DependencyGraph
+from pruning.graph.history import Survivors, cut_like, kept_indices_of
+from pruning.masks import WeightMasks
+from pruning.measure.flops import flops_by_weight, parameter_bytes
+from pruning.measure.latency import latency
+from pruning.modules.calls import batch_size_of
+from pruning.modules.weights import normalised_dimension, prunable_weights
+
+Ranking = Literal["global", "local"]
+Counted = Literal["nodes", "weights", "flops", "latency"]
+
+
+@dataclass
+class NodeRules:
+    """What the user wants of the shapes that node criteria leave.
+
+    Args:
+        ranking: "global" ranks all nodes together, "local" takes the same share of every layer (default: the
+            criterion's own).
+        round_to: widths become multiples of this, which suits hardware.
+        min_keep: nodes that every layer keeps at least.
+        counted: what --pruning_limit counts: nodes, weights, flops or latency (default: the criterion's own).
+    """
+
+    ranking: Ranking | None = None
+    round_to: int = 1
+    min_keep: int = 1
+    counted: Counted | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("round_to", "min_keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1; {getattr(self, name)} was given.")
+        for name, known in (("ranking", get_args(Ranking)), ("counted", get_args(Counted))):
+            if getattr(self, name) not in (None, *known):
+                raise UsageError(f"{name} must be one of {', '.join(known)}; {getattr(self, name)!r} was given.")
+
+
+class Gates(Protocol):
+    """Gates on nodes that training may close (`pruning.l0`); what closed gates will remove counts as removed."""
+
+    @property
+    def left(self) -> dict[str, int]:
+        """Weights that open gates leave, by name."""
+
+    @property
+    def gone(self) -> Tensor:
+        """(nodes,) bool, nodes whose gates are closed."""
+
+
+class PrunableState:
+    """A model that can be pruned, together with its masks and its counts at the start.
+
+    Args:
+        model: any nn.Module; it is pruned in place.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of keywords; any batch
+            size. Needed for FLOPs, for the order of layers and for the structure.
+        loss: loss(outputs, targets) -> scalar that scores are derivatives of; cross-entropy by default.
+        outer_layers: whether the first and the last layer are ranked for weights; False leaves them out.
+        node_rules: what the shapes should look like that criteria of nodes leave.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        outer_layers: bool = True,
+        node_rules: NodeRules | None = None,
+    ) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.loss = loss
+        self.outer_layers = outer_layers
+        self.node_rules = node_rules or NodeRules()
+        self.masks = WeightMasks()
+        self.gates: Gates | None = None  # closed ones count as removed
+        self.learns_nodes = False  # whether gates are or were there: how many nodes go is then an outcome
+        self.last_scores: dict[str, Tensor] = {}
+        self.pre_event_values: dict[
+            str, Tensor
+        ] = {}  # between events of a criterion that revives: values of before the first one
+        self.events = 0  # so far; penalties that prepare for pruning end with the first
+        self._find_weights()
+        self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
+        self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in self.prunable().items()}
+        self.start_bytes = parameter_bytes(model)
+        self._counted: tuple[int, dict[str, int]] = (0, {})
+        self._counted_shapes: tuple[torch.Size, ...] = ()
+        self._start_flops: float | None = None
+        self._start_latency: float | None = None
+        self._start_nodes: int | None = None
+        self._graph: DependencyGraph | None = None
+        if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
+            raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def prunable(self) -> dict[str, Parameter]:
+        """Returns every prunable weight by name, in the order in which the layers run."""
+        return {name: self.model.get_parameter(name) for name in self._prunable}
+
+    def _find_weights(self) -> None:
+        self._prunable = prunable_weights(self.model, self.example_inputs)
+        dimensions = {name: normalised_dimension(self.model, name, path) for name, path in self._prunable.items()}
+        self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
+
+    def owners(self) -> dict[str, str]:
+        """Returns prunable weight -> path of the layer that it belongs to."""
+        return dict(self._prunable)
+
+    def output_dim(self, name: str) -> int:
+        """Returns the dimension of a prunable weight along which its layer's outputs lie."""
+        module = self.model.get_submodule(self._prunable[name])
+        return int(isinstance(module, nn.modules.conv._ConvTransposeNd))
+
+    def weights(self) -> Iterator[tuple[str, Parameter]]:
+        """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""
+        parameters = self.prunable()
+        for name in self.ranked_names():
+            yield name, parameters[name]
+
+    def ranked_names(self) -> list[str]:
+        """Returns the names of the weights that are ranked; none where only outer layers exist and are left out."""
+        names = list(self._prunable)
+        return names if self.outer_layers else names[1:-1]
+
+    def alive(self) -> dict[str, Tensor]:
+        """Returns the keep-masks of the ranked weights, all True where nothing was removed."""
+        return {name: self.masks.of(name, weight) for name, weight in self.weights()}
+
+    def weights_left(self, names: list[str] | None = None) -> int:
+        """Returns how many weights are neither masked nor gone, of all prunable ones or of those named."""
+        left = self._left_by_weight()
+        return sum(left.values()) if names is None else sum(left[name] for name in names)
+
+    def _left_by_weight(self) -> dict[str, int]:
+        if self.gates is not None:
+            return self.gates.left
+        return {name: weight.numel() - self.masks.removed(name) for name, weight in self.prunable().items()}
+
+    def weights_total(self) -> int:
+        """Returns how many prunable weights there were at the start."""
+        return sum(self.start_sizes.values())
+
+    def weight_sparsity(self) -> float:
+        """Returns the fraction of all prunable weights that is masked or gone."""
+        total = self.weights_total()
+        return 1 - self.weights_left() / total if total else 0.0
+
+    def layer_sparsities(self) -> dict[str, float]:
+        """Returns the fraction removed per prunable weight."""
+        left = self._left_by_weight()
+        return {name: 1 - left[name] / total for name, total in self.start_sizes.items()}
+
+    def size(self) -> int:
+        """Returns how many parameters are neither masked nor gone, biases and norms included."""
+        masked = sum(self.masks.removed(name) for name in self._prunable)
+        return sum(parameter.numel() for parameter in self.model.parameters()) - masked
+
+    # -- structure -------------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> DependencyGraph:
+        """The dependency graph, built when it is first needed; it follows every cut made through it."""
+        if self._graph is None:
+            if self.example_inputs is None:
+                raise UsageError("The structure needs example inputs: PrunableNetwork(model, example_inputs).")
+            self._graph = DependencyGraph(self.model, self.example_inputs)
+        return self._graph
+
+    def kept_indices(self) -> dict[str, dict[int, Tensor]]:
+        """Returns which indices of each tensor are left of those at the start, see `pruning.history`."""
+        return kept_indices_of(self._graph) if self._graph is not None else {}
+
+    def reshaped(self, kept_indices: Survivors | None = None) -> None:
+        """Tells the handle that the model's shapes were changed by something else (a loaded checkpoint).
+
+        Args:
+            survivors: what the network that was saved said of itself; without it the structure is found anew.
+        """
+        known = self._graph is not None and kept_indices is not None and cut_like(self._graph, kept_indices)
+        if not known:
+            self._graph = None
+        self.masks.refresh()
+
+    def replace_layers(
+        self, change: Callable[[], Any], start_sizes: Mapping[str, int], nodes_total: int | None = None
+    ) -> None:
+        """Lets layers be put in the place of others, whose masks are part of them then.
+
+        Channels between the parts of a decomposed layer are nodes as any; they count as if they had been there before.
+
+        Args:
+            change: replaces modules of the model.
+            start_sizes: weights at the start, by the names after that.
+            nodes_total: nodes that count as those of the start, if that is known.
+        """
+        gone = None if self._start_nodes is None else self._start_nodes - len(self.graph.nodes)
+        outputs = {weight: self.start_outputs[name] for name, weight in self.prunable().items()}
+        change()
+        self._find_weights()
+        if set(start_sizes) != set(self._prunable):
+            raise UsageError(f"{type(self.model).__name__} has other layers than it was counted with.")
+        self.start_sizes = {name: start_sizes[name] for name in self._prunable}
+        weights = self.prunable()
+        self.start_outputs = {n: outputs.get(w, w.shape[self.output_dim(n)]) for n, w in weights.items()}
+        # By object, not by name: layers that are decomposed again keep their names and get other weights.
+        self.masks.keep = {n: mask for n, mask in self.masks.keep.items() if n in weights and weights[n] in outputs}
+        self.reshaped()
+        counted = None if gone is None else gone + len(self.graph.nodes)
+        self._start_nodes = counted if nodes_total is None else nodes_total
+
+    def nodes_total(self) -> int:
+        """Returns how many nodes could be removed at the start."""
+        if self._start_nodes is None:
+            self._start_nodes = len(self.graph.nodes)
+        return self._start_nodes
+
+    def node_sparsity(self) -> float:
+        """Returns the fraction of the nodes that is gone; nodes are only what could be removed at all."""
+        total = self.nodes_total()
+        return 1 - self.nodes_left() / total if total else 0.0
+
+    def nodes_left(self) -> int:
+        """Returns how many of these nodes are there, less those that closed gates will remove."""
+        return len(self.graph.nodes) - (0 if self.gates is None else int(self.gates.gone.sum()))
+
+    def note_start(self, *, structure: bool = True, latency: bool = False) -> None:
+        """Takes down what later counts are compared with, while everything is still there."""
+        if self.example_inputs is not None:
+            self.start_flops()
+        if latency or self.node_rules.counted == "latency":
+            self.start_latency()
+        if structure:
+            self.nodes_total()
+
+    # -- FLOPs -----------------------------------------------------------------------------------------------------
+
+    def start_flops(self) -> float:
+        """Returns the dense forward FLOPs of one sample, measured before anything was removed."""
+        if self._start_flops is None:
+            self._start_flops = self.flops(masked=True)
+        return self._start_flops
+
+    def start_latency(self) -> float:
+        """Returns the dense latency of a forward pass in seconds."""
+        if self._start_latency is None:
+            self._start_latency = self.latency()
+        return self._start_latency
+
+    def latency(self) -> float:
+        """Returns the median seconds of a forward pass on the example, on the model's device."""
+        return latency(self.model, self.example_inputs)
+
+    def flops(self, *, masked: bool = False) -> float:
+        """Returns forward FLOPs per sample, 2 per multiply-add of convolutions and matrix products.
+
+        Args:
+            masked: count masked weights as if they were there (what dense kernels compute today).
+        """
+        total, by_weight = self._count_flops()
+        weights, absent = self.prunable(), 0.0
+        if not masked:
+            absent = sum(self.masks.removed(n) / weights[n].numel() * by_weight[n] for n in self.masks.keep)
+        return (total - absent) / batch_size_of(self.example_inputs)
+
+    def flops_by_weight(self) -> dict[str, float]:
+        """Returns forward FLOPs per sample that multiply by each prunable weight, masked or not."""
+        samples = batch_size_of(self.example_inputs)
+        return {name: flops / samples for name, flops in self._count_flops()[1].items()}
+
+    def _count_flops(self) -> tuple[int, dict[str, int]]:
+        """Counts FLOPs of the whole example: in all, and per prunable weight."""
+        if self.example_inputs is None:
+            raise UsageError("FLOPs need example inputs: PrunableNetwork(model, example_inputs).")
+        shapes = tuple(parameter.shape for parameter in self.model.parameters())
+        if shapes != self._counted_shapes:
+            # One forward pass under a counter; the numbers hold until a shape changes.
+            weights = self.prunable()
+            self._counted = flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+            self._counted_shapes = shapes
+        return self._counted
+
+    def enforce(self) -> None:
+        """Sets masked weights to zero."""
+        self.masks.apply_to_weights(self.prunable())

@@ -1,0 +1,145 @@
+"""An operation as a rule sees it, and the notes that a rule takes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pruning.trace.labels import Axes, Axis, Entry, Info, Labels, Uses
+from pruning.trace.schema import schema, tensors_in
+
+
+class Notes:
+    """What is known of the tensors of a run, and what its operations said of their labels.
+
+    Args:
+        first_label: the first integer free for labels that stem from no parameter.
+    """
+
+    def __init__(self, first_label: int) -> None:
+        self.first_label = self.next_label = first_label
+        self.infos: dict[int, Info] = {}
+        self.entries: list[Entry] = []
+        self.ties: list[tuple[Labels, Labels, int]] = []
+        self.pins: list[tuple[Labels, int, str]] = []
+        self.inexact: list[tuple[Labels, int, str]] = []
+        self.consumed: list[Labels] = []
+        self.roles: list[tuple[Labels, int]] = []
+        self.row_uses: Uses = []
+        self.bias_of = np.full(first_label, -1, dtype=np.int64)
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.entry = Entry(None, "", "")
+        self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
+        self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
+
+    def axes(self, tensor: Tensor) -> Axes:
+        """Returns the axis of every dimension, None where the dimension cannot shrink."""
+        info = self.infos.get(id(tensor))
+        if info is None:
+            return (None,) * tensor.dim()
+        if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
+            return tuple(axis and Axis(axis.labels, False) for axis in info.axes)
+        return info.axes
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Says whether a tensor stems from parameters and buffers alone."""
+        info = self.infos.get(id(tensor))
+        return info is not None and info.weight
+
+    def is_plain(self, tensor: Tensor) -> bool:
+        """Says whether a tensor is a parameter as it stands."""
+        info = self.infos.get(id(tensor))
+        return info is not None and info.plain
+
+    def tie(self, one: Axis | None, other: Axis | None, why: str = "") -> None:
+        """Couples two axes index by index; an axis that meets a dimension of fixed size must stay as it is."""
+        if one is None or other is None:
+            self.pin(one, why or "meets a dimension of fixed size")
+            self.pin(other, why or "meets a dimension of fixed size")
+        elif len(one.labels) != len(other.labels):
+            self.pin(one, "meets a dimension of another size")
+            self.pin(other, "meets a dimension of another size")
+        elif one.labels is not other.labels:
+            self.ties.append((one.labels, other.labels, len(self.entries)))
+
+    def couple(self, table: Labels) -> None:
+        """Couples all entries of each column of a (rows, columns) table."""
+        if len(table) > 1:
+            self.ties.append((table[1:].ravel(), np.broadcast_to(table[0], table[1:].shape).ravel(), len(self.entries)))
+
+    def pin(self, axis: Axis | None, why: str) -> None:
+        """Marks labels that must stay."""
+        if axis is not None:
+            self.pins.append((axis.labels, len(self.entries), why))
+
+    def lose(self, axis: Axis | None, why: str) -> None:
+        """Marks labels whose removal changes what the network computes a little (a mean over channels)."""
+        if axis is not None:
+            self.inexact.append((axis.labels, len(self.entries), why))
+            self.consumed.append(axis.labels)
+
+    def consume(self, axis: Axis | None) -> None:
+        """Marks labels whose values an operation was seen to use up (a contraction, a reduction)."""
+        if axis is not None:
+            self.consumed.append(axis.labels)
+
+    def mark(self, axis: Axis | None, role: int) -> None:
+        """Says what part a weight's slices play: PRODUCER, CONSUMER or NORM."""
+        if axis is not None:
+            self.roles.append((axis.labels, role))
+
+    def new_axis(self, size: int, *, zero: bool = False) -> Axis | None:
+        """Returns an axis of new labels, for values that no parameter made and that are alike at every index."""
+        labels = self.new_labels(size if size > 1 else 0)
+        return Axis(labels, zero) if len(labels) else None
+
+    def new_labels(self, size: int) -> Labels:
+        """Returns labels that no parameter has; the rehearsal finds them again in the entry."""
+        self.next_label += size
+        self.entry.made_labels.append(np.arange(self.next_label - size, self.next_label, dtype=np.int64))
+        return self.entry.made_labels[-1]
+
+    def choose(self, decide: Callable[[], Any]) -> Any:
+        """Returns what a rule decides by sizes; the rehearsal, where sizes differ, decides as the first run did."""
+        self.entry.choices.append(decide())
+        return self.entry.choices[-1]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self.stack[-1][1] if self.stack else None
+
+
+class Call:
+    """One operation as a rule sees it: arguments by name, the tensors that came out, and the trace to talk to."""
+
+    __slots__ = ("args", "func", "kwargs", "outs", "trace")
+
+    def __init__(self, trace: Notes, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: list[Tensor]):
+        self.trace, self.func, self.args, self.kwargs, self.outs = trace, func, args, kwargs, outs
+
+    @property
+    def name(self) -> str:
+        return self.trace.entry.name
+
+    def __getitem__(self, argument: str) -> Any:
+        place, default = schema(self.func)[0][argument]
+        if argument in self.kwargs:
+            return self.kwargs[argument]
+        return self.args[place] if place < len(self.args) else default
+
+    def has(self, argument: str) -> bool:
+        """Says whether the operation takes an argument of this name."""
+        return argument in schema(self.func)[0]
+
+    def axes(self, argument: str) -> Axes:
+        """Returns the axes of a tensor argument; () where it is None or the operation takes none of that name."""
+        tensor = self[argument] if self.has(argument) else None
+        return self.trace.axes(tensor) if isinstance(tensor, Tensor) else ()
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensor arguments, those in lists included."""
+        return tensors_in(self.args, self.kwargs)

@@ -1,0 +1,109 @@
+"""What is said of labels: axes of tensors, entries of a run, and an operation as a rule sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Labels = NDArray[np.int64]
+
+PRODUCER, CONSUMER, NORM = 1, 2, 4
+ROLES = {"producer": PRODUCER, "consumer": CONSUMER, "norm": NORM, "all": 0}
+
+
+class Axis(NamedTuple):
+    """A dimension that can shrink.
+
+    Args:
+        labels: one label per index.
+        zero: the values at an index are zero once all slices of its node are; sums over such an axis lose nothing.
+    """
+
+    labels: Labels
+    zero: bool = True
+
+    def take(self, index: Any) -> Axis:
+        """Returns the axis after NumPy indexing of its positions."""
+        return Axis(self.labels[index], self.zero)
+
+
+Axes = tuple["Axis | None", ...]
+
+
+class Info(NamedTuple):
+    """What is known of one tensor.
+
+    Args:
+        axes: the axis of every dimension, None where it cannot shrink.
+        weight: parameters and buffers alone made it.
+        points_at: labels of a dimension that its values are positions of (an argmax).
+        summed: labels of the dimension that it is a sum of products over (attention scores).
+        rows: rows of a weight that it is linear in; see pruning/scales.py.
+        plain: a parameter as it stands, or a view of one.
+    """
+
+    axes: Axes
+    weight: bool = False
+    points_at: tuple[Labels, ...] = ()
+    summed: tuple[Labels, ...] = ()
+    rows: Rows | None = None
+    plain: bool = False
+
+
+@dataclass(slots=True)
+class Entry:
+    """One operation of a run, as the rehearsal needs it."""
+
+    func: Any
+    name: str
+    where: str
+    inputs: list[Labels] = field(default_factory=list)
+    outs: list[tuple[torch.Size, torch.dtype, Axes]] = field(default_factory=list)
+    numbers: tuple[Any, ...] = ()
+    made_labels: list[Labels] = field(default_factory=list)
+    choices: list[Any] = field(default_factory=list)
+    summed: list[Labels] = field(default_factory=list)  # dimensions that this operation sums products over
+    scales: list[Labels] = field(default_factory=list)  # the same of the products that go into it
+    rows: Rows | None = None  # of what it multiplies by a number
+    described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
+    form: type = tuple
+    decided: list[Tensor | None] = field(default_factory=list)  # of a run on data: flags and numbers of places
+
+    @property
+    def touched(self) -> list[Labels]:
+        """Labels of all dimensions that go in or come out."""
+        return self.inputs + [axis.labels for _, _, axes in self.outs for axis in axes if axis is not None]
+
+
+@dataclass(eq=False)
+class Rows:
+    """The rows of a weight that a tensor is linear in.
+
+    Args:
+        table: the label of the row behind every value, in the tensor's shape (an expanded view, so it costs nothing);
+            in one dimension where a product has mixed them.
+        path: operations passed on the way (numbers in the run), moves not counted.
+    """
+
+    table: Tensor
+    path: tuple[int, ...] = ()
+
+    @cached_property
+    def labels(self) -> Labels:
+        """All labels in the table, in order."""
+        once = tuple(slice(0, 1) if step == 0 else slice(None) for step in self.table.stride())
+        return np.flatnonzero(np.bincount(self.table[once].flatten().numpy()))
+
+
+def kept(axis: Axis | None, zero: bool) -> Axis | None:
+    """Returns the axis with another promise about its zeros."""
+    return axis and Axis(axis.labels, zero)
+
+
+Uses = list[tuple[Rows, int]]  # what operations other than moves read, and the number of the operation in the run

@@ -1,0 +1,158 @@
+"""What every criterion must do, those of tomorrow included."""
+
+import inspect
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruning import PrunableNetwork
+from pruning.low_rank.criterion import LowRankCriterion
+from pruning.prune.criterion import NodeCriterion, WeightCriterion
+from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from utils.settings import registry
+from utils.settings.flags import parameters_of
+
+NAMES = registry.names("criterions")
+MAKERS = [mlp, conv_net, Residual]
+
+
+def make(name):
+    """The criterion with its defaults, or None if it removes something else than weights."""
+    cls = registry.find("criterions", name)
+    if cls.unit != "weights" or not issubclass(cls, WeightCriterion):
+        return None
+    return cls()
+
+
+WEIGHT_NAMES = [name for name in NAMES if make(name) is not None]
+# Of a criterion with a threshold the sparsity is an outcome: tests/papers/test_hoyer.py.
+PRUNING_NAMES = [name for name in WEIGHT_NAMES if make(name).sparsities(0.9) and make(name).threshold is None]
+
+
+def network_of(maker, **options):
+    return PrunableNetwork(build(maker), torch.zeros(2, *SHAPES[maker]), **options), data(SHAPES[maker])
+
+
+def test_the_folder_holds_the_criteria_of_this_project():
+    before = {"EmptyCrit", "UnstructuredRandom", "Magnitude", "SNIP", "SNIPit", "GRASP", "SynFlow"}
+    assert before | {"SNIPitDuring", "IMP", "LAMP", "GMP"} <= set(WEIGHT_NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_it_is_and_explains_every_parameter(name):
+    cls = registry.find("criterions", name)
+    first_line = inspect.getdoc(cls).splitlines()[0]
+    assert first_line.endswith((".", ":")) and 15 < len(first_line) <= 120
+    assert cls.unit in ("weights", "nodes", "ranks")
+    assert cls.moment in ("before", "during", "after")
+    for parameter, _, text in parameters_of(cls):
+        assert len(text) > 10, f"{name} does not explain {parameter.name} in its docstring's Args"
+        assert parameter.default is not parameter.empty, f"{name} needs {parameter.name}, so it cannot be run by name"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("limit", [0.0, 0.02, 0.3, 0.5, 0.9, 0.93, 0.98, 0.999])
+def test_targets_rise_to_the_limit_and_never_pass_it(name, limit):
+    targets = registry.find("criterions", name)().sparsities(limit)
+    assert targets == sorted(targets)
+    assert all(0 < target <= limit for target in targets)
+    assert not targets or targets[-1] == limit
+    assert targets or limit == 0 or name == "EmptyCrit"
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("name", PRUNING_NAMES)
+def test_it_reaches_the_asked_sparsity_exactly(name, maker):
+    network, batches = network_of(maker)
+    total = network.weights_total()
+    report = network.prune(make(name), batches, sparsity=0.7)
+    assert network.weights_left() == total - round(0.7 * total)
+    assert report.reached == pytest.approx(1 - network.weights_left() / total)
+    assert not any(step.reason for step in report.steps)
+    zeros = sum(int((weight == 0).sum()) for weight in network.prunable().values())
+    assert zeros == total - network.weights_left()
+
+
+@pytest.mark.parametrize("name", PRUNING_NAMES)
+def test_it_is_deterministic(name):
+    first, second = network_of(conv_net), network_of(conv_net)
+    for network, batches in (first, second):
+        torch.manual_seed(torch.seed() % 1000)  # whatever the global state: it must not matter
+        network.prune(make(name), batches, sparsity=0.8)
+    assert all(torch.equal(mask, second[0].masks.keep[key]) for key, mask in first[0].masks.keep.items())
+
+
+def everything_of(model):
+    """All that scoring could disturb."""
+    return {
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "modes": [module.training for module in model.modules()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "trained": [p.requires_grad for p in model.parameters()],
+        "random": [torch.get_rng_state(), random.getstate(), [str(part) for part in np.random.get_state()]],
+        "versions": [p._version for p in model.parameters()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+    }
+
+
+def same(before, after):
+    if isinstance(before, torch.Tensor):
+        return torch.equal(before, after)
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(same(before[key], after[key]) for key in before)
+    if isinstance(before, (list, tuple)):
+        return len(before) == len(after) and all(map(same, before, after))
+    return before == after
+
+
+def scores_of(criterion, network, batches):
+    """Scores by parameter name, of whatever kind the criterion gives; values per node come as "nodes"."""
+    if isinstance(criterion, WeightCriterion):
+        return criterion.weight_scores(network, batches) if criterion.sparsities(0.9) else {}
+    if isinstance(criterion, NodeCriterion):
+        return {"nodes": criterion.node_scores(network, batches)}
+    if isinstance(criterion, LowRankCriterion):
+        layers = {path: network.model.get_submodule(path) for path in network.owners().values()}
+        criterion.rank_errors(network, layers, batches)
+        return {}
+    weights, nodes = criterion.joint_scores(network, batches)
+    return weights | {"nodes": nodes}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_scoring_leaves_no_trace(name, maker):
+    network, batches = network_of(maker)
+    model = network.model.train()
+    next(iter(model.children())).eval()  # a module that the user froze in eval mode
+    nn.functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    list(model.parameters())[1].requires_grad_(False)
+    list(model.parameters())[2].grad = None
+    before = everything_of(model)
+    scores = scores_of(registry.find("criterions", name)(), network, batches)
+    assert same(before, everything_of(model))
+    assert len(network.masks) == 0
+    for key, score in scores.items():
+        shape = (len(network.graph.nodes),) if key == "nodes" else model.get_parameter(key).shape
+        assert score.shape == shape and torch.isfinite(score).all()
+
+
+@pytest.mark.parametrize("name", PRUNING_NAMES)
+def test_outer_layers_stay_whole_where_they_are_left_out(name):
+    network, batches = network_of(mlp, outer_layers=False)
+    network.prune(make(name), batches, sparsity=0.6)
+    assert network.layer_sparsities() == {"0.weight": 0.0, "4.weight": 21 / 35, "6.weight": 0.0}
+    # The asked fraction is of what is ranked, the network's sparsity of everything.
+    assert network.reached() == pytest.approx(21 / 35)
+    assert network.weight_sparsity() == pytest.approx(21 / (42 + 35 + 20))
+
+
+@pytest.mark.parametrize("name", PRUNING_NAMES)
+def test_a_limit_beyond_one_weight_a_layer_stops_there_and_says_why(name):
+    network, batches = network_of(mlp)
+    report = network.prune(make(name), batches, sparsity=0.995)
+    assert network.weights_left() == 3
+    assert "no layer is emptied" in report.steps[-1].reason

@@ -1,0 +1,131 @@
+"""Loading what was shrunk: shapes from a state dict, integers that modules keep, and files that do not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruning.cut.load import extras_of, load_pruned, resize_like
+from pruning.errors import UsageError
+from pruning.graph.graph import DependencyGraph
+from pruning.modules.calls import tensors_in
+from tests.support.networks import NETWORKS, plain
+
+# `weight_norm_of_old` keeps its product as an attribute that deepcopy refuses.
+LOADABLE = [name for name in NETWORKS if name != "weight_norm_of_old"]
+
+
+def shrunken(name: str) -> tuple[nn.Module, object]:
+    torch.manual_seed(0)
+    case = NETWORKS[name]
+    model, inputs = case.build().double().eval(), case.inputs()
+    graph = DependencyGraph(model, inputs)
+    nodes = np.concatenate([[], *(group.nodes[1::2] for group in graph.groups)])
+    if len(nodes):
+        graph.plan(nodes).exec()
+    return model, inputs
+
+
+def outputs(model: nn.Module, inputs: object) -> list[torch.Tensor]:
+    positional = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    with torch.no_grad():
+        return tensors_in(model(*positional, **(inputs if isinstance(inputs, dict) else {})))
+
+
+@pytest.mark.parametrize("name", LOADABLE)
+def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
+    model, inputs = shrunken(name)
+    torch.save({"state_dict": model.state_dict(), "extras": extras_of(model)}, tmp_path / "small.pt")
+    fresh = NETWORKS[name].build().double().eval()
+    loaded = load_pruned(fresh, tmp_path / "small.pt")
+    assert loaded is fresh
+    assert [parameter.shape for parameter in fresh.parameters()] == [
+        parameter.shape for parameter in model.parameters()
+    ]
+    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "Dense", "depthwise", "grouped", "Recurrent", "encoder", "CellByHand", "Res2", "SeveralHeads"]
+)
+def test_a_bare_state_dict_is_enough(name: str) -> None:
+    model, inputs = shrunken(name)
+    own = name in ("CellByHand", "Res2", "SeveralHeads")
+    with pytest.warns(UserWarning, match="guessed from shapes") if own else contextlib.nullcontext():
+        fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
+    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_resize_keeps_parameters_and_can_be_trained() -> None:
+    model, _ = shrunken("plain")
+    fresh = plain().double()
+    identities = [id(parameter) for parameter in fresh.parameters()]
+    resize_like(fresh, model.state_dict())
+    assert identities == [id(parameter) for parameter in fresh.parameters()]
+    assert fresh[0][0].out_channels == fresh[1][0].in_channels == 3
+    assert extras_of(fresh)["0.0"]["out_channels"] == 3
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"0.0.weight": torch.zeros(2)},
+        {**plain().state_dict(), "more": torch.zeros(1)},
+        {**plain().state_dict(), "0.0.weight": torch.zeros(9, 3, 3, 3)},
+        {**plain().state_dict(), "0.0.weight": torch.zeros(6, 3)},
+    ],
+)
+def test_what_does_not_fit_changes_nothing(state: dict[str, torch.Tensor]) -> None:
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError):
+        load_pruned(model, state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_missing_file() -> None:
+    with pytest.raises(UsageError, match="no file"):
+        load_pruned(plain(), "nowhere.pt")
+
+
+def test_lost_groups_of_a_convolution_need_more_than_shapes() -> None:
+    def dense() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)).double().eval()
+
+    model, x = dense(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    for _ in range(2):  # the first cut leaves one channel in each group, so that the second takes whole groups
+        graph = DependencyGraph(model, x)
+        graph.plan([node for group in graph.groups for node in group.nodes[: len(group.nodes) // 2]]).exec()
+    assert model[1].groups == 2
+    with pytest.raises(UsageError, match="whole groups of a convolution went"):
+        load_pruned(dense(), model.state_dict())
+    loaded = load_pruned(dense(), {"state_dict": model.state_dict(), "extras": extras_of(model)})
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_the_width_of_a_head_is_left_where_the_heads_kept_theirs() -> None:
+    class Heads(nn.Module):
+        """As wide in all its heads as in its stream, which alone shrinks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.q, self.head_dim, self.n_heads = nn.Linear(3, 8), nn.Linear(8, 8), 2, 4
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last((self.q(self.stem(x)).view(len(x), 4, self.head_dim) * torch.ones(4, 2)).flatten(1))
+
+    model, x = Heads(), torch.randn(2, 3)
+    graph = DependencyGraph(model, x)
+    graph.plan(graph.nodes_along("q.weight", 1)[:4]).exec()
+    loaded = load_pruned(Heads(), model.state_dict())
+    assert loaded.head_dim == 2 and torch.equal(loaded(x), model(x))

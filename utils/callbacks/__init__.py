@@ -1,0 +1,1 @@
+"""Who is told of a run's moments: what is recorded, drawn, exported."""

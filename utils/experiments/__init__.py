@@ -1,0 +1,1 @@
+"""Comparisons of many runs: their cells, the runners, the report."""

@@ -1,0 +1,116 @@
+"""The commands about many runs: --experiment FILE, with --status or --dry_run, and --report PATTERN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pruning.errors import UsageError
+from utils import processes
+from utils.console import Console
+from utils.experiments import experiment
+from utils.experiments.cells import Cells, Run
+from utils.experiments.report import gather, gather_runs, write
+from utils.experiments.runner import LocalRunner, Runner, check_all, duration
+from utils.settings import resolve
+from utils.settings.core import Core
+
+Check = Callable[[Any, Console], Any]
+
+OWN = ("experiment", "status", "dry_run", "workers", "ray", "results_dir", "quiet", "report")
+
+
+def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> int | None:
+    """Does what --experiment or --report ask for; returns the exit code, None if neither was given.
+
+    Args:
+        argv: the command line.
+        console: what the person sees.
+        run: runs the command line of one run; a function of a module.
+        check: builds a run from its settings without starting it, and raises what would keep it from running.
+    """
+    typed, others = resolve.typed(argv)
+    asked = next((name for name in ("experiment", "report") if name in typed), None)
+    if asked is None or {"-h", "--help"} & set(others):
+        return None
+    if processes.launched() > 1:
+        raise UsageError(f"--{asked} is for one process that starts others (--workers); torchrun is for one long run.")
+    if others:
+        raise UsageError(f"{others[0]} cannot be given with --{asked}; settings of the runs stand in the file.")
+    core = Core(**typed)
+    console.take(quiet=core.quiet, warnings=[])
+    results = Path(core.results_dir)
+    if asked == "report":
+        folder = write(gather_runs(core.report, results), _report_folder(core.report, results))
+        console.out.print(f"report: {folder / 'report.html'}", markup=False)
+        return 0
+    over = {name: value for name, value in typed.items() if name not in OWN}
+    forbidden = next((name for name in over if name in experiment.RUNNERS), None)
+    if forbidden:
+        raise UsageError(f"--{forbidden} cannot be given with --experiment; the runner sets it.")
+    plan = experiment.read(core.experiment, over)
+    for warning in plan.warnings:
+        console.warn(warning)
+    cells = Cells(plan, results / plan.slug)
+    if core.status or core.dry_run:
+        (_status if core.status else _plan)(cells, core.workers or 1, console)
+        return 0
+    return _run(cells, core, console, run, check)
+
+
+def _run(cells: Cells, core: Core, console: Console, run: Run, check: Check) -> int:
+    kind: Callable[..., Runner] = partial(LocalRunner, workers=core.workers or 1)
+    if core.ray:
+        from utils.experiments.cluster import ClusterRunner, connect  # which few need
+
+        kind = partial(ClusterRunner, ray=connect(core.ray, cells.experiment.demand))
+    argv_of: Callable[[Any], list[str]] = lambda cell: experiment.command(dict(cell.settings) | {"device": "cpu"})  # noqa: E731
+    check_all(cells, lambda argv: check(resolve.parse(argv), console), argv_of)
+    cells.make_folders()
+
+    def report(last: bool) -> None:
+        with cells.taken("report", wait=True):  # another runner may be writing it too
+            write(gather(cells), cells.folder, plots=last)
+
+    runner = kind(cells, run, console=console, report=report)
+    code = runner.go()
+    _status(cells, runner.slots, console)
+    console.out.print(f"report: {cells.folder / 'report.html'}", markup=False)
+    return code
+
+
+def _status(cells: Cells, workers: int, console: Console) -> None:
+    """Prints how many cells of each method are in which state, why cells failed, and the time left."""
+    states = {cell: cells.state(cell) for cell in cells.experiment.cells}
+    rows = []
+    for method in ["", *cells.experiment.methods]:
+        own = [state for cell, state in states.items() if cell.method == method]
+        if own:
+            rows.append((method or "dense", _counted(own)))
+    rows += [(cell.title, f"failed: {cells.error(cell)}") for cell, state in states.items() if state == "failed"]
+    rows.append(("all", _counted(list(states.values()))))
+    left = cells.seconds_left(workers)
+    if any(state not in ("finished", "failed") for state in states.values()):
+        rows.append(("time left", f"about {duration(left)}" if left else "not known before a cell is finished"))
+    console.table(cells.experiment.name, rows, cells.folder)
+
+
+def _counted(states: Sequence[str]) -> str:
+    kinds = [kind for kind in ("finished", "running", "interrupted", "failed", "left") if kind in states]
+    return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) + f" of {len(states)}"
+
+
+def _plan(cells: Cells, workers: int, console: Console) -> None:
+    """Prints every cell with its state and what it starts from, then the estimate."""
+    for cell in cells.experiment.cells:
+        origin = f", from {cell.start.title}" if cell.start else ""
+        console.out.print(f"{cells.state(cell):<12} {cell.title}{origin}", markup=False)
+    _status(cells, workers, console)
+
+
+def _report_folder(pattern: str, results: Path) -> Path:
+    """Returns a folder beside the runs, named after the pattern."""
+    name = "".join(letter if letter.isalnum() or letter in "._-+" else "-" for letter in Path(pattern).name)
+    return results / f"report_{name.strip('-') or 'all'}"

@@ -1,0 +1,1 @@
+"""What main.py starts: training, evaluation, and the checks before either."""

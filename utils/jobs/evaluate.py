@@ -1,0 +1,34 @@
+"""What --eval does: a tester runs on a checkpoint, and what it finds is a run folder's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.callbacks.attach import DeadNodes, Export
+from utils.console import Console
+from utils.runs.result import evaluation_record, evaluation_rows
+from utils.runs.run_folder import RunFolder
+from utils.runs.saving import load_start
+from utils.settings.resolve import Settings
+
+
+def evaluate(chosen: Settings, parts: Mapping[str, Any], console: Console, argv: Sequence[str]) -> None:
+    """Runs a tester on a checkpoint.
+
+    Args:
+        chosen: the settings.
+        parts: what constructors of testers may name: network, data, loss, device.
+        console: what the person sees.
+        argv: the command line.
+    """
+    network = parts["network"]
+    load_start(network, chosen.core)
+    tester = chosen.build("testers", **parts)
+    folder = RunFolder.create(chosen, argv)
+    chosen.construct(DeadNodes, network=network, report=console.info).shrink()
+    # A tester that only writes files returns nothing.
+    found = chosen.construct(tester.evaluate, folder=folder, console=console) or {}
+    folder.write_result(evaluation_record(chosen, network, found, parts["device"]))
+    console.table("Evaluation", evaluation_rows(tester, found, folder.result()), folder.path)
+    chosen.construct(Export, network=network, report=console.info, folder=folder).write()

@@ -1,0 +1,51 @@
+"""Does a network suit the data? Asked before training, where torch would say no in the middle of the first epoch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_sets._batches import Batches
+from pruning import PrunableNetwork
+from pruning.errors import UsageError
+from pruning.modules.calls import RUN_ERRORS, call, mapped
+from pruning.modules.modes import still
+
+
+def check_fit(network: PrunableNetwork, data_set: Any, train_batches: Batches, test_batches: Batches) -> None:
+    """Raises UsageError if the network cannot train on batches of these sizes, or on so many classes."""
+    if any(stop - start == 1 for start, stop in train_batches.bounds):
+        _check_lone_sample(network, train_batches.delivery.batch_size)
+    target = next(iter(test_batches))[1][:1]
+    if target.dim() == 1 and not target.is_floating_point():  # what other targets mean is the loss's business
+        _check_classes(network, data_set, target)
+
+
+def _check_lone_sample(network: PrunableNetwork, batch_size: int) -> None:
+    """Batch norm cannot train where it sees one value per channel."""
+    trial = copy.deepcopy(network.model).train()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            call(trial, network.example_inputs)
+    except ValueError as error:
+        why = f"{type(network.model).__name__} cannot train on a batch of one sample ({error})"
+        raise UsageError(f"{why}; --batch_size {batch_size} makes one: more samples at a time are needed.") from error
+
+
+def _check_classes(network: PrunableNetwork, data_set: Any, target: Tensor) -> None:
+    """Outputs that are no scores of every class must be what the loss takes all the same."""
+    classes = int(data_set.num_classes)
+    with still(network.model):
+        outputs = call(network.model, network.example_inputs)
+    if isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[1] >= classes:
+        return
+    try:
+        # On the CPU, since on CUDA a class that is not there ends all further work.
+        network.loss(mapped(outputs, Tensor.cpu), torch.full_like(target.cpu(), classes - 1))
+    except RUN_ERRORS as error:
+        given = f"outputs of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        what = f"{type(network.model).__name__} returns {given} for one sample"
+        raise UsageError(f"{what}, which the loss cannot take for {classes} classes: {error}.") from error

@@ -1,0 +1,133 @@
+"""How a run ends, well or badly: the result is written, the state is kept, and the person is told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pruning import PrunableNetwork
+from pruning.errors import UsageError
+from utils import processes
+from utils.callbacks.attach import DeadNodes
+from utils.console import Console
+from utils.runs.interrupts import Interrupted, StopRequests
+from utils.runs.result import Result, result_rows
+from utils.runs.run_folder import RunFolder
+from utils.runs.saving import Saving
+from utils.settings.resolve import Settings
+
+
+def guarded(console: Console, action: Callable[[], int]) -> int:
+    """Runs an action and turns what it raises into one line and an exit code: 2 for what the user can mend, else 1."""
+    try:
+        return action()
+    except UsageError as error:
+        console.log(traceback.format_exc())
+        if processes.is_local_first():
+            console.error(str(error))
+        return 2
+    except KeyboardInterrupt as stop:
+        if processes.is_local_first():
+            console.error(str(stop) or "stopped; what was saved before stays")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last resort: one line for the person, the traceback for the log
+        if _out_of_memory(error):
+            console.log(traceback.format_exc())
+            console.error("There is not enough memory for that: a smaller network or --batch_size takes less.")
+            return 2
+        _unexpected(console, error)
+        return 1
+
+
+def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
+    """Trains, writes result.json whatever happens, and returns the exit code."""
+    try:
+        return _train(trainer, saving, result, console)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        # A full disk may refuse this file too, and a broken network cannot be counted: the first error is reported.
+        with contextlib.suppress(Exception):
+            saving.folder.write_result(result.record(trainer, status))
+        # What the user must mend before the first batch would stop the same run again.
+        if trainer.totals["samples_seen"] or not isinstance(error, UsageError):
+            _raise_with_advice(error, saving)
+        raise
+    finally:
+        close(trainer)
+
+
+def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
+    folder = saving.folder
+    try:
+        with processes.losses_told():
+            trainer.train()
+    except Interrupted as stop:
+        saving.save(trainer)
+        folder.write_result(result.record(trainer, "interrupted"))
+        close(trainer)
+        console.warn(f"stopped by {stop}; go on with: {resume_command(saving)}")
+        return stop.exit_code
+    record = result.record(trainer, "finished")
+    folder.write_result(record)
+    console.table("Result", result_rows(record), folder.path)
+    return 0
+
+
+def follow(trainer: Any, network: PrunableNetwork, pruning: Any, chosen: Settings, stopped: RunFolder | None) -> int:
+    """Trains and prunes along with the first process, which says and saves everything; returns the exit code."""
+    if stopped:
+        chosen.construct(Saving, folder=stopped, network=network, pruning=pruning).restore(trainer)
+    shrinking = chosen.construct(DeadNodes, network=network, report=lambda line: None)
+    trainer.callbacks += [pruning, shrinking, StopRequests(chosen.core.max_training_minutes)]
+    try:
+        trainer.train()
+    except Interrupted as stop:
+        return stop.exit_code
+    return 0
+
+
+def _raise_with_advice(error: BaseException, saving: Saving) -> None:
+    """Raises the error anew with what the user can do next, if that is known."""
+    if not saving.checkpoint.exists():
+        return
+    if isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt(f"stopped at once; go on with: {resume_command(saving)}") from error
+    if isinstance(error, UsageError):
+        # Numbers that diverged would do so again: the way on is another run from the state before.
+        way_on = "Go on with: " + resume_command(saving)
+        if getattr(error, "happens_again", False):
+            name, model = shlex.quote(saving.folder.path.name), shlex.quote(saving.checkpoint.name)
+            way_on = f"To start from it: --checkpoint_name {name} --checkpoint_model {model}."
+        raise UsageError(f"{error} {way_on}") from error
+
+
+def resume_command(saving: Saving) -> str:
+    """Returns the command that takes the run up again."""
+    return f"{processes.command()} --resume {shlex.quote(os.path.relpath(saving.folder.path))}"
+
+
+def close(trainer: Any) -> None:
+    """Lets callbacks put away what they hold open."""
+    for callback in trainer.callbacks:
+        with contextlib.suppress(UsageError, OSError):
+            getattr(callback, "close", lambda: None)()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _unexpected(console: Console, error: Exception) -> None:
+    console.log(traceback.format_exc())
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {frame.filename}, line {frame.lineno}: {error}"
+    console.error(f"{where} (traceback: {console.log_file})" if console.log_file else where)
+    if console.log_file is None:
+        console.err.print(traceback.format_exc(), markup=False)

@@ -1,0 +1,189 @@
+"""Networks and training states on disk: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning import PrunableNetwork, UsageError, extras_of, resize_like
+from pruning.cut.factorize import Layer, LowRank, decompose_like, undivided
+from utils.files import write_atomic
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes tensors and plain values; goes through memory, so that a full disk is one clear error."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def read(path: Path, *, written_here: bool = False) -> Any:
+    """Reads a file of tensors and plain values without unpickling anything else.
+
+    Args:
+        path: a torch or safetensors file.
+        written_here: whether `save` wrote it, so that its checksums hold; torch.load itself does not look at them.
+
+    Raises:
+        UsageError: if the file is missing, damaged, or holds code.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder; a file is needed." if path.is_dir() else f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if written_here:
+        _check_sums(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which get a line of their own below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = "is damaged, or holds more than tensors and plain values"
+        raise UsageError(f"{path} {what}: it was refused, and nothing in it was executed.") from error
+    except KeyError as error:  # of a byte that means nothing to an unpickler; nor does its number to a person
+        raise UsageError(f"{path} is damaged or no torch file.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged or no torch file: {_first_line(error)}.") from error
+
+
+def _check_sums(path: Path) -> None:
+    if not zipfile.is_zipfile(path):  # torch.load says what it thinks of it
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path} is damaged: {_first_line(error)}.") from error
+    if damaged:
+        raise UsageError(f"{path} is damaged: the checksum of {damaged} does not hold.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is damaged or no safetensors file: {_first_line(error)}.") from error
+
+
+def network_state(network: PrunableNetwork) -> dict[str, Any]:
+    """Returns what rebuilds the network: values, masks, the widths its modules keep, and what it was pruned from."""
+    return {
+        "state_dict": network.model.state_dict(),
+        "masks": dict(network.masks.keep),
+        "extras": extras_of(network.model),
+        "start_sizes": dict(network.start_sizes),
+        "nodes_total": network.nodes_total(),
+        "survivors": network.kept_indices(),
+    }
+
+
+def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
+    """Puts saved values and masks into the network. Accepts `network_state` and bare state dicts.
+
+    Raises:
+        UsageError: naming the first tensor that is missing, unknown or of another shape.
+    """
+    if not isinstance(content, dict):
+        raise UsageError(f"{source} holds no state dict.")
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    state = _without_wrappers(state)
+    sizes, survivors = content.get("start_sizes"), content.get("survivors")
+    if isinstance(sizes, dict) and undivided(sizes, network.start_sizes) == network.start_sizes:
+        # Pruned from this very network: it takes the file's layers and smaller shapes.
+        if set(sizes) != set(network.start_sizes):
+            network.replace_layers(
+                partial(_decompose, network.model, state, content), sizes, content.get("nodes_total")
+            )
+        resize_like(network.model, state, content.get("extras"))
+        network.reshaped(survivors)
+    _check_fits(network.model, state, source)
+    network.model.load_state_dict(state)
+    network.masks.keep.clear()
+    parameters = network.prunable()
+    masks = content.get("masks", {}) if state is not content else {}
+    masks = {name: mask.to(parameters[name].device) for name, mask in masks.items() if name in parameters}
+    wrong = next((name for name, mask in masks.items() if mask.shape != parameters[name].shape), None)
+    if wrong is not None:
+        raise UsageError(f"{source} is damaged: the mask of {wrong!r} is of another shape than the weight.")
+    network.masks.set(masks)
+    network.enforce()
+
+
+def _decompose(model: nn.Module, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    changes = decompose_like(model, state, content.get("survivors")).items()
+    pairs = [(new, old) for new, old in changes if isinstance(new, LowRank) and isinstance(old, Layer)]
+    if any(new.weight.shape != old.weight.shape for new, old in pairs):
+        # Channels were gone before the layer was decomposed: it runs in the smaller network only.
+        resize_like(model, state, content.get("extras"))
+
+
+def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict without what DataParallel, DDP and torch.compile put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(str(key).startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _check_fits(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:
+    own = model.state_dict()
+    name = type(model).__name__
+    for key, tensor in own.items():
+        if key not in state:
+            raise UsageError(f"{source} is of another network than {name}: it lacks {key!r}.")
+        if isinstance(tensor, Tensor) and not isinstance(state[key], Tensor):
+            raise UsageError(f"{source} is damaged: {key!r} is no tensor.")
+        if isinstance(tensor, Tensor) and tuple(state[key].shape) != tuple(tensor.shape):
+            there, here = tuple(state[key].shape), tuple(tensor.shape)
+            raise UsageError(f"{source} is of another shape than {name}: {key!r} is {there} there and {here} here.")
+    unknown = next((key for key in state if key not in own), None)
+    if unknown is not None:
+        raise UsageError(f"{source} is of another network than {name}: {name} has no {unknown!r}.")
+
+
+def random_state() -> dict[str, Any]:
+    """Returns the state of every global random generator."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts every global random generator back."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every global random generator."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

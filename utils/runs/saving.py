@@ -1,0 +1,156 @@
+"""The callback that saves, and how a stopped run is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pruning import PrunableNetwork, UsageError
+from pruning.errors import nearest
+from pruning.modules.calls import device_of
+from utils.runs import checkpoints
+from utils.runs.run_folder import RunFolder
+from utils.settings import registry
+from utils.settings.core import Core
+from utils.settings.earlier_runs import known_runs, taken_over
+from utils.settings.resolve import Settings
+
+
+class Saving:
+    """Writes a checkpoint before training, every `save_freq` epochs, and the finished model at the end.
+
+    Args:
+        folder: the run's folder.
+        network: what is trained.
+        pruning: the pruning callback, whose events belong to the state.
+        model: the model's name, which names the files (with - for /).
+        save_freq: epochs between checkpoints.
+        keep_epochs: numbers of epochs after which the network is kept in a file of its own too.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        network: PrunableNetwork,
+        pruning: Any,
+        model: str,
+        save_freq: int,
+        keep_epochs: Collection[int] = (),
+    ) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint_of(folder, model)
+        self.finished = self.checkpoint.with_name(self.checkpoint.name.removesuffix("checkpoint") + "finished")
+        self.network, self.pruning, self.save_freq, self.keep_epochs = network, pruning, save_freq, keep_epochs
+
+    def __call__(self, trainer: Any, moment: str) -> None:
+        if moment in ("train_start", "epoch_end") and trainer.epoch in self.keep_epochs and not trainer.batch:
+            path = self.finished.with_name(self.finished.name.replace("_finished", f"_epoch_{trainer.epoch}"))
+            checkpoints.save(path, checkpoints.network_state(self.network) | {"epoch": trainer.epoch})
+        if moment == "train_start" or (moment == "epoch_end" and trainer.epoch % self.save_freq == 0):
+            self.save(trainer)
+        elif moment == "train_end":
+            self.save(trainer)
+            checkpoints.save(self.finished, checkpoints.network_state(self.network))
+
+    def save(self, trainer: Any) -> None:
+        """Writes everything that the run needs to go on exactly from here.
+
+        Raises:
+            UsageError: if it cannot be written or is not finite; the last good checkpoint stays.
+        """
+        trainer.check_finite()
+        state = {
+            **checkpoints.network_state(self.network),
+            "trainer": trainer.state_dict(),
+            "pruning": self.pruning.state_dict(),
+            "random": checkpoints.random_state(),
+        }
+        checkpoints.save(self.checkpoint, state)
+
+    def restore(self, trainer: Any) -> bool:
+        """Goes back to the checkpoint, if there is one; says whether there was."""
+        if not self.checkpoint.exists():
+            return False
+        state = checkpoints.read(self.checkpoint, written_here=True)
+        if not isinstance(state, dict) or not {"state_dict", "masks", "trainer", "pruning", "random"} <= set(state):
+            raise UsageError(f"{self.checkpoint} is no checkpoint of a run.")
+        checkpoints.load_network(self.network, state, self.checkpoint)
+        try:
+            trainer.load_state_dict(state["trainer"])
+            self.pruning.load_state_dict(state["pruning"])
+            checkpoints.set_random_state(state["random"])
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{self.checkpoint} does not fit this run: {type(error).__name__} {error}.") from error
+        return True
+
+
+def checkpoint_of(folder: RunFolder, model: str) -> Path:
+    """Returns the file that a run of this model goes on from."""
+    return folder.models / f"{model.replace('/', '-')}_checkpoint"
+
+
+def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None = None) -> None:
+    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing.
+
+    Nothing either where a stopped run has a checkpoint of its own to go on from.
+    """
+    if stopped and checkpoint_of(stopped, core.model).exists():
+        return
+    if core.checkpoint_name and core.weights:
+        raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
+    if core.checkpoint_name or core.weights:
+        path = checkpoint_path(core) if core.checkpoint_name else Path(core.weights).expanduser()
+        try:
+            checkpoints.load_network(network, checkpoints.read(path), path)
+        except UsageError as error:
+            raise UsageError(f"{error}{_made_with(core)}") from error
+    elif core.eval:
+        raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
+
+
+def early_network(path: str, model: nn.Module, like: PrunableNetwork) -> tuple[nn.Module, int]:
+    """Returns a fresh dense model with the weights that --keep_epochs kept in a file, and after how many epochs."""
+    early, content = PrunableNetwork(model, like.example_inputs), checkpoints.read(Path(path).expanduser())
+    checkpoints.load_network(early, content, Path(path))
+    return model, int(content.get("epoch", 0))
+
+
+def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> PrunableNetwork:
+    """Returns the finished network of another run, which may be of another model.
+
+    Args:
+        name: the run.
+        chosen: settings of this run, whose data set the other network is for.
+        like: this run's network; the other one goes where it is.
+        shapes: what models are built for: num_classes and input_shape.
+    """
+    core = replace(chosen.core, checkpoint_name=name, checkpoint_model="", weights="")
+    folder = RunFolder.open(name, core.results_dir)
+    values = chosen.values | taken_over(folder.path, {"plugin_dir": core.plugin_dir, "data_set": core.data_set})
+    model = registry.build("models", values["model"], values, shapes).to(device_of(like.model))
+    network = PrunableNetwork(model, like.example_inputs)
+    load_start(network, core)
+    return network
+
+
+def _made_with(core: Core) -> str:
+    """A hint where the run that a checkpoint is of had another model."""
+    saved = RunFolder.open(core.checkpoint_name, core.results_dir).settings() if core.checkpoint_name else {}
+    model = saved.get("model", core.model)
+    return "" if model == core.model else f" That run was made with --model {model}."
+
+
+def checkpoint_path(core: Core) -> Path:
+    """Returns the file that --checkpoint_name and --checkpoint_model name; the finished model by default."""
+    folder = RunFolder.open(core.checkpoint_name, core.results_dir)
+    there = sorted(path.name for path in folder.models.iterdir() if not path.name.startswith("."))
+    wanted = core.checkpoint_model or next((name for name in there if name.endswith("_finished")), "")
+    if wanted not in there:
+        known = f"It holds {', '.join(there)}." if there else "It holds none."
+        raise UsageError(f"{folder.models} has no model {wanted or '..._finished'!r}.{nearest(wanted, there)} {known}")
+    return folder.models / wanted

@@ -1,0 +1,72 @@
+"""Runs made before: where they lie, and what a command that starts from one takes over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pruning.errors import UsageError, nearest
+from utils.settings import registry
+from utils.settings.presets import checked
+from utils.settings.registry import KINDS
+
+
+def find_run(name: str, results_dir: str) -> Path:
+    """Returns a run's folder, given by path or by its name under the results folder; the error lists the runs."""
+    for path in (Path(name).expanduser(), Path(results_dir).expanduser() / name):
+        if name and (path / "settings.yaml").is_file():
+            return path.resolve()
+    runs = list_runs(results_dir)
+    raise UsageError(f"There is no run {name!r}.{nearest(name, runs)} {known_runs(results_dir)}")
+
+
+def list_runs(results_dir: str) -> list[str]:
+    """Returns the names of the runs in a results folder, oldest first."""
+    folder = Path(results_dir).expanduser()
+    return sorted(path.parent.name for path in folder.glob("*/settings.yaml")) if folder.is_dir() else []
+
+
+def known_runs(results_dir: str) -> str:
+    """Returns the end of a message: which runs there are."""
+    runs = list_runs(results_dir)
+    return f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {results_dir} yet."
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Returns the settings that a run saved."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} is damaged: it holds no settings.")
+    return content
+
+
+def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what defines the network and the data of a run: model, data set, and what their constructors name.
+
+    Args:
+        run: its folder.
+        users: the core settings that the user gave. Another model than the run's has flags of its own, which the
+            run's are not; so has another data set.
+    """
+    file = run / "settings.yaml"
+    saved = {name: value for name, value in read_settings(file).items() if value is not None}
+    # A run of another machine names folders that are not here; the checkpoint makes pretrained weights needless.
+    gone = {name for name in ("plugin_dir", "data_dir") if not Path(str(saved.get(name) or "")).is_dir()}
+    saved = {name: value for name, value in saved.items() if name not in gone | {"pretrained"}}
+    taken: dict[str, Any] = {}
+    if "plugin_dir" in saved and not users.get("plugin_dir"):
+        taken["plugin_dir"] = saved["plugin_dir"]
+        registry.use_plugin_dir(str(saved["plugin_dir"]))
+    for kind in ("models", "data_sets"):
+        setting = KINDS[kind][0]
+        name = saved.get(setting)
+        if isinstance(name, str) and users.get(setting, name) == name:
+            flags = {flag.name: flag for flag in registry.flags(kind, name) if flag.name in saved}
+            taken |= {setting: name, **checked({one: saved[one] for one in flags}, flags, lambda _: str(file))}
+    return taken

@@ -1,0 +1,124 @@
+"""Settings from files: --config FILE.yaml and the presets in autoconfig.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pruning.errors import UsageError, nearest
+from utils.settings.flags import Flag, canonical
+from utils.settings.registry import KINDS
+
+AUTOCONFIG = Path(__file__).parents[1] / "autoconfig.json"
+
+Lines = Callable[..., str]
+
+Place = tuple[Any, ...]
+
+
+def read_yaml(path: str, flag: str = "--config") -> tuple[dict[str, Any], Lines]:
+    """Returns the content of a file, and a function that says where a setting of it stands: `where("base", "epochs")`.
+
+    Args:
+        path: the file.
+        flag: what it was given with, for messages.
+
+    Raises:
+        UsageError: naming the file and, where there is one, the line.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{flag} {path}{line}: no valid YAML, {problem or ' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}, lambda *names: path
+    if not isinstance(content, dict):
+        raise UsageError(f"{flag} {path} must hold `name: value` lines.")
+    lines: dict[Place, int] = {}
+    for place, number in _places(tree, ()):
+        if place in lines:
+            raise UsageError(f"{flag} {path}, line {number}: {place[-1]} is given twice.")
+        lines[place] = number
+
+    def where(*names: Any) -> str:
+        known = next((lines[names[:size]] for size in range(len(names), 0, -1) if names[:size] in lines), None)
+        return f"{path}, line {known}" if known else path
+
+    return content, where
+
+
+def _places(node: yaml.Node, above: Place) -> Iterator[tuple[Place, int]]:
+    """Yields every key of a tree, and every number of a list's entry, with its line."""
+    if isinstance(node, yaml.MappingNode):
+        inner = [((*above, key.value), key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = [((*above, number), value, value) for number, value in enumerate(node.value)]
+    else:
+        return
+    for place, marked, value in inner:
+        yield place, marked.start_mark.line + 1
+        yield from _places(value, place)
+
+
+def checked(content: Mapping[Any, Any], known: Mapping[str, Flag], where: Lines) -> dict[str, Any]:
+    """Returns the values of a file by flag name, in their flags' types.
+
+    Args:
+        content: setting -> value.
+        known: every flag there is, by name and by other spellings.
+        where: says where a setting stands.
+    """
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        if name not in known:
+            raise UsageError(f"{where(name)}: there is no setting {name!r}.{nearest(str(name), known)}")
+        flag = known[name]
+        value = canonical(name, flag.check(value, where(name)))
+        if values.setdefault(flag.name, value) != value:
+            raise UsageError(f"{where(name)}: {flag.name} is given twice, as {values[flag.name]} and as {value}.")
+    return values
+
+
+def presets(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
+    """Yields (setting, value, where it stands) of what autoconfig.json holds for some parts.
+
+    Args:
+        parts: (kind, name) of each.
+    """
+    table = _read_autoconfig()
+    for kind, name in parts:
+        setting = KINDS[kind][0]
+        for preset, value in table.get(setting, {}).get(name, {}).items():
+            yield preset, value, f"{AUTOCONFIG}, {setting} {name}"
+
+
+def switches() -> dict[str, dict[str, Any]]:
+    """Returns what autoconfig.json has under "switch": a flag -> the settings that giving it stands for."""
+    return _read_autoconfig().get("switch", {})
+
+
+def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
+    try:
+        table = json.loads(AUTOCONFIG.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
+    settings = {"switch", *(setting for setting, _ in KINDS.values())}
+    if not isinstance(table, dict) or not all(_is_table(inner) for inner in table.values()):
+        raise UsageError(f"{AUTOCONFIG} must hold {{setting: {{name: {{flag: value}}}}}}.")
+    unknown = next((name for name in table if name not in settings), None)
+    if unknown is not None:
+        raise UsageError(f"{AUTOCONFIG} holds presets of {unknown!r}; there are {', '.join(sorted(settings))}.")
+    return table
+
+
+def _is_table(inner: Any) -> bool:
+    return isinstance(inner, dict) and all(isinstance(preset, dict) for preset in inner.values())

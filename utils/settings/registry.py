@@ -1,0 +1,182 @@
+"""Plug-ins by name: a file whose name is its class's. Folders are listed without importing; one file is imported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from pruning import Criterion
+from pruning.errors import UsageError, nearest
+from utils.settings.flags import Flag, flags_of, parameters_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# kind (folder) -> (the setting that names it, what a person calls it)
+KINDS = {
+    "models": ("model", "model"),
+    "data_sets": ("data_set", "data set"),
+    "criterions": ("prune_criterion", "criterion"),
+    "losses": ("loss", "loss"),
+    "trainers": ("train_scheme", "trainer"),
+    "testers": ("test_scheme", "tester"),
+}
+
+# What a class must be, or be able to do, to be a plug-in of its kind.
+BASES: dict[str, type] = {"models": nn.Module, "criterions": Criterion}
+
+METHODS = {"data_sets": ("train", "test"), "losses": ("__call__",), "trainers": ("train",), "testers": ("evaluate",)}
+
+# Networks that come from other libraries -> one of them; all of a library take the same flags.
+FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18"}}
+
+# What the framework gives by name; every other constructor parameter is a flag.
+HANDED_OVER = frozenset(
+    ("num_classes", "input_shape", "network", "criterion", "loss_function", "callbacks")
+    + ("train_batches", "test_batches", "batches", "data_set", "device", "report")
+)
+
+
+def use_plugin_dir(directory: str) -> None:
+    """Adds a folder of the user's own, with sub-folders like `criterions/`; its files win over ours.
+
+    Args:
+        directory: the folder, in place of the one added before; empty for none.
+    """
+    folder = Path(directory).expanduser().resolve()
+    if directory and not folder.is_dir():
+        raise UsageError(f"--plugin_dir {directory}: there is no such folder.")
+    rooms = [kind for kind in KINDS if directory and (folder / kind).is_dir()]
+    if directory and not rooms:
+        raise UsageError(f"--plugin_dir {directory} holds none of the folders {', '.join(KINDS)}.")
+    for kind in KINDS:
+        path = importlib.import_module(kind).__path__
+        path[:] = [str(folder / kind)] * (kind in rooms) + [str(ROOT / kind)]
+    importlib.invalidate_caches()  # files may have been put there a moment ago
+
+
+def names(kind: str) -> list[str]:
+    """Returns the plug-ins of one kind, without importing them."""
+    return sorted({file.stem for file in _files(kind) if not file.stem.startswith("_")}, key=str.lower)
+
+
+def find(kind: str, name: str) -> type | Callable[..., Any]:
+    """Returns the class (or, for `library/name`, the builder function) of a plug-in.
+
+    Raises:
+        UsageError: for an unknown name (with the nearest ones and the full list) or a file that cannot be used (with
+            its path and line).
+    """
+    if "/" in name:
+        library, rest = name.split("/", 1)
+        if any(file.stem == f"_{library}" for file in _files(kind)):
+            return _import(kind, f"_{library}").resolve(rest)
+    known = names(kind)
+    if name not in known:
+        word = KINDS[kind][1]
+        raise UsageError(f"There is no {word} {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    module = _import(kind, name)
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        own = [n for n, o in vars(module).items() if inspect.isclass(o) and o.__module__ == module.__name__]
+        raise UsageError(f"{module.__file__} must hold `class {name}`; it defines {', '.join(own) or 'no class'}.")
+    _check_contract(kind, found, module)
+    return found
+
+
+def _check_contract(kind: str, found: type, module: ModuleType) -> None:
+    base = BASES.get(kind, object)
+    if not issubclass(found, base):
+        needed = f"it does not inherit {base.__name__}"
+        raise UsageError(f"{module.__file__}: class {found.__name__} is no {KINDS[kind][1]}: {needed}.")
+    for method in METHODS.get(kind, ()):
+        # Looked up in the classes, not by hasattr: every class has a __call__, the one that makes its objects.
+        if not any(method in vars(cls) for cls in found.__mro__):
+            needed = f"it has no method {method}()"
+            raise UsageError(f"{module.__file__}: class {found.__name__} is no {KINDS[kind][1]}: {needed}.")
+
+
+def flags(kind: str, name: str) -> list[Flag]:
+    """Returns the flags of a plug-in."""
+    return flags_of(find(kind, name), f"{KINDS[kind][1]} {name}", HANDED_OVER)
+
+
+def loaded_aliases() -> dict[str, str]:
+    """Returns the other spellings of flags that imported plug-ins declare (class attribute `aliases`)."""
+    found: dict[str, str] = {}
+    for module in list(sys.modules.values()):
+        kind, _, name = getattr(module, "__name__", "").partition(".")
+        if kind in KINDS and name:
+            found |= getattr(getattr(module, name, None), "aliases", {})
+    return found
+
+
+def build(kind: str, name: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
+    """Makes a plug-in; its constructor gets what it names, from the settings' values and what is given."""
+    part = find(kind, name)
+    try:
+        return construct(part, values, given or {})
+    except UsageError:
+        raise
+    except ValueError as error:
+        if _raised_outside(error, part):
+            raise
+        raise UsageError(f"{KINDS[kind][1].capitalize()} {name}: {error}.") from error
+
+
+def construct(part: type | Callable[..., Any], values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Calls a constructor with what it names; dataclasses and criteria among its parameters are built first."""
+    arguments = {}
+    for parameter, annotation, _ in parameters_of(part):
+        name = parameter.name
+        if name in given:
+            arguments[name] = given[name]
+        elif hasattr(annotation, "__dataclass_fields__"):
+            arguments[name] = construct(annotation, values, given)
+        elif name in values:
+            nested = Flag(name, annotation, None, "", "").nested and isinstance(values[name], str)
+            # Inside, the name stands for its default: a criterion that took itself as its inner one would never end.
+            inner = {other: value for other, value in values.items() if other != name}
+            arguments[name] = build("criterions", values[name], inner, given) if nested else values[name]
+        elif parameter.default is parameter.empty:
+            raise UsageError(f"{getattr(part, '__name__', part)} needs --{name}.")
+    return part(**arguments)
+
+
+def _raised_outside(error: ValueError, part: Any) -> bool:
+    """Whether an error came from deeper than the constructor's own checks, and so is no wrong setting."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or frames[-1].name not in ("__init__", "__post_init__", getattr(part, "__name__", ""))
+
+
+def _files(kind: str) -> list[Path]:
+    path = importlib.import_module(kind).__path__
+    return [file for folder in path for file in sorted(Path(folder).glob("*.py")) if file.stem != "__init__"]
+
+
+def _import(kind: str, name: str) -> ModuleType:
+    file = next(file for file in _files(kind) if file.stem == name)
+    imported = sys.modules.get(f"{kind}.{name}")
+    if imported is not None and Path(imported.__file__ or "").resolve() != file.resolve():
+        del sys.modules[f"{kind}.{name}"]  # of another plug-in folder, used before in this process
+    try:
+        return importlib.import_module(f"{kind}.{name}")
+    except UsageError:
+        raise
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename or file}, line {error.lineno or '?'}: {error.msg}.") from error
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way while it is imported
+        line = _line_in(error, file)
+        raise UsageError(f"{file}, line {line}: {type(error).__name__}: {error}") from error
+
+
+def _line_in(error: BaseException, file: Path) -> int | str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    return frames[-1].lineno or "?" if frames else "?"
