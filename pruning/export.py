@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, batch_size_of, call, device_of, mapped, split_inputs, tensors_in
-from pruning.modules.modes import still
+from pruning.modules.modes import undisturbed
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 _ONNX_LIMIT = 1_500_000_000  # bytes; a file of that format cannot hold more than 2 GB, so weights go beside it
@@ -84,7 +84,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
     example = mapped(example_inputs, lambda tensor: tensor.to(device))
     # Sizes 0 and 1 would be taken for numbers of the code's own, so two samples at least.
     size = max(2, batch_size_of(example))
-    with still(model), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with undisturbed(model), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
             error = _draft(model, kind, draft, _batch(example, size), _batch(example, size + 1))

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pruning.dead.verify import State
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs, tensors_in
-from pruning.modules.modes import plain_attention, still
+from pruning.modules.modes import plain_attention, undisturbed
 from pruning.trace.rules.pointwise import pointwise
 from pruning.trace.rules.table import RULES
 
@@ -67,7 +67,7 @@ class Paths:
             return tensors_in(call_with(model, {**parameters, **buffers}, kwargs or args))
 
         try:
-            with still(model):
+            with undisturbed(model):
                 self.graph: GraphModule = make_fx(functionalize(run))(parameters, *self._given)
                 if any(_writes(node) for node in self.graph.graph.nodes):
                     # What operations made of others (circular padding) write to shows once they are taken apart.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, tensors_in
-from pruning.modules.modes import still
+from pruning.modules.modes import undisturbed
 
 State = dict[str, Tensor]
 
@@ -118,7 +118,7 @@ class Bench:
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
 
     def _run(self, state: State, inputs: Any) -> list[Tensor]:
-        with still(self.model), _default_dtype(self.dtype):
+        with undisturbed(self.model), _default_dtype(self.dtype):
             return tensors_in(call_with(self.model, state, inputs))
 
     def same(self, changes: Mapping[str, Tensor]) -> bool:

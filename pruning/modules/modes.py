@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import warnings
 from collections.abc import Iterator
@@ -17,13 +16,41 @@ from pruning.modules.calls import call, device_of, mapped
 
 
 @contextmanager
-def quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a look at the model that leaves every module's own mode as it was."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, in plain operations; modes, attributes and random state come back at the end."""
+    attributes_before = [(module, dict(vars(module))) for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(plain_attention())
+        stack.enter_context(plain_recurrence(model))
+        stack.enter_context(same_random_state(device_of(model)))
+        try:
+            yield
+        finally:
+            # Networks keep tensors of a run as attributes: caches, attention maps, the last hidden state.
+            for module, attributes in attributes_before:
+                vars(module).clear()
+                vars(module).update(attributes)
+
+
+def look(model: nn.Module, inputs: Any) -> Any:
+    """Calls the model once on its own device, in eval mode, without gradients and without a trace in it."""
+    device = device_of(model)
+    inputs = mapped(inputs, lambda tensor: tensor.to(device))
+    with undisturbed(model):
+        return call(model, inputs)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode that leaves every module's own mode as it was."""
     training_before = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
+        # `model.train()` would put all of them into one mode; users freeze norms on their own.
         for module, training in training_before.items():
             module.training = training
 
@@ -35,30 +62,24 @@ def same_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def look(model: nn.Module, inputs: Any) -> Any:
-    """Calls the model once in eval mode on its own device, without gradients and without a trace."""
-    device = device_of(model)
-    with quiet_eval(model), torch.no_grad(), same_random_state(device), plain_attention(), plain_recurrence(model):
-        return call(model, mapped(inputs, lambda tensor: tensor.to(device)))
-
-
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Keeps attention in plain matrix products: fused kernels hide their products, and their layers, from view."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    fast_path_before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fast_path_before)
 
 
 @contextmanager
 def plain_recurrence(model: nn.Module) -> Iterator[None]:
     """Keeps LSTM and GRU in plain matrix products: fused kernels hide them, and cuDNN has no gradient in eval mode."""
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with ExitStack() as stack:
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        if is_recurrent:
             stack.enter_context(warnings.catch_warnings())
             # Setting oneDNN's flags warns about settings of other vendors' devices.
             warnings.simplefilter("ignore", UserWarning)
@@ -70,26 +91,10 @@ def plain_recurrence(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Puts the garbage collector off: it would walk through everything again and again while small objects pile up."""
-    enabled = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def still(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, in plain operations; modes, attributes and random state come back at the end."""
-    kept = [(module, dict(vars(module))) for module in model.modules()]
-    plain = (plain_attention(), plain_recurrence(model), same_random_state(device_of(model)))
-    with contextlib.ExitStack() as stack:
-        for context in (quiet_eval(model), torch.no_grad(), *plain):
-            stack.enter_context(context)
-        try:
-            yield
-        finally:  # tensors that the network keeps of a run
-            for module, attributes in kept:
-                vars(module).clear()
-                vars(module).update(attributes)

@@ -12,7 +12,7 @@ from data_sets._batches import Batches
 from pruning import PrunableNetwork
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call, mapped
-from pruning.modules.modes import still
+from pruning.modules.modes import undisturbed
 
 
 def check_fit(network: PrunableNetwork, data_set: Any, train_batches: Batches, test_batches: Batches) -> None:
@@ -38,7 +38,7 @@ def _check_lone_sample(network: PrunableNetwork, batch_size: int) -> None:
 def _check_classes(network: PrunableNetwork, data_set: Any, target: Tensor) -> None:
     """Outputs that are no scores of every class must be what the loss takes all the same."""
     classes = int(data_set.num_classes)
-    with still(network.model):
+    with undisturbed(network.model):
         outputs = call(network.model, network.example_inputs)
     if isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[1] >= classes:
         return
