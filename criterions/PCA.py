@@ -11,7 +11,7 @@ from criterions._low_rank import Decomposition
 from pruning import PrunableState, UsageError
 from pruning.cut.factorize import Factors, Layer, blocks_of, precise
 from pruning.modules.calls import Batches, call, device_of
-from pruning.modules.modes import plain_recurrence, quiet_eval, same_random_state
+from pruning.modules.modes import eval_mode, plain_recurrence, same_random_state
 from pruning.scores import on_device
 
 
@@ -68,7 +68,7 @@ def _moments(
     modules = {path: network.model.get_submodule(path) for path in layers}
     hooks = [module.register_forward_hook(partial(note, path=path)) for path, module in modules.items()]
     try:
-        with quiet_eval(network.model), same_random_state(device_of(network.model)), plain_recurrence(network.model):
+        with eval_mode(network.model), same_random_state(device_of(network.model)), plain_recurrence(network.model):
             for inputs, _ in on_device(batches, network.model):
                 call(network.model, inputs)
     finally:

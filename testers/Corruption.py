@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruning import PrunableNetwork, UsageError
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 from testers._corruptions import CORRUPTIONS, SEED, corrupted, draw_corruptions
 from testers._pixels import Pixels, check_classified, clean_pass
 
@@ -69,7 +69,7 @@ class Corruption:
     def _corrupted(self, name: str, console: Any) -> dict[str, Any]:
         model, samples = self.models[name], 0
         hits: dict[str, Any] = {kind: [0] * len(strengths) for kind, (_, strengths) in CORRUPTIONS.items()}
-        with torch.no_grad(), quiet_eval(model):
+        with torch.no_grad(), eval_mode(model):
             for number, (inputs, targets) in enumerate(console.track(self.test_batches, f"corruptions, {name}")):
                 pictures = self.pixels.of(inputs)
                 for kind, strength, changed in corrupted(pictures, number):

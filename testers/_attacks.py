@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import UsageError
-from pruning.modules.modes import plain_recurrence, quiet_eval, same_random_state
+from pruning.modules.modes import eval_mode, plain_recurrence, same_random_state
 
 SEED = 20  # constant: every network meets the same draws
 
@@ -130,7 +130,7 @@ def _only_inputs(model: nn.Module) -> Iterator[None]:
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        with quiet_eval(model), plain_recurrence(model), torch.enable_grad():
+        with eval_mode(model), plain_recurrence(model), torch.enable_grad():
             yield
     finally:
         for parameter in wanted:

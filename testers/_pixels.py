@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import UsageError
-from pruning.modules.modes import look, quiet_eval
+from pruning.modules.modes import eval_mode, look
 
 SLACK = 1e-3  # rounding on the way back from normalised inputs
 
@@ -102,7 +102,7 @@ def clean_pass(models: Mapping[str, nn.Module], test_batches: Any, pixels: Pixel
     right: dict[str, list[Tensor]] = {name: [] for name in models}
     with torch.no_grad(), ExitStack() as modes:
         for model in models.values():
-            modes.enter_context(quiet_eval(model))
+            modes.enter_context(eval_mode(model))
         for inputs, targets in track(test_batches, "clean accuracy"):
             pixels.see(inputs)
             for name, model in models.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, tensors_in
-from pruning.modules.modes import quiet_eval, same_random_state
+from pruning.modules.modes import eval_mode, same_random_state
 from pruning.modules.weights import WEIGHTED
 from pruning.scores.node_gates import acts_as_it_is
 from pruning.state import PrunableState
@@ -195,7 +195,7 @@ class _Trial:
             self.network.example_inputs, lambda t: t.to(self.device, dtype if t.is_floating_point() else t.dtype)
         )
         try:
-            with quiet_eval(model), torch.no_grad(), same_random_state(self.device):
+            with eval_mode(model), torch.no_grad(), same_random_state(self.device):
                 found = call_with(model, weights, inputs)
         finally:
             for hook in hooks:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.modules.calls import Batches, call
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 
 BINS = 15  # of confidence, as in Guo et al. 2017
 
@@ -65,7 +65,7 @@ class Tally:
 def tally_of(model: nn.Module, batches: Batches) -> Tally:
     """Counts every sample that the batches hold, in eval mode."""
     tally = Tally()
-    with quiet_eval(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for inputs, targets in batches:
             tally.add(call(model, inputs), targets)
     return tally

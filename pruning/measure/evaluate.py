@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.modules.calls import Batches, call
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 
 
 def evaluate(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def evaluate(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor]
 def total_sums(model: nn.Module, batches: Batches, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
     """Returns [summed loss, right ones, samples] over all batches, in eval mode; None if there is none."""
     sums: Tensor | None = None
-    with quiet_eval(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for inputs, targets in batches:
             batch = batch_sums(call(model, inputs), targets, loss)
             sums = batch if sums is None else sums + batch

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pruning.modules.calls import call, device_of
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 
 
 def latency(model: nn.Module, inputs: Any, repeats: int = 15) -> float:
@@ -28,7 +28,7 @@ def timings(models: Sequence[nn.Module], inputs: Any, repeats: int) -> list[list
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as modes, torch.no_grad():
         for model in models:
-            modes.enter_context(quiet_eval(model))
+            modes.enter_context(eval_mode(model))
         for turn in range(repeats + 3):
             for model, seconds in zip(models, times, strict=True):
                 start = time.perf_counter()

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS
-from pruning.modules.modes import look, quiet_eval
+from pruning.modules.modes import eval_mode, look
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -59,7 +59,7 @@ def _weight_of(module: nn.Module) -> nn.Parameter | None:
     own = module._parameters.get("weight")
     if own is not None:
         return own
-    with quiet_eval(module), torch.no_grad():  # spectral norm would take a step of its iteration in training mode
+    with eval_mode(module), torch.no_grad():  # spectral norm would take a step of its iteration in training mode
         weight = getattr(module, "weight", None)
     shape = weight.shape if isinstance(weight, Tensor) else None
     candidates = [p for name, p in module.named_parameters() if "weight" in name and p.shape == shape]
@@ -76,7 +76,7 @@ def _zeros_stay(module: nn.Module, source: nn.Parameter) -> bool:
     coordinates = torch.unravel_index(torch.arange(source.numel(), device=source.device), source.shape)
     gone = (torch.stack(coordinates).sum(0) % 2 == 1).view_as(source)
     try:
-        with quiet_eval(module):
+        with eval_mode(module):
             source.masked_fill_(gone, 0)
             weight = typing.cast(Tensor, module.weight)
             return not bool(weight[gone].any())

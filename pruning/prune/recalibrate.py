@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruning.modules.calls import Batches, call
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 from pruning.scores.gradients import BATCH_NORMS, on_device
 
 
@@ -18,7 +18,7 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
     """
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    with quiet_eval(model):
+    with eval_mode(model):
         for norm in norms:
             norm.reset_running_stats()
             norm.train()

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.errors import UsageError
 from pruning.modules.calls import Batches, call, device_of
-from pruning.modules.modes import plain_attention, plain_recurrence, quiet_eval, same_random_state
+from pruning.modules.modes import eval_mode, plain_attention, plain_recurrence, same_random_state
 from pruning.scores.gradients import on_device
 from pruning.state import PrunableState
 
@@ -238,7 +238,7 @@ def visit_layers(network: PrunableState, batches: Batches, take: Callable[[str, 
     It watches operations, not modules, so attention that reads a layer's weight without calling it is seen too.
     """
     model = network.model
-    with quiet_eval(model), same_random_state(device_of(model)), plain_attention(), plain_recurrence(model), _exact():
+    with eval_mode(model), same_random_state(device_of(model)), plain_attention(), plain_recurrence(model), _exact():
         watch = _Watch(network, take)
         with watch.layers():
             for inputs, _ in on_device(batches, model):

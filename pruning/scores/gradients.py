@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pruning.distributed import round_robin
 from pruning.errors import UsageError
 from pruning.modules.calls import Batches, call, device_of, mapped, tensors_in
-from pruning.modules.modes import plain_recurrence, quiet_eval, same_random_state
+from pruning.modules.modes import eval_mode, plain_recurrence, same_random_state
 from pruning.state import PrunableState
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
@@ -33,7 +33,7 @@ def scoring(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[Non
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with quiet_eval(model), torch.enable_grad(), plain_recurrence(model):
+        with eval_mode(model), torch.enable_grad(), plain_recurrence(model):
             for parameter in model.parameters():
                 parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             for module in model.modules():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from pruning.modules.modes import quiet_eval
+from pruning.modules.modes import eval_mode
 from pruning.scores.gradients import _wide
 from pruning.state import PrunableState
 
@@ -35,7 +35,7 @@ def _computed_weights(network: PrunableState) -> tuple[dict[str, Tensor], set[st
     for name, path in network.owners().items():
         module = network.model.get_submodule(path)
         if module._parameters.get("weight") is None:
-            with quiet_eval(module):
+            with eval_mode(module):
                 for hook in module._forward_pre_hooks.values():  # the older norms compute it before each call
                     hook(module, ())
                 computed[name] = torch.as_tensor(module.weight)

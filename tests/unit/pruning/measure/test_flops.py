@@ -121,7 +121,7 @@ def test_counting_leaves_modes_statistics_and_random_state_alone():
 
 def test_modes_come_back_after_an_error():
     model = mlp().train()
-    with pytest.raises(RuntimeError), modes.quiet_eval(model):
+    with pytest.raises(RuntimeError), modes.eval_mode(model):
         model(torch.zeros(1, 99))
     assert all(module.training for module in model.modules())
 
