@@ -12,6 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What criteria score on: pairs (inputs, targets).
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+# What a run of somebody's network may raise; anything else (interrupts, exhausted memory) is not ours to catch.
+RUN_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Returns where the model's first parameter lies, the CPU if it has none."""
@@ -23,14 +37,15 @@ def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, MutableMapping):
-        changed = copy.copy(inputs)  # of the same class: some give their entries as attributes too
+        # A copy, so that it stays of its own class: transformers' BatchEncoding gives its entries as attributes too.
+        changed = copy.copy(inputs)
         for key, value in inputs.items():
             changed[key] = mapped(value, change)
         return changed
-    if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
-        return type(inputs)(*(mapped(value, change) for value in inputs))
     if isinstance(inputs, (tuple, list)):
-        return type(inputs)(mapped(value, change) for value in inputs)
+        values = [mapped(value, change) for value in inputs]
+        is_named_tuple = hasattr(inputs, "_fields")
+        return type(inputs)(*values) if is_named_tuple else type(inputs)(values)
     return inputs
 
 
@@ -38,15 +53,22 @@ def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
     """Returns the tensors in whatever a network takes or returns: nested containers, data classes, plain objects."""
     if isinstance(value, Tensor):
         return [value]
+    # Objects may refer to each other in a circle, and a module holds the whole network.
     if not depth or isinstance(value, (str, bytes, nn.Module, type, ModuleType)):
         return []
+    parts: Iterable[Any]
     if isinstance(value, Mapping):
-        value = value.values()
+        parts = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        parts = value
     elif dataclasses.is_dataclass(value):
-        value = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    elif not isinstance(value, (list, tuple, set, frozenset, deque)):
-        value = list(getattr(value, "__dict__", {}).values())
-    return [tensor for item in value for tensor in tensors_in(item, depth - 1)]
+        parts = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    found: list[Tensor] = []
+    for part in parts:
+        found += tensors_in(part, depth - 1)
+    return found
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -61,17 +83,23 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> A
 
     `torch.func.functional_call` would leave plain tensors behind in a module that is registered twice.
     """
-    own = (*model.named_parameters(), *model.named_buffers())
-    given = {id(tensor): tensors[name] for name, tensor in own if name in tensors}
-    registries: list[Any] = [held for module in model.modules() for held in (module._parameters, module._buffers)]
-    kept = [(held, dict(held)) for held in registries]
+    replacements: dict[int, Tensor] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in tensors:
+            replacements[id(tensor)] = tensors[name]
+    registries: list[dict[str, Any]] = []
+    for module in model.modules():
+        registries += [module._parameters, module._buffers]
+    before = [dict(registry) for registry in registries]
     try:
-        for held, content in kept:
-            held.update({name: given.get(id(tensor), tensor) for name, tensor in content.items()})
+        for registry in registries:
+            # By identity, not by name: a tied tensor stands in several places.
+            for name, own in registry.items():
+                registry[name] = replacements.get(id(own), own)
         return call(model, inputs)
     finally:
-        for held, content in kept:
-            held.update(content)
+        for registry, content in zip(registries, before, strict=True):
+            registry.update(content)
 
 
 def batch_size_of(inputs: Any) -> int:
@@ -79,19 +107,16 @@ def batch_size_of(inputs: Any) -> int:
     if isinstance(inputs, Tensor):
         return max(1, inputs.shape[0]) if inputs.dim() else 1
     values: Iterable[Any] = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return next((batch_size_of(value) for value in values if isinstance(value, (Tensor, tuple, list, Mapping))), 1)
+    for value in values:
+        if isinstance(value, (Tensor, tuple, list, Mapping)):
+            return batch_size_of(value)
+    return 1
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the positional and keyword arguments of a call: a dict holds keywords, a tuple or list positions."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
-    return (tuple(example_inputs), {}) if isinstance(example_inputs, (tuple, list)) else ((example_inputs,), {})
-
-
-# What a run of somebody's network may raise; anything else (interrupts, exhausted memory) is not ours to catch.
-RUN_ERRORS = (
-    RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError,
-)  # fmt: skip
-
-Batches = Iterable[tuple[Tensor, Tensor]]
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,16 +30,15 @@ def prunable_weights(model: nn.Module, example_inputs: Any = None) -> dict[str, 
     Raises:
         UsageError: for a lazy layer that no example has given a shape yet.
     """
-    layers = _in_order_of_execution(model, example_inputs)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, str] = {}
-    for path, module in layers:
+    for path, module in _in_order_of_execution(model, example_inputs):
         source = _weight_of(module)
         if isinstance(source, nn.parameter.UninitializedParameter):
             raise UsageError(f"{path!r} has no shape yet: give example inputs, or call the model once before.")
-        name = names.get(id(source)) if source is not None else None
-        if name is not None and name not in found:
-            found[name] = path
+        name = names.get(id(source))
+        if name is not None:
+            found.setdefault(name, path)
     return found
 
 
@@ -48,10 +48,12 @@ def normalised_dimension(model: nn.Module, name: str, path: str) -> int | None:
     A slice without a single weight left would be 0 / 0, so each must keep one.
     """
     weight = model.get_parameter(name)
-    for other, parameter in model.get_submodule(path).named_parameters():
-        if "weight" in other and parameter.dim() == weight.dim() and parameter.shape != weight.shape:
-            lengths = [d for d in range(weight.dim()) if parameter.shape[d] != 1]
-            return lengths[0] if lengths else 0
+    for other, lengths in model.get_submodule(path).named_parameters():
+        # The lengths have the weight's dimensions, all of size 1 but the one whose slices they are of.
+        if "weight" not in other or lengths.dim() != weight.dim() or lengths.shape == weight.shape:
+            continue
+        wide = [dim for dim in range(weight.dim()) if lengths.shape[dim] != 1]
+        return wide[0] if wide else 0
     return None
 
 
@@ -59,22 +61,28 @@ def _weight_of(module: nn.Module) -> nn.Parameter | None:
     own = module._parameters.get("weight")
     if own is not None:
         return own
-    with eval_mode(module), torch.no_grad():  # spectral norm would take a step of its iteration in training mode
+    # Spectral norm would take a step of its iteration in training mode.
+    with eval_mode(module), torch.no_grad():
         weight = getattr(module, "weight", None)
-    shape = weight.shape if isinstance(weight, Tensor) else None
-    candidates = [p for name, p in module.named_parameters() if "weight" in name and p.shape == shape]
-    return next((source for source in candidates if _zeros_stay(module, source)), None)
+    if not isinstance(weight, Tensor):
+        return None
+    for name, source in module.named_parameters():
+        if "weight" in name and source.shape == weight.shape and _zeros_stay(module, source):
+            return source
+    return None
 
 
 @torch.no_grad()
 def _zeros_stay(module: nn.Module, source: nn.Parameter) -> bool:
     """Whether zeros in the source of a reparametrised weight are zeros in the weight."""
     if not is_parametrized(module, "weight") or source.is_meta:
-        return True  # the older hooks of weight_norm, spectral_norm and torch's own pruning only scale
+        # The older hooks of weight_norm, spectral_norm and torch's own pruning only scale.
+        return True
     before = source.clone()
     # Like a chess board, so that no slice loses all its weights, which weight norm cannot bear.
-    coordinates = torch.unravel_index(torch.arange(source.numel(), device=source.device), source.shape)
-    gone = (torch.stack(coordinates).sum(0) % 2 == 1).view_as(source)
+    positions = torch.arange(source.numel(), device=source.device)
+    coordinates = torch.stack(torch.unravel_index(positions, source.shape))
+    gone = (coordinates.sum(0) % 2 == 1).view_as(source)
     try:
         with eval_mode(module):
             source.masked_fill_(gone, 0)
@@ -85,27 +93,31 @@ def _zeros_stay(module: nn.Module, source: nn.Parameter) -> bool:
 
 
 def _in_order_of_execution(model: nn.Module, example_inputs: Any) -> list[tuple[str, nn.Module]]:
-    layers: list[tuple[str, nn.Module]] = [item for item in model.named_modules() if isinstance(item[1], WEIGHTED)]
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, WEIGHTED)]
     if example_inputs is None:
         return layers
+    return _sorted_by_call(layers, _first_calls(model, example_inputs))
+
+
+def _first_calls(model: nn.Module, example_inputs: Any) -> dict[str, int]:
+    """Runs the model once; returns module path -> how many modules were called before it for the first time."""
     calls: dict[str, int] = {}
-    hooks = [module.register_forward_pre_hook(_recorder(calls, path)) for path, module in model.named_modules()]
+
+    def record(path: str, module: nn.Module, inputs: Any) -> None:
+        calls.setdefault(path, len(calls))
+
+    hooks = [module.register_forward_pre_hook(partial(record, path)) for path, module in model.named_modules()]
     try:
         look(model, example_inputs)
     except RUN_ERRORS as error:
-        said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise UsageError(f"{type(model).__name__} does not run on its example inputs: {said}") from error
+        first_line = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"{type(model).__name__} does not run on its example inputs: {type(error).__name__}: {first_line}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return _sorted_by_call(layers, calls)
-
-
-def _recorder(calls: dict[str, int], path: str) -> Callable[[nn.Module, Any], None]:
-    def record(module: nn.Module, inputs: Any) -> None:
-        calls.setdefault(path, len(calls))
-
-    return record
+    return calls
 
 
 def _sorted_by_call(layers: list[tuple[str, nn.Module]], calls: Mapping[str, int]) -> list[tuple[str, nn.Module]]:
@@ -114,23 +126,34 @@ def _sorted_by_call(layers: list[tuple[str, nn.Module]], calls: Mapping[str, int
     Attention reads the weight of its output layer without calling it: such a layer stands where its parent runs. What
     the example never reaches (auxiliary heads) follows its neighbour and cannot pass for the first or the last layer.
     """
-    called = [calls[path] for path, _ in layers if path in calls]
-    first, last = min(called, default=0) + 0.5, max(called, default=0) - 0.5
+    paths = [path for path, _ in layers]
+    called = [calls[path] for path in paths if path in calls]
+    # Between the first and the last layer that ran, half a place away from either.
+    after_first = min(called, default=0) + 0.5
+    before_last = max(called, default=0) - 0.5
     places: dict[str, float] = {}
-    previous = first
-    for path, _ in layers:
-        parent = None if path in calls else _silent_parent(path, [path for path, _ in layers], calls)
-        neighbour = max(min(previous, last), min(first, last))
-        places[path] = previous = calls.get(path, calls[parent] if parent else neighbour)
+    previous = after_first
+    for path in paths:
+        parent = _silent_parent(path, paths, calls)
+        if path in calls:
+            place: float = calls[path]
+        elif parent is not None:
+            place = calls[parent]
+        else:
+            place = max(min(previous, before_last), min(after_first, before_last))
+        places[path] = previous = place
     return sorted(layers, key=lambda layer: places[layer[0]])
 
 
 def _silent_parent(path: str, layers: list[str], calls: Mapping[str, int]) -> str | None:
     """The innermost module around a layer that ran, if it called none of the layers inside it."""
-    parents = [path.rsplit(".", depth)[0] for depth in range(1, path.count(".") + 1)]
-    parent = next((parent for parent in parents if parent in calls), None)
-    inside = [layer for layer in layers if parent and layer.startswith(parent + ".")]
-    return parent if inside and not any(layer in calls for layer in inside) else None
+    parent = path.rpartition(".")[0]
+    while parent and parent not in calls:
+        parent = parent.rpartition(".")[0]
+    if not parent:
+        return None
+    inside = [layer for layer in layers if layer.startswith(parent + ".")]
+    return None if any(layer in calls for layer in inside) else parent
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
