@@ -1,4 +1,4 @@
-"""Counts of true and predicted classes and of confidence, added up on the device, and their picture."""
+"""Counts of true and predicted classes and of confidence, added up on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pruning.modules.calls import Batches, call
 from pruning.modules.modes import eval_mode
 
-BINS = 15  # of confidence, as in Guo et al. 2017
+BINS = 15  # of confidence, as in Guo et al. 2017 (arXiv:1706.04599)
 
 CLASSES = 2000  # counts of every pair of more classes (the words of a language) would fill the memory
 
@@ -24,42 +24,58 @@ class Tally:
 
     def add(self, outputs: Any, targets: Tensor) -> None:
         """Counts a batch, without waiting for the device."""
-        if targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        if not isinstance(outputs, Tensor) or not _are_classes(outputs, targets):
             return
-        if outputs.shape[:1] + outputs.shape[2:] != targets.shape or outputs.shape[1] > CLASSES:
-            return
-        classes, wide = outputs.shape[1], torch.float32 if outputs.device.type == "mps" else torch.float64
+        classes = outputs.shape[1]
+        # mps has no double precision.
+        wide = torch.float32 if outputs.device.type == "mps" else torch.float64
         if self.confusion is None:
             self.confusion = torch.zeros(classes + 1, classes, dtype=torch.long, device=outputs.device)
             self.bins = torch.zeros(3, BINS + 1, dtype=wide, device=outputs.device)
-        scores, targets = outputs.detach().movedim(1, -1).reshape(-1, classes), targets.flatten()
-        known = (targets >= 0) & (targets < classes)  # some losses leave out samples by their label
-        confidence, said = scores.to(wide).softmax(1).max(1)
-        at = targets.where(known, classes) * classes + said
-        self.confusion.view(-1).index_add_(0, at, torch.ones_like(at))
+        scores = outputs.detach().movedim(1, -1).reshape(-1, classes)
+        targets = targets.flatten()
+        # Some losses leave out samples by their label.
+        known = (targets >= 0) & (targets < classes)
+        confidence, predicted = scores.to(wide).softmax(1).max(1)
+
+        pairs = targets.where(known, classes) * classes + predicted
+        self.confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+
         # Bins are open below and closed above; what is no number falls into the last one.
-        place = (confidence * BINS).ceil().nan_to_num(BINS).clamp(1, BINS).long() - 1
-        values = torch.stack([torch.ones_like(confidence), confidence, (said == targets).to(wide)])  # (3, samples)
-        self.bins.index_add_(1, place.where(known, BINS), values)
+        bins = (confidence * BINS).ceil().nan_to_num(BINS).clamp(1, BINS).long() - 1
+        right = (predicted == targets).to(wide)
+        values = torch.stack([torch.ones_like(confidence), confidence, right])  # (3, samples)
+        self.bins.index_add_(1, bins.where(known, BINS), values)
 
     def report(self) -> dict[str, Any]:
         """Returns class accuracies (None for a class without samples), calibration and confusion; empty for none."""
-        samples, confidence, right = self.bins[:, :BINS].cpu() if self.confusion is not None else torch.zeros(3, BINS)
-        if self.confusion is None or not samples.sum():
+        if self.confusion is None:
+            return {}
+        samples, confidence, right = self.bins[:, :BINS].cpu()
+        if not samples.sum():
             return {}
         confusion = self.confusion[:-1].cpu()
-        there = samples.clamp(min=1)
-        shares = confusion.diagonal().double() / confusion.sum(1)
+        # A class without samples is 0 / 0, which JSON has no number for.
+        shares = (confusion.diagonal().double() / confusion.sum(1)).tolist()
+        per_bin = samples.clamp(min=1)
         return {
-            "class_accuracy": [None if share != share else share for share in shares.tolist()],
+            "class_accuracy": [None if share != share else share for share in shares],
             "expected_calibration_error": float((confidence - right).abs().sum() / samples.sum()),
             "calibration": {
                 "samples": samples.long().tolist(),
-                "confidence": (confidence / there).tolist(),
-                "accuracy": (right / there).tolist(),
+                "confidence": (confidence / per_bin).tolist(),
+                "accuracy": (right / per_bin).tolist(),
             },
             "confusion": confusion.tolist(),
         }
+
+
+def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
+    """Says whether outputs are scores of classes for these targets, and not of too many."""
+    if targets.is_floating_point() or outputs.ndim < 2:
+        return False
+    shape_without_classes = outputs.shape[:1] + outputs.shape[2:]
+    return shape_without_classes == targets.shape and outputs.shape[1] <= CLASSES
 
 
 def tally_of(model: nn.Module, batches: Batches) -> Tally:

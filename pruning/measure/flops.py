@@ -1,4 +1,4 @@
-"""Counts that every report uses: FLOPs (2 per multiply-add), bytes, and the state a count must not disturb."""
+"""FLOPs of a forward pass, 2 per multiply-add, and bytes of parameters."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ def flops_by_weight(
             that share a weight, and attention that reads the weight of a layer it never calls, are counted too.
         owners: name -> module path, for weights that are computed from the one named (weight norm).
     """
-    counter, reads = FlopCounterMode(display=False), _Reads(weights)
+    counter = FlopCounterMode(display=False)
+    reads = _Reads(weights)
     # The counter goes on top, so that it has decomposed operations before `reads` sees them.
     with reads, counter:
         look(model, example_inputs)
     by_path = _by_path(model, counter)
-    found = {name: reads.flops[name] or by_path.get(owners[name], 0) for name in weights}
-    return by_path[""], found
+    by_weight: dict[str, int] = {}
+    for name in weights:
+        # No product reads a weight that another one is computed from; its layer's products are its own then.
+        by_weight[name] = reads.flops[name] or by_path.get(owners[name], 0)
+    return by_path[""], by_weight
 
 
 class _Reads(TorchDispatchMode):
@@ -51,26 +55,32 @@ class _Reads(TorchDispatchMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        # Views (a transposed weight) share the storage.
-        self.names = {weight.untyped_storage()._cdata: name for name, weight in weights.items()}
+        # By storage, which views (a transposed weight) share.
+        self.names = {_storage(weight): name for name, weight in weights.items()}
         self.flops: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))
-        if formula is not None:
-            storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(args)}
-            for name in {self.names[storage] for storage in storages if storage in self.names}:
-                self.flops[name] += formula(*args, **(kwargs or {}), out_val=out)
+        if formula is None:
+            return out
+        read = {self.names.get(_storage(tensor)) for tensor in tensors_in(args)}
+        for name in read - {None}:
+            self.flops[str(name)] += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
 
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
 def _by_path(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
-    root = type(model).__name__
+    # The counter names modules from the network's class on: "ResNet.layer1.0.conv1".
+    prefix = f"{type(model).__name__}."
     counts = {"": counter.get_total_flops()}
     for path, by_operation in counter.get_flop_counts().items():
-        if path.startswith(root + "."):
-            counts[path[len(root) + 1 :]] = sum(by_operation.values())
+        if path.startswith(prefix):
+            counts[path.removeprefix(prefix)] = sum(by_operation.values())
     return counts
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pruning.errors import UsageError
 
@@ -24,82 +24,125 @@ class _Shapes:
         self.by_id, self.grouped = shapes, grouped
 
     def of(self, module: nn.Module, *names: str) -> Shape | None:
+        """Returns the shape of the first tensor of these names that the module has."""
         for name in names:
-            tensor = module._parameters.get(name, module._buffers.get(name))
-            for other in (f"{name}_v", f"{name}_orig"):  # weight_norm and spectral_norm of old
-                tensor = module._parameters.get(other) if tensor is None else tensor
-            if tensor is None and name in getattr(module, "parametrizations", {}):
-                originals: Any = module.get_submodule(f"parametrizations.{name}")
-                tensor = getattr(originals, "original", getattr(originals, "original1", None))
+            tensor = _tensor_behind(module, name)
             if tensor is not None:
                 return self.by_id.get(id(tensor), tuple(tensor.shape))
         return None
 
 
-def _conv(module: Any, shapes: _Shapes) -> dict[str, Any]:
+def _tensor_behind(module: nn.Module, name: str) -> Tensor | None:
+    """Returns a parameter or buffer, or what a reparametrised one is computed from."""
+    # weight_norm and spectral_norm of old keep the original beside it, as weight_v and weight_orig.
+    for own in (name, f"{name}_v", f"{name}_orig"):
+        tensor: Tensor | None = module._parameters.get(own)
+        if tensor is None and own == name:
+            tensor = module._buffers.get(own)
+        if tensor is not None:
+            return tensor
+    if name in getattr(module, "parametrizations", {}):
+        originals: Any = module.get_submodule(f"parametrizations.{name}")
+        # weight_norm has two originals, of which the second holds the directions.
+        return getattr(originals, "original", getattr(originals, "original1", None))
+    return None
+
+
+Values = dict[str, Any]  # attribute -> what it must say
+
+
+def _conv(module: Any, shapes: _Shapes) -> Values:
     shape = shapes.of(module, "weight")
     if shape is None:
         return {}
     groups = module.groups
+    each_channel_is_a_group = module.in_channels == groups and module not in shapes.grouped
     if module.transposed:
-        if module.in_channels == groups and module not in shapes.grouped:
+        if each_channel_is_a_group:
             groups = shape[0]
         return {"groups": groups, "in_channels": shape[0], "out_channels": shape[1] * groups}
-    if module.in_channels == groups > 1 and module not in shapes.grouped:  # depthwise: a channel gone is a group gone
+    if each_channel_is_a_group and groups > 1:
+        # Depthwise: a channel gone is a group gone.
         groups = shape[0] * groups // module.out_channels
     if shape[0] % groups:
-        raise UsageError(f"{shape[0]} output channels cannot belong to {groups} groups: whole groups of a convolution "
-                         "went, and shapes do not tell which; save extras_of(model) with the state dict.")  # fmt: skip
+        raise UsageError(
+            f"{shape[0]} output channels cannot belong to {groups} groups: whole groups of a convolution went, and "
+            "shapes do not tell which; save extras_of(model) with the state dict."
+        )
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
 
-def _widths(**dims: int) -> Any:
+def _widths(**dims: int) -> Describe:
     """Returns what reads attributes off the shape of a module's weight, or of its statistics if it has none."""
 
-    def describe(module: Any, shapes: _Shapes) -> dict[str, Any]:
+    def describe(module: Any, shapes: _Shapes) -> Values:
         shape = shapes.of(module, "weight", "running_mean")
-        return {name: shape[dim] for name, dim in dims.items()} if shape else {}
+        if shape is None:
+            return {}
+        return {name: shape[dim] for name, dim in dims.items()}
 
     return describe
 
 
-def _group_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
+def _group_norm(module: Any, shapes: _Shapes) -> Values:
     shape = shapes.of(module, "weight")
-    single = module.num_groups == module.num_channels
-    return {"num_channels": shape[0], **({"num_groups": shape[0]} if single else {})} if shape else {}
+    if shape is None:
+        return {}
+    found = {"num_channels": shape[0]}
+    if module.num_groups == module.num_channels:
+        found["num_groups"] = shape[0]
+    return found
 
 
-def _layer_norm(module: Any, shapes: _Shapes) -> dict[str, Any]:
+def _layer_norm(module: Any, shapes: _Shapes) -> Values:
     shape = shapes.of(module, "weight")
-    kind = type(module.normalized_shape)
-    return {"normalized_shape": shape if kind is tuple else kind(shape)} if shape else {}
+    if shape is None:
+        return {}
+    # Users' own subclasses keep a list or a torch.Size there; its type stays.
+    return {"normalized_shape": type(module.normalized_shape)(shape)}
 
 
-def _attention(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    packed, query, key, value, output = (
-        shapes.of(module, f"{name}_weight") for name in ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj")
-    )
+def _attention(module: Any, shapes: _Shapes) -> Values:
+    packed = shapes.of(module, "in_proj_weight")
+    query = shapes.of(module, "q_proj_weight")
+    key = shapes.of(module, "k_proj_weight")
+    value = shapes.of(module, "v_proj_weight")
     output = shapes.of(module.out_proj, "weight")
-    width = packed[1] if packed else query[1] if query else output[1] if output else module.embed_dim
-    found = {"embed_dim": width, "kdim": key[1] if key else width, "vdim": value[1] if value else width}
-    return {**found, "head_dim": width // module.num_heads}
+    # Queries, keys and values stand in one matrix where they are made of the same input.
+    columns = packed or query or output
+    width = columns[1] if columns else module.embed_dim
+    return {
+        "embed_dim": width,
+        "kdim": key[1] if key else width,
+        "vdim": value[1] if value else width,
+        "head_dim": width // module.num_heads,
+    }
 
 
-def _recurrent(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    first, hidden = shapes.of(module, "weight_ih_l0"), shapes.of(module, "weight_hh_l0")
+def _recurrent(module: Any, shapes: _Shapes) -> Values:
+    first = shapes.of(module, "weight_ih_l0")
+    hidden = shapes.of(module, "weight_hh_l0")
     if not first or not hidden:
         return {}
     gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     found = {"input_size": first[1], "hidden_size": first[0] // gates}
-    return {**found, "proj_size": hidden[1]} if module.proj_size else found
+    if module.proj_size:
+        found["proj_size"] = hidden[1]
+    return found
 
 
-def _recurrent_cell(module: Any, shapes: _Shapes) -> dict[str, Any]:
-    first, hidden = shapes.of(module, "weight_ih"), shapes.of(module, "weight_hh")
-    return {"input_size": first[1], "hidden_size": hidden[1]} if first and hidden else {}
+def _recurrent_cell(module: Any, shapes: _Shapes) -> Values:
+    first = shapes.of(module, "weight_ih")
+    hidden = shapes.of(module, "weight_hh")
+    if not first or not hidden:
+        return {}
+    return {"input_size": first[1], "hidden_size": hidden[1]}
 
 
-BY_TYPE: tuple[tuple[type | tuple[type, ...], Any], ...] = (
+Describe = Callable[[Any, _Shapes], Values]
+
+# Kind of module -> what reads its integers off the shapes of its tensors.
+BY_TYPE: tuple[tuple[type | tuple[type, ...], Describe], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _widths(in_features=1, out_features=0)),
     (nn.Bilinear, _widths(out_features=0, in1_features=1, in2_features=2)),
@@ -122,19 +165,22 @@ def module_integers(model: nn.Module, shapes: dict[int, Shape], grouped: Collect
         shapes: id of a parameter or buffer -> the shape it will have; those missing keep theirs.
         grouped: convolutions that keep their number of groups even where each has a single input channel left.
     """
-    table, found = _Shapes(shapes, grouped), []
+    table = _Shapes(shapes, grouped)
+    found: list[Attribute] = []
     for module in model.modules():
-        for kind, describe in BY_TYPE:
-            if isinstance(module, kind):
-                wanted = describe(module, table)
-                found += [(module, key, value) for key, value in wanted.items() if getattr(module, key, None) != value]
-                break
+        describe = next((describe for kind, describe in BY_TYPE if isinstance(module, kind)), None)
+        if describe is None:
+            continue
+        for name, value in describe(module, table).items():
+            if getattr(module, name, None) != value:
+                found.append((module, name, value))
     return found
 
 
 def set_integers(attributes: Iterable[Attribute]) -> None:
     """Writes integers into modules; recurrent layers are told to pack their weights anew."""
     for module, name, value in attributes:
+        # Past the module's own __setattr__, which some networks use to check or to compute.
         object.__setattr__(module, name, value)
 
 

@@ -18,6 +18,8 @@ from pruning.modules.modes import eval_mode, look
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
+Layers = list[tuple[str, nn.Module]]  # paths and modules
+
 
 def prunable_weights(model: nn.Module, example_inputs: Any = None) -> dict[str, str]:
     """Returns {parameter name: module path} for the weight of every Linear and Conv*, biases and norms excluded.
@@ -92,8 +94,8 @@ def _zeros_stay(module: nn.Module, source: nn.Parameter) -> bool:
         source.copy_(before)
 
 
-def _in_order_of_execution(model: nn.Module, example_inputs: Any) -> list[tuple[str, nn.Module]]:
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, WEIGHTED)]
+def _in_order_of_execution(model: nn.Module, example_inputs: Any) -> Layers:
+    layers: Layers = [item for item in model.named_modules() if isinstance(item[1], WEIGHTED)]
     if example_inputs is None:
         return layers
     return _sorted_by_call(layers, _first_calls(model, example_inputs))
@@ -120,7 +122,7 @@ def _first_calls(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     return calls
 
 
-def _sorted_by_call(layers: list[tuple[str, nn.Module]], calls: Mapping[str, int]) -> list[tuple[str, nn.Module]]:
+def _sorted_by_call(layers: Layers, calls: Mapping[str, int]) -> Layers:
     """Layers by their first call.
 
     Attention reads the weight of its output layer without calling it: such a layer stands where its parent runs. What
