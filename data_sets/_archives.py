@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_sets._files import missing, need_folder, reading
 from pruning.errors import UsageError
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def idx_part(name: str, reader: str, data_dir: str, train: bool) -> tuple[Tensor, Tensor]:
@@ -24,38 +33,56 @@ def idx_part(name: str, reader: str, data_dir: str, train: bool) -> tuple[Tensor
 
     Returns:
         images, uint8 (N, 1, H, W), and labels, int64 (N,).
-    """
-    import torchvision
 
+    Raises:
+        UsageError: if a file is missing and cannot be downloaded, is damaged, or is of another data set.
+    """
     folder = Path(data_dir).expanduser() / reader / "raw"
-    prefix = "train" if train else "t10k"
-    names = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    images_file, labels_file = IDX_FILES[:2] if train else IDX_FILES[2:]
     need_folder(name, folder)
-    with reading(name, folder, names):
-        # Before torchvision looks: it stops at a file cut short with an empty message.
-        _check_idx(name, folder / f"{prefix}-images-idx3-ubyte", dims=3)
-        _check_idx(name, folder / f"{prefix}-labels-idx1-ubyte", dims=1)
-        data = getattr(torchvision.datasets, reader)(folder.parents[1], train=train, download=True)
-    images, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets)
+    with reading(name, folder, IDX_FILES):
+        # Not by torchvision: it takes seconds to import, and stops at a file cut short with an empty message.
+        images = _read_idx(name, folder / images_file, dims=3)
+        labels = _read_idx(name, folder / labels_file, dims=1)
+        if images is None or labels is None:
+            images, labels = _downloaded(reader, folder, train)
     if images.ndim != 3 or len(images) != len(labels):
         found = f"{tuple(images.shape)} images, {tuple(labels.shape)} labels"
-        raise missing(name, folder, names, reason=f"its files do not belong together ({found})")
-    return images.unsqueeze(1), labels
+        reason = f"its files do not belong together ({found})"
+        raise missing(name, folder, IDX_FILES, reason=reason)
+    return images.unsqueeze(1), labels.long()
 
 
-def _check_idx(name: str, path: Path, dims: int) -> None:
-    """An idx file begins with 0, 0, type, number of dimensions, then each dimension in 4 bytes, high byte first."""
+def _downloaded(reader: str, folder: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Lets torchvision fetch the files and read them."""
+    import torchvision
+
+    data_set = getattr(torchvision.datasets, reader)
+    root = folder.parents[1]
+    data = data_set(root, train=train, download=True)
+    return torch.as_tensor(data.data), torch.as_tensor(data.targets)
+
+
+def _read_idx(name: str, path: Path, dims: int) -> Tensor | None:
+    """Returns the bytes of an idx file as a uint8 tensor of `dims` dimensions, None where there is no such file.
+
+    It begins with 0, 0, type, number of dimensions, then each dimension in 4 bytes, high byte first.
+    """
     if not path.is_file():
-        return  # torchvision will fetch it or say that it cannot
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4 + 4 * dims)
-    if len(head) < 4 + 4 * dims or head[:4] != bytes([0, 0, 8, dims]):
+        return None
+    content = np.fromfile(path, dtype=np.uint8)
+    start = 4 + 4 * dims
+    head = content[:start].tobytes()
+    magic = bytes([0, 0, 8, dims])
+    if len(head) < start or head[:4] != magic:
         raise UsageError(f"{name}: {path} is damaged: it does not begin as an idx file; put a whole one there")
-    shape = [int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4)]
-    if size != len(head) + math.prod(shape):
-        expected = f"{len(head) + math.prod(shape):,}"
-        raise UsageError(f"{name}: {path} is damaged: {size:,} bytes, not {expected}; put a whole one there")
+    shape = struct.unpack_from(f">{dims}I", head, offset=4)
+    expected = start + math.prod(shape)
+    if len(content) != expected:
+        sizes = f"{len(content):,} bytes, not {expected:,}"
+        raise UsageError(f"{name}: {path} is damaged: {sizes}; put a whole one there")
+    # A view: the pixels are not copied a second time.
+    return torch.from_numpy(content[start:]).view(shape)
 
 
 def cifar_part(name: str, data_dir: str, train: bool, *, instead: str = "") -> tuple[Tensor, Tensor]:
@@ -81,7 +108,10 @@ def cifar_part(name: str, data_dir: str, train: bool, *, instead: str = "") -> t
     need_folder(name, folder)
     sums = dict((*reader.train_list, *reader.test_list))
     sums[reader.meta["filename"]] = reader.meta["md5"]
-    files = [f"{instead}, or {', '.join(sums)}" if instead else ", ".join(sums)]
+    wanted = ", ".join(sums)
+    if instead:
+        wanted = f"{instead}, or {wanted}"
+    files = [wanted]
     with reading(name, folder, files, url=reader.url):
         wrong = [file for file, md5 in sums.items() if not check_integrity(folder / file, md5)]
         damaged = [file for file in wrong if (folder / file).exists()]
@@ -89,5 +119,6 @@ def cifar_part(name: str, data_dir: str, train: bool, *, instead: str = "") -> t
             reason = f"{', '.join(damaged)} damaged (not the published md5 sum)"
             raise missing(name, folder, files, reason=reason, url=reader.url)
         data = reader(root, train=train, download=bool(wrong))
-        images, labels = torch.from_numpy(data.data), torch.tensor(data.targets)
+        images = torch.from_numpy(data.data)
+        labels = torch.tensor(data.targets)
     return images.permute(0, 3, 1, 2).contiguous(), labels  # stored as (N, H, W, C)

@@ -4,6 +4,7 @@ import importlib
 import pickle
 import random
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_idx_files_are_read_as_written(data_set, folder, tmp_path, write_idx):
     assert got.dtype == torch.uint8 and np.array_equal(got[:, 0], images)
     assert got_labels.dtype == torch.int64 and np.array_equal(got_labels, labels)
     assert data_set(str(tmp_path)).test()[0].shape == (10, 1, 28, 28)
+
+
+def test_whole_idx_files_are_read_without_torchvision_which_takes_seconds_to_import(tmp_path, write_idx, monkeypatch):
+    write_idx(tmp_path / "MNIST" / "raw")
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # so that importing it fails
+    assert len(MNIST(str(tmp_path)).train()[0]) == 30
 
 
 @pytest.mark.parametrize("size", [0, 3, 10, 16, 100, 30 * 784 + 15, 30 * 784 + 17])
