@@ -215,6 +215,7 @@ class Plots:
     """Which pictures a run draws at its end, beside overview.png.
 
     Args:
+        pictures: any at all; drawing takes about a second.
         weightplot: the sparsity of each layer (in layers.png).
         netplot: the nodes that each layer has kept, drawn as the network's outline (in layers.png).
         confusion: which class of the test data is taken for which, and how far to trust the network's confidence
@@ -223,6 +224,7 @@ class Plots:
         histograms: the weights of each layer before and after training (in TensorBoard).
     """
 
+    pictures: bool = True
     weightplot: bool = True
     netplot: bool = True
     confusion: bool = True
