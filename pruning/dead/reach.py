@@ -20,7 +20,6 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pruning.dead.verify import State
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs, tensors_in
 from pruning.modules.modes import plain_attention, undisturbed
 from pruning.trace.rules.pointwise import pointwise
@@ -43,6 +42,9 @@ class UnknownOperation(Exception):
     """No table says how paths lead through an operation."""
 
 
+State = dict[str, Tensor]
+
+
 class Paths:
     """The connections of a network in eval mode.
 
@@ -58,7 +60,7 @@ class Paths:
     def __init__(self, model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> None:
         device = device_of(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        self.leaves = {name: _connections(tensor, alive.get(name)) for name, tensor in parameters.items()}
+        self.flags = {name: _connections(tensor, alive.get(name)) for name, tensor in parameters.items()}
         self._names = list(alive)
         arguments, keywords = split_inputs(mapped(example_inputs, lambda tensor: tensor.to(device)))
         self._given = (dict(model.named_buffers()), list(arguments), keywords)
@@ -74,37 +76,42 @@ class Paths:
                     self.graph = make_fx(functionalize(self.graph))(parameters, *self._given)
         except RUN_ERRORS as error:
             raise UnknownOperation(str(error)) from error
-        self.used = {name for name, node in zip(parameters, self.graph.graph.nodes, strict=False) if node.users}
+        # The graph's first nodes are its inputs, the parameters before all others.
+        inputs = zip(parameters, self.graph.graph.nodes, strict=False)
+        self.used = {name for name, node in inputs if node.users}
 
     def effective(self) -> dict[str, Tensor]:
         """Returns per weight named: on a path from input to output; what never runs in eval mode stays as it is."""
-        return self._flags(flood=False)
+        flags = {name: value.detach().requires_grad_(name in self._names) for name, value in self.flags.items()}
+        wanted = [flags[name] for name in self._names]
+        arriving = self._arriving(flags)
+        # The derivative of what arrives at the output is above zero for what has a way there.
+        gradients: Sequence[Tensor | None] = [None] * len(wanted)
+        if arriving.requires_grad:
+            gradients = torch.autograd.grad(arriving, wanted, allow_unused=True)
+        found = {}
+        for name, own, gradient in zip(self._names, wanted, gradients, strict=True):
+            if gradient is None:
+                gradient = torch.full_like(own, name not in self.used)
+            found[name] = (own.detach() > 0) & (gradient > 0)
+        return found
 
-    def heard(self) -> dict[str, Tensor]:
-        """Returns per weight named: its product would reach the output, if something arrived at it."""
-        return self._flags(flood=True)
-
-    def _flags(self, *, flood: bool) -> dict[str, Tensor]:
-        leaves = {name: leaf.detach().requires_grad_(name in self._names) for name, leaf in self.leaves.items()}
+    def _arriving(self, flags: State) -> Tensor:
+        """Runs the network on flags; returns the sum of what arrives at its outputs."""
         buffers, args, kwargs = self._given
-        state = {name: Reach(leaf, weight=True) for name, leaf in leaves.items()}
-        zero = next(iter(leaves.values())).new_zeros(())
-        flat = tree_leaves((state, buffers, tree_map(_arrival, (args, kwargs))), is_leaf=_is_reach)
+        state = {name: Reach(value, weight=True) for name, value in flags.items()}
+        inputs = tree_map(_arrival, (args, kwargs))
+        total = next(iter(flags.values())).new_zeros(())
         try:
             with torch.enable_grad(), plain_attention():
-                outputs = _Flow(self.graph, flood=flood).run(*flat, enable_io_processing=False)
-                sums = [reach.value.sum() for reach in _reaches(outputs) if not reach.weight]
-                total = torch.stack([zero, *sums]).sum()
+                flat = tree_leaves((state, buffers, inputs), is_leaf=_is_reach)
+                outputs = _Flow(self.graph).run(*flat, enable_io_processing=False)
+                for reach in _reaches(outputs):
+                    if not reach.weight:
+                        total = total + reach.value.sum()
         except RUN_ERRORS as error:
             raise UnknownOperation(str(error)) from error
-        wanted, found = [leaves[name] for name in self._names], {}
-        gradients: Sequence[Tensor | None] = [None] * len(wanted)
-        if total.requires_grad:
-            gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-        for name, leaf, gradient in zip(self._names, wanted, gradients, strict=True):
-            arrives = torch.full_like(leaf, name not in self.used) if gradient is None else gradient
-            found[name] = (leaf.detach() > 0) & (arrives > 0)
-        return found
+        return total
 
 
 def effective_weights(model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -155,12 +162,9 @@ class _Flag(torch.autograd.Function):
 class _Flow(Interpreter):
     """Runs the operations on flags. What stems neither from the input nor from parameters keeps its values."""
 
-    def __init__(self, graph: GraphModule, *, flood: bool) -> None:
-        super().__init__(graph)
-        self.flood = flood
-
     def run_node(self, node: Node) -> Any:
-        if _writes(node):  # what else reads that tensor, or a view of it, cannot be followed
+        if _writes(node):
+            # What else reads that tensor, or a view of it, cannot be followed.
             raise UnknownOperation(f"{node.target} writes to its operand")
         return super().run_node(node)
 
@@ -174,7 +178,7 @@ class _Flow(Interpreter):
         rule = _RULES.get(name) or (_pointwise if by_element else None)
         if rule is None:
             raise UnknownOperation(f"no table knows {name}")
-        found = rule(_Operation(target, name, args, kwargs, self.flood))
+        found = rule(_Operation(target, name, args, kwargs))
         return tree_map(_flagged, found, is_leaf=_is_reach)
 
 
@@ -188,7 +192,16 @@ class _Operation(NamedTuple):
     name: str
     args: Any
     kwargs: Any
-    flood: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns what is given, by the names of the operation's schema."""
+        names = [argument.name for argument in self.target._schema.arguments]
+        return dict(zip(names, self.args, strict=False)) | dict(self.kwargs)
+
+    @property
+    def outputs(self) -> int:
+        """How many results the operation has."""
+        return len(self.target._schema.returns)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -211,12 +224,16 @@ def _pointwise(op: _Operation) -> Any:
     tensors = [value for value in leaves if isinstance(value, Tensor)] + [reach.value for reach in reaches]
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     active = [reach.value for reach in reaches if not reach.weight]
-    if active:  # learned constants that are added or multiplied carry nothing of the input
+    if active:
+        # Learned constants that are added or multiplied carry nothing of the input.
         found = Reach(torch.stack([value.expand(shape) for value in active]).sum(0))
-        return found if len(op.target._schema.returns) == 1 else (found, None)
+        return found if op.outputs == 1 else (found, None)
     whole = [reach.value for reach in reaches if reach.value.shape == shape]
-    value = whole[0] if whole else torch.zeros(shape, device=reaches[0].value.device)
-    for other in whole[1:]:  # a product of weights is a connection where both are
+    if not whole:
+        return Reach(torch.zeros(shape, device=reaches[0].value.device), weight=True)
+    value = whole[0]
+    for other in whole[1:]:
+        # A product of weights is a connection where both are, a sum where either is.
         value = value * other if op.name in ("mul", "div") else value + other
     return Reach(value, weight=True)
 
@@ -230,7 +247,8 @@ def _same(op: _Operation) -> Any:
 def _copy(op: _Operation) -> Any:
     """What was there before is gone."""
     before, after = op.args[:2]
-    shape = (before.value if isinstance(before, Reach) else before).shape
+    there = before.value if isinstance(before, Reach) else before
+    shape = there.shape
     if isinstance(after, Reach):
         return Reach(after.value.expand(shape), after.weight)
     return Reach(torch.zeros(shape, device=before.value.device))
@@ -238,14 +256,17 @@ def _copy(op: _Operation) -> Any:
 
 @_enter("as_strided as_strided_")
 def _as_strided(op: _Operation) -> Any:
-    if list(op.args[0].value.shape) != list(op.args[1]) or set(op.args[1][2:]) - {1}:
+    size = list(op.args[1])
+    # Only what pooling to a single cell says: the same shape, with sides of 1.
+    if list(op.args[0].value.shape) != size or set(size[2:]) - {1}:
         raise UnknownOperation("as_strided")
     return op.args[0]
 
 
 @_enter("glu")
 def _glu(op: _Operation) -> Reach:
-    values, gates = op.args[0].value.chunk(2, dim=op.args[1] if len(op.args) > 1 else -1)
+    dim = op.args[1] if len(op.args) > 1 else -1
+    values, gates = op.args[0].value.chunk(2, dim=dim)
     return Reach(values + gates, op.args[0].weight)
 
 
@@ -293,18 +314,23 @@ def _linear_map(op: _Operation) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Reach):
-            return torch.zeros_like(value.value) if value.weight and active else value.value
+            is_constant = value.weight and bool(active)
+            return torch.zeros_like(value.value) if is_constant else value.value
         # Constants carry nothing; whole numbers are positions.
-        floats = isinstance(value, Tensor) and value.is_floating_point()
-        return torch.zeros_like(value, dtype=torch.float32) if floats else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.zeros_like(value, dtype=torch.float32)
+        return value
 
     args, kwargs = tree_map(plain, (list(op.args), dict(op.kwargs)), is_leaf=_is_reach)
-    if op.name in ("view", "_unsafe_view"):  # flags may lie otherwise in memory than the values did
+    kwargs.pop("dtype", None)
+    if op.name in ("view", "_unsafe_view"):
+        # Flags may lie otherwise in memory than the values did.
         found = args[0].reshape(args[1])
+    elif op.name == "constant_pad_nd":
+        # Without the value that is padded with, which is zero then.
+        found = op.target(*args[:2], **kwargs)
     else:
-        if op.name == "constant_pad_nd":
-            args = args[:2]
-        found = op.target(*args, **{key: value for key, value in kwargs.items() if key != "dtype"})
+        found = op.target(*args, **kwargs)
     if isinstance(found, (tuple, list)):
         return tuple(Reach(part, not active) for part in found)
     return Reach(found, not active)
@@ -315,26 +341,25 @@ def _statistic(op: _Operation) -> Any:
     """Every entry along the dimensions counts."""
     if len(op.args) > 1 and isinstance(op.args[1], Reach):
         return _pointwise(op)
-    schema = [argument.name for argument in op.target._schema.arguments]
-    given = dict(zip(schema, op.args, strict=False)) | dict(op.kwargs)
-    dims, keep = given.get("dim"), bool(given.get("keepdim", False))
-    value = op.args[0].value
-    everything = list(range(value.dim()))
-    value = value.amax(everything if dims is None or dims == [] else dims, keepdim=keep)
+    given = op.arguments()
+    value, dims = op.args[0].value, given.get("dim")
+    if dims is None or dims == []:
+        dims = list(range(value.dim()))
+    value = value.amax(dims, keepdim=bool(given.get("keepdim", False)))
     found = Reach(value, op.args[0].weight)
-    return found if len(op.target._schema.returns) == 1 else (found, found)
+    return found if op.outputs == 1 else (found, found)
 
 
 @_enter("max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices")
 def _max_pool(op: _Operation) -> Any:
     """Any entry of a window may be the largest, so the window's mean carries the flags."""
-    names = [argument.name for argument in op.target._schema.arguments]
-    given = dict(zip(names, op.args, strict=False)) | op.kwargs
+    given = op.arguments()
     if set(tree_leaves(given.get("dilation", 1))) != {1}:
         raise UnknownOperation(f"{op.name} with dilation")
-    pool: Callable[..., Tensor] = {"1": F.avg_pool1d, "2": F.avg_pool2d, "3": F.avg_pool3d}[op.name.split("pool")[1][0]]
-    form = {key: given[key] for key in ("kernel_size", "stride", "padding", "ceil_mode") if given.get(key)}
-    found = Reach(pool(op.args[0].value, **form), op.args[0].weight)
+    dimensions = op.name.partition("pool")[2][0]
+    pool: Callable[..., Tensor] = {"1": F.avg_pool1d, "2": F.avg_pool2d, "3": F.avg_pool3d}[dimensions]
+    window = {key: given[key] for key in ("kernel_size", "stride", "padding", "ceil_mode") if given.get(key)}
+    found = Reach(pool(op.args[0].value, **window), op.args[0].weight)
     return (found, None) if "indices" in op.name else found
 
 
@@ -347,11 +372,11 @@ def _adaptive_max_pool(op: _Operation) -> tuple[Any, ...]:
 @_enter("embedding")
 def _embedding(op: _Operation) -> Reach:
     """Tokens are the input, so all that is looked up by them arrives; positions are constants."""
-    indices = op.args[1]
-    shape = (*(indices.value if isinstance(indices, Reach) else indices).shape, op.args[0].value.shape[1])
+    table, indices = op.args[0].value, op.args[1]
     arrives = isinstance(indices, Reach)
-    make = torch.ones if arrives else torch.zeros
-    return Reach(make(shape, device=op.args[0].value.device), weight=not arrives)
+    positions = indices.value if arrives else indices
+    flags = table.new_full((*positions.shape, table.shape[1]), float(arrives))
+    return Reach(flags, weight=not arrives)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -362,33 +387,30 @@ def _convolution(op: _Operation) -> Reach:
     x, weight = op.args[:2]
     if isinstance(weight, Reach) and not weight.weight:
         raise UnknownOperation("a convolution with weights that depend on the input")
-    value, connections = _operand(x, weight, op.flood), _operand(weight, x, False)
-    found = torch.convolution(value, connections, None, *op.args[3:9])
+    found = torch.convolution(_factor(x), _factor(weight), None, *op.args[3:9])
     return Reach(found, isinstance(x, Reach) and x.weight)
 
 
-def _operand(own: Any, other: Any, flood: bool) -> Tensor:
+def _factor(operand: Any) -> Tensor:
     """Returns a factor's flags; constants connect where they are not zero."""
-    if not isinstance(own, Reach):
-        return (own != 0).float()
-    # Flooded, everything arrives; the gradient goes its way all the same.
-    return own.value + (1 - own.value).detach() if flood and not own.weight else own.value
+    return operand.value if isinstance(operand, Reach) else (operand != 0).float()
 
 
 @_enter("mm bmm addmm baddbmm mv dot vdot linear addmv")
 def _product(op: _Operation) -> Reach:
-    args = op.args[1:] if op.name in ("addmm", "baddbmm", "addmv") else op.args
-    left, right = args[:2]
-    weights = [isinstance(part, Reach) and part.weight for part in (left, right)]
+    adds_a_bias = op.name in ("addmm", "baddbmm", "addmv")
+    left, right = op.args[1:3] if adds_a_bias else op.args[:2]
+    reaches = [isinstance(operand, Reach) for operand in (left, right)]
+    weights = [isinstance(operand, Reach) and operand.weight for operand in (left, right)]
+    one, other = _factor(left), _factor(right)
     if op.name in ("mv", "dot", "vdot", "addmv"):
-        if not all(isinstance(part, Tensor) or part.weight for part in (left, right)):
+        if reaches != weights:
             raise UnknownOperation(op.name)
         # The largest singular value that spectral norm divides by: a number, no connection.
-        shape = left.value.shape[:1] if isinstance(left, Reach) else left.shape[:1]
-        return Reach(torch.zeros(shape if op.name.endswith("mv") else ()), weight=True)
-    one, other = _operand(left, right, op.flood), _operand(right, left, op.flood)
-    other = other.mT if op.name == "linear" else other
-    if all(isinstance(part, Reach) for part in (left, right)) and not any(weights):
+        return Reach(torch.zeros(one.shape[:1] if op.name.endswith("mv") else ()), weight=True)
+    if op.name == "linear":
+        other = other.mT
+    if all(reaches) and not any(weights):
         # Queries and keys: a product of two things that depend on the input needs either of them.
         return Reach(one.amax(-1, keepdim=True) + other.amax(-2, keepdim=True))
     return Reach(one @ other, all(weights))

@@ -43,15 +43,20 @@ class Reader:
     def see(self, x: Tensor) -> None:
         """Takes note of an input; channels stand last for Linear, before the sides of the picture for convolutions."""
         sides = len(getattr(self.module, "kernel_size", ()))
-        rows = x.detach().movedim(-1 - sides, 0).flatten(1)
-        self.low, self.high = torch.minimum(self.low, rows.amin(1)), torch.maximum(self.high, rows.amax(1))
+        channels = x.detach().movedim(-1 - sides, 0).flatten(1)  # (channels, all else)
+        self.low = torch.minimum(self.low, channels.amin(1))
+        self.high = torch.maximum(self.high, channels.amax(1))
 
     @property
-    def target(self) -> tuple[str, int] | None:
+    def absorber(self) -> tuple[str, int] | None:
         """Where a constant added to the output can go, and its sign: a bias, or the mean that a norm takes off."""
         if isinstance(self.module._parameters.get("bias"), Tensor):
             return f"{self.path}.bias", 1
-        return (f"{next(iter(self.followers))}.running_mean", -1) if len(self.followers) == 1 else None
+        # Several norms that read the same output would have to be changed together.
+        if len(self.followers) == 1:
+            (norm,) = self.followers
+            return f"{norm}.running_mean", -1
+        return None
 
     def steady(self) -> Tensor:
         """Returns per input channel: always the same value."""
@@ -66,12 +71,15 @@ class Reader:
         outer = torch.zeros(module.kernel_size, dtype=torch.bool)
         if module.padding_mode != "zeros":
             return outer
-        around = module._reversed_padding_repeated_twice  # pairs (left, right), last side first
+        # Pairs (left, right), the last side first.
+        around = module._reversed_padding_repeated_twice
         for side, (size, step) in enumerate(zip(module.kernel_size, module.dilation, strict=True)):
             left, right = around[-2 * side - 2], around[-2 * side - 1]
             place = torch.arange(size) * step
-            meets = (place < left) | (place > (size - 1) * step - right)
-            outer |= meets.view([-1 if other == side else 1 for other in range(outer.dim())])
+            meets_padding = (place < left) | (place > (size - 1) * step - right)
+            shape = [1] * outer.dim()
+            shape[side] = -1
+            outer |= meets_padding.view(shape)
         return outer
 
 
@@ -100,22 +108,26 @@ class Bench:
         raise UsageError(f"{type(model).__name__} does not run on its example inputs: {errors[-1]}") from errors[-1]
 
     def _start(self, example: Any, dtype: torch.dtype | None) -> None:
-        dtype = None if self.device.type == "mps" else dtype  # it has no double precision
-        self.dtype = dtype
+        # mps has no double precision.
+        self.dtype = None if self.device.type == "mps" else dtype
         tensors = (*self.model.named_parameters(), *self.model.named_buffers())
         self.state = {name: self._cast(tensor.detach()).clone() for name, tensor in tensors}
         generator = torch.Generator().manual_seed(0)
         first = mapped(example, lambda tensor: self._cast(tensor.to(self.device)))
-        self.inputs, self.outputs = [], []
+        self.inputs = [first]
         with _watched(self.model) as self.readers:
-            for turn in range(_TURNS):
-                inputs = mapped(first, functools.partial(_drawn, turn, generator)) if turn else first
-                with contextlib.suppress(*(RUN_ERRORS if turn else ())):  # not every network takes any numbers
+            self.outputs = [self._run(self.state, first)]
+            for turn in range(1, _TURNS):
+                inputs = mapped(first, functools.partial(_drawn, turn, generator))
+                # Not every network takes any numbers.
+                with contextlib.suppress(*RUN_ERRORS):
                     self.outputs.append(self._run(self.state, inputs))
                     self.inputs.append(inputs)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
+        if self.dtype is None or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self.dtype)
 
     def _run(self, state: State, inputs: Any) -> list[Tensor]:
         with undisturbed(self.model), _default_dtype(self.dtype):
@@ -125,8 +137,9 @@ class Bench:
         """Says whether the outputs stay what they were with other values for some parameters or buffers."""
         for inputs, before in zip(self.inputs, self.outputs, strict=True):
             after = self._run(self.state | dict(changes), inputs)
-            if not all(_close(one, other, self.tolerance) for one, other in zip(before, after, strict=True)):
-                return False
+            for one, other in zip(before, after, strict=True):
+                if not _close(one, other, self.tolerance):
+                    return False
         return True
 
 
@@ -144,9 +157,11 @@ def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
 def _drawn(turn: int, generator: torch.Generator, tensor: Tensor) -> Tensor:
     """Other numbers of the same form; whole numbers (tokens) change places, lengths and yes-or-no stay."""
     if tensor.is_floating_point():
-        return (turn * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)).to(tensor)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return (turn * noise).to(tensor)
     if tensor.dim() > 1 and tensor.dtype != torch.bool:
-        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator).to(tensor.device)].view_as(tensor)
+        order = torch.randperm(tensor.numel(), generator=generator)
+        return tensor.flatten()[order.to(tensor.device)].view_as(tensor)
     return tensor
 
 
@@ -162,7 +177,8 @@ def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
 def _watched(model: nn.Module) -> Iterator[list[Reader]]:
     """Fills a list of readers, in the order of their first call, while the network runs."""
     readers: dict[str, Reader] = {}
-    makers: dict[int, tuple[Tensor, int, Reader]] = {}
+    # What a reader made last: the tensor, its version (it may be written over), and the reader.
+    last_made: dict[int, tuple[Tensor, int, Reader]] = {}
 
     def given(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["input"]
@@ -171,13 +187,15 @@ def _watched(model: nn.Module) -> Iterator[list[Reader]]:
         readers.setdefault(path, Reader(path, module, infinity, -infinity)).see(x)
 
     def made(path: str, module: nn.Module, args: Any, y: Tensor) -> None:
-        makers.clear()  # only what comes right after counts
-        makers[id(y)] = (y, y._version, readers[path])
+        last_made.clear()  # only a norm that comes right after counts
+        last_made[id(y)] = (y, y._version, readers[path])
 
     def normed(path: str, module: nn.Module, args: Any) -> None:
-        maker = makers.get(id(args[0])) if args else None
-        if maker is not None and maker[1] == args[0]._version:
-            maker[2].followers.add(path)
+        if not args or id(args[0]) not in last_made:
+            return
+        _, version, reader = last_made[id(args[0])]
+        if version == args[0]._version:
+            reader.followers.add(path)
 
     found: list[Reader] = []
     with contextlib.ExitStack() as stack:
