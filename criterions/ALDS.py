@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import Batches, PrunableState
+from pruning import Batches, LowRankCriterion, PrunableState
 from pruning.cut.factorize import Layer, blocks_of, singular_values
 
 
-class ALDS(Decomposition):
+class ALDS(Decomposition, LowRankCriterion):
     """Least largest error over layers, each in subspaces of its own number and rank (arXiv:2107.11442).
 
     A layer's input channels are cut into k equal parts, each with factors of rank j; its error is the paper's bound on
@@ -33,15 +33,22 @@ class ALDS(Decomposition):
         self, network: PrunableState, layers: Mapping[str, Layer], batches: Batches
     ) -> dict[str, dict[int, Tensor]]:
         """Returns sqrt(k) max_i sigma_{i, j + 1} / sigma_1 for every k."""
-        return {path: {k: _errors(layer, k) for k in self._divisors(layer)} for path, layer in layers.items()}
+        found = {}
+        for path, layer in layers.items():
+            found[path] = {subspaces: _errors(layer, subspaces) for subspaces in self._divisors(layer)}
+        return found
 
     def _divisors(self, layer: Layer) -> list[int]:
+        """Returns the numbers of equal parts that the layer's input channels can be cut into."""
         channels = layer.weight.shape[1]
-        return [k for k in range(1, min(channels, self.max_subspaces) + 1) if channels % k == 0]
+        most = min(channels, self.max_subspaces)
+        return [k for k in range(1, most + 1) if channels % k == 0]
 
 
 def _errors(layer: Layer, subspaces: int) -> Tensor:
+    """Returns (ranks,) the bound on the relative operator norm of what rank 1, 2, ... loses."""
     sizes = singular_values(blocks_of(layer, subspaces)).amax(0)  # (ranks,)
     largest = singular_values(blocks_of(layer)).max()
+    # With rank j the largest singular value that is lost is the next one; the full rank loses nothing.
     after = torch.cat([sizes[1:], sizes.new_zeros(1)])
     return math.sqrt(subspaces) * after / largest.clamp_min(1e-300)

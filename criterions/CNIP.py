@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from pruning import Batches, JointCriterion, PrunableState
-from pruning.scores import gate_gradients, require_signal
+from pruning.scores import elasticities
 
 
 class CNIP(JointCriterion):
@@ -12,8 +12,4 @@ class CNIP(JointCriterion):
     """
 
     def joint_scores(self, network: PrunableState, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
-        nodes, gradients, loss = gate_gradients(network, batches)
-        # One divisor for both kinds: it makes them elasticities and changes no rank within a pass.
-        scale = max(abs(loss), 1e-8)
-        weights = {name: (weight.detach() * gradients[name] / scale).abs() for name, weight in network.weights()}
-        return require_signal(weights), nodes.abs() / scale
+        return elasticities(network, batches)

@@ -15,4 +15,5 @@ class EfficientConvNets(NodeCriterion):
     needs_data = False
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
-        return network.graph.reduce_to_nodes({n: w.abs() for n, w in weights_only(network)}, role="producer")
+        sizes = {name: weight.abs() for name, weight in weights_only(network)}
+        return network.graph.reduce_to_nodes(sizes, role="producer")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -41,10 +42,8 @@ class GateDecorators(NodeCriterion):
         rounds = (["tick"] * ticks + ["tock"] * tocks) * self.rounds
         self.phases = rounds + ["tune"] * (epochs - len(rounds))  # one per epoch
         self.event_epochs = [epoch for epoch, phase in enumerate(self.phases) if phase == "tick"]
+        self.schedule = partial(schedule.linear, steps=len(self.event_epochs))
         self.gathered: Tensor | None = None
-
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.linear(limit, len(self.event_epochs))
 
     def announcement(self, limit: float) -> str:
         share, tune = 100 * limit / len(self.event_epochs), self.phases.count("tune")

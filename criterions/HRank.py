@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from criterions._points import draw_points
-from criterions.PFP import reader
 from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores import channels_read
 from pruning.scores.activations import Layer, visit_layers
 
 
@@ -31,7 +31,7 @@ class HRank(NodeCriterion):
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         totals: dict[str, Tensor] = {}
-        readers = {name: reader(network, name)[1] for name, _ in network.weights()}
+        readers = {name: channels_read(network, name)[1] for name, _ in network.weights()}
         count = len(network.graph.nodes)
 
         def take(name: str, layer: Layer) -> None:

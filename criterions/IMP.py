@@ -1,10 +1,13 @@
+from functools import partial
 from typing import ClassVar, Literal
 
-from criterions.Magnitude import Magnitude
-from pruning import schedule
+from torch import Tensor
+
+from pruning import Batches, PrunableState, WeightCriterion, schedule
+from pruning.scores import magnitudes
 
 
-class IMP(Magnitude):
+class IMP(WeightCriterion):
     """Iterative magnitude pruning, with or without rewinding (Frankle and Carbin 2019, arXiv:1803.03635).
 
     |w| over all layers, at events during training. With rewinding, each event that removes something sends weights,
@@ -18,6 +21,7 @@ class IMP(Magnitude):
     """
 
     moment = "during"
+    needs_data = False
     aliases: ClassVar[dict[str, str]] = {"rewind_epoch": "rewind_to"}
 
     def __init__(
@@ -33,10 +37,10 @@ class IMP(Magnitude):
         if snip_steps < 0:
             raise ValueError(f"snip_steps must be at least 0; {snip_steps} was given")
         self.rewind_epoch = rewind_to if enable_rewinding else None
-        self.imp_schedule = imp_schedule
-        self.snip_steps = snip_steps
+        if imp_schedule == "rounds":
+            self.schedule = schedule.share_of_rest
+        else:
+            self.schedule = partial(schedule.halving, steps=snip_steps)
 
-    def sparsities(self, limit: float) -> list[float]:
-        if self.imp_schedule == "rounds":
-            return schedule.share_of_rest(limit)
-        return schedule.halving(limit, self.snip_steps)
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
+        return magnitudes(network)

@@ -1,8 +1,12 @@
-from criterions.SNIP import SNIP
-from pruning import schedule
+from functools import partial
+
+from torch import Tensor
+
+from pruning import Batches, PrunableState, WeightCriterion, schedule
+from pruning.scores import connection_sensitivities
 
 
-class IterativeSNIP(SNIP):
+class IterativeSNIP(WeightCriterion):
     """SNIP again and again, equal shares of the rest each time (de Jorge et al. 2020, arXiv:2006.09081).
 
     Args:
@@ -11,10 +15,10 @@ class IterativeSNIP(SNIP):
     """
 
     def __init__(self, *, force_steps: int = 60, batch_statistics: bool = False) -> None:
-        super().__init__(batch_statistics=batch_statistics)
         if force_steps < 1:
             raise ValueError(f"force_steps must be at least 1; {force_steps} was given")
-        self.force_steps = force_steps
+        self.schedule = partial(schedule.exponential, rounds=force_steps)
+        self.batch_statistics = batch_statistics
 
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.exponential(limit, self.force_steps)
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
+        return connection_sensitivities(network, batches, batch_statistics=self.batch_statistics)

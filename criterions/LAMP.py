@@ -1,3 +1,5 @@
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,7 @@ class LAMP(WeightCriterion):
     def __init__(self, *, lamp_share: float = 0.5) -> None:
         if not 0 < lamp_share < 1:
             raise ValueError(f"lamp_share must lie in (0, 1); {lamp_share} was given")
-        self.lamp_share = lamp_share
-
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.share_of_rest(limit, self.lamp_share)
+        self.schedule = partial(schedule.share_of_rest, share=lamp_share)
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         return {name: lamp_scores(weight) for name, weight in network.weights()}
@@ -32,8 +31,10 @@ class LAMP(WeightCriterion):
 def lamp_scores(weight: Tensor) -> Tensor:
     """Returns w_u^2 / sum of w_v^2 over v at or after u in ascending order, in float64; zeros score 0."""
     values = weight.detach().flatten()
-    values = values.cpu() if values.device.type == "mps" else values  # which has no double precision
+    if values.device.type == "mps":  # which has no double precision
+        values = values.cpu()
     squares, order = values.double().square().sort(stable=True)
+    # Sums from each square up to the largest, by adding from the end.
     tails = squares.flip(0).cumsum(0).flip(0)
     scores = torch.empty_like(squares)
     scores[order] = squares / tails.clamp_min(torch.finfo(squares.dtype).tiny)

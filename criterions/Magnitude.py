@@ -1,6 +1,7 @@
 from torch import Tensor
 
 from pruning import Batches, PrunableState, WeightCriterion
+from pruning.scores import magnitudes
 
 
 class Magnitude(WeightCriterion):
@@ -13,4 +14,4 @@ class Magnitude(WeightCriterion):
     needs_data = False
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
-        return {name: weight.detach().abs() for name, weight in network.weights()}
+        return magnitudes(network)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from criterions._low_rank import Decomposition
-from pruning import PrunableState, UsageError
+from pruning import Batches, LowRankCriterion, PrunableState, UsageError
 from pruning.cut.factorize import Factors, Layer, blocks_of, precise
-from pruning.modules.calls import Batches, call, device_of
+from pruning.modules.calls import call, device_of
 from pruning.modules.modes import eval_mode, plain_recurrence, same_random_state
 from pruning.scores import on_device
 
 
-class PCA(Decomposition):
+class PCA(Decomposition, LowRankCriterion):
     """Principal components of a layer's outputs on data (Zhang et al. 2015, arXiv:1505.06798).
 
     Outputs are projected on the eigenvectors Q of their covariance, y -> m + Q Q'(y - m), which gives the factors Q and

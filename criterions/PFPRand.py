@@ -1,15 +1,13 @@
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from criterions._guarantee import SAMPLED
-from criterions._sampling import Parts, draw, inclusion
-from criterions.PFP import PFP, along_readers
-from pruning import Batches, PrunableState
+from criterions._pfp import FilterSensitivities, in_proportion
+from pruning import NodeCriterion, PrunableState
 
 
-class PFPRand(PFP):
+class PFPRand(FilterSensitivities, NodeCriterion):
     """Filters drawn in proportion to their sensitivity, their readers re-weighted without bias (arXiv:1911.07412).
 
     As many of each layer as PFP keeps; what reads a filter that stays is divided by its probability to stay. The draw
@@ -23,6 +21,7 @@ class PFPRand(PFP):
         seed: of the draw (the run's own seed).
     """
 
+    counts = "weights"
     theorem = SAMPLED
 
     def __init__(
@@ -34,33 +33,7 @@ class PFPRand(PFP):
         seed: int = 333,
     ) -> None:
         super().__init__(points=points, delta=delta, channel_reduce=channel_reduce)
-        self.seed, self.carried = seed, {}
+        self.seed = seed
 
     def draw(self, network: PrunableState, keep: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn, factors = keep.clone(), torch.ones(len(keep), dtype=torch.float64)
-        for group in network.graph.groups:
-            nodes = torch.from_numpy(group.nodes)
-            sizes = self.node_sensitivities[nodes].clamp_min(1e-30)
-            chances = self._chances(sizes, int(keep[nodes].count_nonzero()))
-            drawn[nodes], factors[nodes] = draw(chances, generator), 1 / chances.clamp_min(1e-300)
-        self.carried.clear()
-        self.carried.update(along_readers(network, factors))
-        self._factors, self._stay = factors, drawn
-        return drawn
-
-    def before_cut(self, network: PrunableState, keep: Tensor) -> None:
-        if torch.equal(keep, self._stay):  # nobody else had a say in the draw
-            super().before_cut(network, keep)
-
-    def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
-        factors, self.carried = self.carried, {}  # good for one event
-        return {name: network.model.get_parameter(name).detach() * factor for name, factor in factors.items()}
-
-    def _chances(self, sizes: Tensor, count: int) -> Tensor:
-        """Returns the probability of each node of a group to stay; they add up to the count."""
-        if count == len(sizes):
-            return torch.ones_like(sizes)
-        one = torch.ones(1, dtype=torch.float64)
-        part = Parts(torch.zeros(len(sizes), dtype=torch.long), one, one)
-        return inclusion(sizes, part, count * one)[0]
+        return self.draw_filters(network, keep, in_proportion, self.seed)

@@ -3,12 +3,12 @@ import math
 from torch import Tensor
 
 from criterions._densities import Distribution
-from criterions.SET import SET
-from pruning import Batches, PrunableState
-from pruning.scores import accumulate_gradients
+from criterions._sparse_training import SparseTraining
+from pruning import Batches, PrunableState, WeightCriterion
+from pruning.scores import accumulate_gradients, magnitudes
 
 
-class RigL(SET):
+class RigL(SparseTraining, WeightCriterion):
     """Rigged lottery: as SET, but what grows has the largest gradient |dL/dw| (Evci et al. 2020, arXiv:1911.11134).
 
     The gradient is that of all weights, present or not, on the score batches, computed at the updates only. The share
@@ -25,8 +25,6 @@ class RigL(SET):
         seed: of the first mask (the run's own seed).
     """
 
-    needs_data = True
-
     def __init__(
         self,
         *,
@@ -36,10 +34,13 @@ class RigL(SET):
         distribution: Distribution = "erk",
         seed: int = 333,
     ) -> None:
-        super().__init__(growing_rate=growing_rate, delta_t=delta_t, distribution=distribution, seed=seed)
+        super().__init__(growing_rate, delta_t, distribution, seed)
         if not 0 < update_end <= 1:
             raise ValueError(f"update_end must lie in (0, 1]; {update_end} was given")
         self.update_end = update_end
+
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
+        return magnitudes(network)
 
     def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         """Returns |dL/dw| of every weight, the masked ones included."""
@@ -49,4 +50,5 @@ class RigL(SET):
     def update_share(self, progress: float) -> float:
         if progress >= self.update_end:
             return 0.0
-        return self.growing_rate / 2 * (1 + math.cos(math.pi * progress / self.update_end))
+        angle = math.pi * progress / self.update_end
+        return self.growing_rate / 2 * (1 + math.cos(angle))

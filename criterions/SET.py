@@ -1,14 +1,13 @@
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from criterions._densities import Distribution, keep_by, random_scores
-from criterions.Magnitude import Magnitude
-from pruning import Batches, Budget, PrunableState
+from criterions._densities import Distribution
+from criterions._sparse_training import SparseTraining
+from pruning import Batches, PrunableState, WeightCriterion
+from pruning.scores import magnitudes
 
 
-class SET(Magnitude):
+class SET(SparseTraining, WeightCriterion):
     """Sparse evolutionary training: weak weights make room for random ones (Mocanu et al. 2017, arXiv:1707.04780).
 
     Training starts under a random mask. At each update every layer loses the share `growing_rate` of its weights, those
@@ -22,6 +21,8 @@ class SET(Magnitude):
         seed: of the first mask (the run's own seed).
     """
 
+    needs_data = False
+
     def __init__(
         self,
         *,
@@ -30,20 +31,17 @@ class SET(Magnitude):
         distribution: Distribution = "erk",
         seed: int = 333,
     ) -> None:
-        if not 0 < growing_rate <= 1:
-            raise ValueError(f"growing_rate must lie in (0, 1]; {growing_rate} was given")
-        if delta_t is not None and delta_t < 1:
-            raise ValueError(f"delta_t must be at least 1 step; {delta_t} was given")
-        self.growing_rate, self.delta_t = growing_rate, delta_t
-        self.distribution, self.seed = distribution, seed
+        super().__init__(growing_rate, delta_t, distribution, seed)
 
-    def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        # The first mask is random: before training, |w| says nothing.
-        return keep_by(self.distribution, random_scores(budget.alive, self.seed), budget)
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
+        return magnitudes(network)
 
     def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         """Returns random numbers: every free place is as good as any other."""
-        return {name: torch.rand(weight.shape, dtype=torch.float64) for name, weight in network.weights()}
+        scores = {}
+        for name, weight in network.weights():
+            scores[name] = torch.rand(weight.shape, dtype=torch.float64)
+        return scores
 
     def update_share(self, progress: float) -> float:
         return self.growing_rate

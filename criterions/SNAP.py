@@ -13,4 +13,5 @@ class SNAP(NodeCriterion):
     """
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
-        return require_node_signal(node_gate_gradients(network, batches).abs())
+        slopes = node_gate_gradients(network, batches)
+        return require_node_signal(slopes.abs())

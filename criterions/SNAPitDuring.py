@@ -1,7 +1,15 @@
-from criterions.SNAPit import SNAPit
+from torch import Tensor
+
+from criterions._halving import Halving
+from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores import node_gate_gradients, require_node_signal
 
 
-class SNAPitDuring(SNAPit):
+class SNAPitDuring(Halving, NodeCriterion):
     """SNAP-it with its events spread over training (Verdenius et al. 2020, arXiv:2006.00896)."""
 
     moment = "during"
+
+    def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
+        slopes = node_gate_gradients(network, batches)
+        return require_node_signal(slopes.abs())

@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from pruning import Batches, PrunableState, WeightCriterion
-from pruning.scores import accumulate_gradients, require_signal
+from pruning.scores import connection_sensitivities
 
 
 class SNIP(WeightCriterion):
@@ -18,5 +18,4 @@ class SNIP(WeightCriterion):
         self.batch_statistics = batch_statistics
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
-        gradients, _ = accumulate_gradients(network, batches, batch_statistics=self.batch_statistics)
-        return require_signal({name: (weight.detach() * gradients[name]).abs() for name, weight in network.weights()})
+        return connection_sensitivities(network, batches, batch_statistics=self.batch_statistics)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import Batches, PrunableState
+from pruning import Batches, LowRankCriterion, PrunableState
 from pruning.cut.factorize import Layer
 
 
-class SVD(Decomposition):
+class SVD(Decomposition, LowRankCriterion):
     """Singular values: the same share of the full rank for every layer (the baseline in arXiv:2107.11442).
 
     The factors of a rank are the nearest to the weight that there are, and each has half of the singular values. Needs

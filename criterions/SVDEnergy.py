@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from criterions._low_rank import Decomposition
-from pruning import Batches, PrunableState
+from pruning import Batches, LowRankCriterion, PrunableState
 from pruning.cut.factorize import Layer, blocks_of, singular_values
 
 
-class SVDEnergy(Decomposition):
+class SVDEnergy(Decomposition, LowRankCriterion):
     """Singular values: the same share of their squares is lost in every layer (a baseline in arXiv:2107.11442).
 
     That share is the squared Frobenius distance of the factors from the weight, by the weight's. Needs no data; give it

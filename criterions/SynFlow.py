@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -25,10 +26,7 @@ class SynFlow(WeightCriterion):
     def __init__(self, *, synflow_rounds: int = 100) -> None:
         if synflow_rounds < 1:
             raise ValueError(f"synflow_rounds must be at least 1; {synflow_rounds} was given")
-        self.synflow_rounds = synflow_rounds
-
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.exponential(limit, self.synflow_rounds)
+        self.schedule = partial(schedule.exponential, rounds=synflow_rounds)
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         # The flow multiplies over layers, so single precision overflows in deep networks.

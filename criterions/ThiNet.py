@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from criterions._points import draw_points
-from criterions.PFP import reader
 from pruning import Batches, NodeCriterion, PrunableState
+from pruning.scores import channels_read
 from pruning.scores.activations import Layer, visit_layers
 
 
@@ -39,7 +39,7 @@ class ThiNet(NodeCriterion):
     def products(self, network: PrunableState, batches: Batches) -> list[Tensor]:
         """Returns X^T X per group, X being (samples, nodes) the part of each node in the sampled output values."""
         generator, groups = torch.Generator().manual_seed(self.seed), [group.nodes for group in network.graph.groups]
-        readers = {name: reader(network, name)[1] for name, _ in network.weights()}
+        readers = {name: channels_read(network, name)[1] for name, _ in network.weights()}
         found = [torch.zeros(len(nodes), len(nodes), dtype=torch.float64) for nodes in groups]
 
         def take(name: str, layer: Layer) -> None:

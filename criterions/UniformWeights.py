@@ -1,12 +1,14 @@
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from criterions._sampling import Parts
-from criterions.SiPPRand import SiPPRand
-from pruning import Batches, PrunableState
+from criterions._sipp import draw_weights, inverse, reweighted
+from pruning import Batches, Budget, PrunableState, WeightCriterion
 
 
-class UniformWeights(SiPPRand):
+class UniformWeights(WeightCriterion):
     """The same share of every filter, drawn at random and re-weighted: what SiPP must beat (arXiv:1910.05422).
 
     Each weight stays with the same probability and is divided by it, so outputs are right on average. No data.
@@ -16,17 +18,29 @@ class UniformWeights(SiPPRand):
     """
 
     needs_data = False
-    wants = {}
 
     def __init__(self, *, seed: int = 333) -> None:
-        super().__init__(seed=seed)
+        self.seed = seed
+        self._factors: dict[str, Tensor] = {}
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
-        self._layers = {
-            name: (torch.zeros(weight.numel(), dtype=torch.long), 1.0) for name, weight in network.weights()
-        }
-        return {name: torch.ones_like(weight, dtype=torch.float32) for name, weight in network.weights()}
+        scores = {}
+        for name, weight in network.weights():
+            scores[name] = torch.ones_like(weight, dtype=torch.float32)
+        return scores
 
-    def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
-        chances = sizes * places / sizes.sum()
-        return chances, torch.where(chances > 0, 1 / chances, 1.0)
+    def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
+        layers = {}
+        for name, mask in budget.alive.items():
+            layers[name] = (torch.zeros(mask.numel(), dtype=torch.long), 1.0)  # all of a layer are one part
+        masks, self._factors = draw_weights(scores, budget, layers, _chances, self.seed)
+        return masks
+
+    def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
+        factors, self._factors = self._factors, {}  # good for one event
+        return reweighted(network, factors)
+
+
+def _chances(sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
+    probabilities = sizes * places / sizes.sum()
+    return probabilities, inverse(probabilities)

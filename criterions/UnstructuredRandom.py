@@ -31,18 +31,17 @@ class UnstructuredRandom(WeightCriterion):
         self.distribution = distribution
         self.quotas_of = quotas_of
         self._model_scores: dict[str, Tensor] = {}
-        self.needs_data = False
         if quotas_of is not None:
             # The other criterion's layers are those that it would choose, when it would choose them.
-            self.needs_data, self.moment = quotas_of.needs_data, quotas_of.moment
+            self.needs_data = quotas_of.needs_data
+            self.moment = quotas_of.moment
+            self.schedule = quotas_of.sparsities
             self.rewind_epoch = quotas_of.rewind_epoch
-
-    def sparsities(self, limit: float) -> list[float]:
-        return self.quotas_of.sparsities(limit) if self.quotas_of else super().sparsities(limit)
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         if isinstance(self.quotas_of, WeightCriterion):
-            self._model_scores = {n: s.detach() for n, s in self.quotas_of.weight_scores(network, batches).items()}
+            scores = self.quotas_of.weight_scores(network, batches)
+            self._model_scores = {name: score.detach() for name, score in scores.items()}
             select.check_scores(self._model_scores, network.alive())
         # One order for all events, drawn anew from the seed: a run that was stopped in between goes on with the same.
         return random_scores(network.weights(), self.seed)
@@ -51,4 +50,5 @@ class UnstructuredRandom(WeightCriterion):
         if not isinstance(self.quotas_of, WeightCriterion):
             return keep_by(self.distribution, scores, budget)
         chosen = self.quotas_of.select(self._model_scores, budget)
-        return select.keep_top_per_layer(scores, budget, {name: int(mask.sum()) for name, mask in chosen.items()})
+        quotas = {name: int(mask.sum()) for name, mask in chosen.items()}
+        return select.keep_top_per_layer(scores, budget, quotas)

@@ -1,3 +1,9 @@
+"""The schedule of SNIP-it and its kin, with the flag that says how many steps it has."""
+
+from __future__ import annotations
+
+from functools import partial
+
 from pruning import schedule
 
 
@@ -11,7 +17,4 @@ class Halving:
     def __init__(self, *, snip_steps: int = 5) -> None:
         if snip_steps < 0:
             raise ValueError(f"snip_steps must be at least 0; {snip_steps} was given")
-        self.snip_steps = snip_steps
-
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.halving(limit, self.snip_steps)
+        self.schedule = partial(schedule.halving, steps=snip_steps)

@@ -1,11 +1,14 @@
+"""What the criteria share that put two smaller layers in the place of one."""
+
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-from pruning import LowRankCriterion, schedule
+from pruning import schedule
 
 
-class Decomposition(LowRankCriterion):
+class Decomposition:
     """When layers are decomposed, and in how many steps.
 
     Args:
@@ -18,7 +21,5 @@ class Decomposition(LowRankCriterion):
     def __init__(self, *, moment: Literal["before", "during", "after"] = "before", rank_events: int = 1) -> None:
         if rank_events < 1:
             raise ValueError(f"rank_events must be at least 1; {rank_events} was given")
-        self.moment, self.rank_events = moment, rank_events
-
-    def sparsities(self, limit: float) -> list[float]:
-        return schedule.exponential(limit, self.rank_events)
+        self.moment = moment
+        self.schedule = partial(schedule.exponential, rounds=rank_events)

@@ -86,3 +86,12 @@ class CompressedNetwork(nn.Module):
             self.model.to(device)
         where = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         return PrunableNetwork(self.model, mapped(self._example, lambda tensor: tensor.to(where)), **self._how)
+
+
+def compressed_with(criterion: Callable[..., Criterion]) -> Callable[..., CompressedNetwork]:
+    """Returns a maker of networks that one kind of criterion compresses: maker(model, loader, **options of it)."""
+
+    def compressed(model: nn.Module, loader: Batches, **options: Any) -> CompressedNetwork:
+        return CompressedNetwork(model, loader, criterion(**options))
+
+    return compressed

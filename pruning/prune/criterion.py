@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from pruning.errors import UsageError
 from pruning.modules.calls import Batches
-from pruning.prune import schedule
 from pruning.prune.rank import Budget, keep_top_global
+from pruning.prune.schedule import Schedule, one_shot
 from pruning.state import PrunableState, Ranking
 
+# What a criterion says of each weight after an event, beside its name in the report; None for what it does not know.
 Facts = Mapping[str, Mapping[str, float | None]]
 
 Moment = Literal["before", "during", "after"]
@@ -25,6 +27,8 @@ class Criterion:
         unit: what it removes, "weights", "nodes" or "ranks".
         counts: what its limit counts, its unit if not said.
         moment: when it acts, "before", "during" or "after" training.
+        schedule: limit -> sparsities that lead to it, a function of `pruning.schedule` or of your own; a constructor
+            that has a say in it sets the attribute of the object.
         needs_data: whether its scores look at batches.
         threshold: score under which a unit goes. Sparsity is then an outcome, whatever the limit (of 0: no event); None
             ranks up to the limit.
@@ -38,6 +42,7 @@ class Criterion:
     unit: ClassVar[str] = "weights"
     counts: ClassVar[str] = ""
     moment: Moment = "before"
+    schedule: Schedule = staticmethod(one_shot)
     needs_data: bool = True
     threshold: float | None = None
     wants: ClassVar[Mapping[str, Any]] = {}
@@ -47,19 +52,24 @@ class Criterion:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "targets" in vars(cls):
+        if hasattr(cls, "targets"):
             raise UsageError(f"{cls.__name__}.targets(limit) is called sparsities(limit) today; rename it.")
+        own = vars(cls).get("schedule")
+        is_method = getattr(own, "__qualname__", "") == f"{cls.__qualname__}.schedule"
+        if inspect.isfunction(own) and not is_method:
+            # Otherwise Python would hand it the criterion in the place of the limit.
+            cls.schedule = staticmethod(own)
 
     def sparsities(self, limit: float) -> list[float]:
-        """Returns the sequence of sparsities that leads to the limit, one per pruning event; one shot by default."""
-        return schedule.one_shot(limit)
+        """Returns the sequence of sparsities that leads to the limit, one per pruning event."""
+        return self.schedule(limit)
 
     def announcement(self, limit: float) -> str:
         """Returns a line for the person before the first event, "" for none."""
         if self.threshold is None:
             return ""
-        how = f"removes what scores under {self.threshold}"
-        return f"{type(self).__name__} {how}: the sparsity is an outcome, no limit is enforced"
+        name = type(self).__name__
+        return f"{name} removes what scores under {self.threshold}: the sparsity is an outcome, no limit is enforced"
 
     def facts(self) -> tuple[str, Facts]:
         """Returns a line and {weight: numbers to stand beside it in the report} for the last event; asked once."""

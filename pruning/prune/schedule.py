@@ -1,10 +1,17 @@
-"""Sequences of targets. A target is the fraction removed of what was there at the start; none passes the limit."""
+"""Sequences of sparsities that lead to a limit, one per pruning event.
+
+A sparsity is the fraction removed of what was there at the start; none passes the limit. A criterion says which of
+these functions it follows in its attribute `schedule`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 
 from pruning.errors import UsageError
+
+Schedule = Callable[[float], list[float]]  # limit -> sparsities that rise to it
 
 
 def check_limit(limit: float) -> float:
@@ -12,6 +19,11 @@ def check_limit(limit: float) -> float:
     if not isinstance(limit, Real) or not 0.0 <= limit < 1.0:
         raise UsageError(f"A sparsity must lie in [0, 1), the fraction removed; {limit!r} was given.")
     return float(limit)
+
+
+def no_events(limit: float) -> list[float]:
+    """Nothing goes, whatever the limit: []."""
+    return []
 
 
 def one_shot(limit: float) -> list[float]:
@@ -28,37 +40,50 @@ def halving(limit: float, steps: int = 5, start: float = 0.5) -> list[float]:
     if limit <= 0:
         return []
     first = start if limit > start else limit / 2
-    return [limit - (limit - first) * 0.5**i for i in range(steps + 1)] + [limit]
+    sparsities = []
+    for i in range(steps + 1):
+        distance = (limit - first) * 0.5**i
+        sparsities.append(limit - distance)
+    # The halves alone would never arrive.
+    return [*sparsities, limit]
 
 
 def exponential(limit: float, rounds: int = 100) -> list[float]:
     """Equal shares of the rest (FORCE, SynFlow): what is kept after round i of n is (1 - limit)**(i / n)."""
-    if limit <= 0:
-        return []
-    return [1 - (1 - limit) ** (i / rounds) for i in range(1, rounds)] + [limit]
+    return _in_steps(limit, rounds, lambda t: 1 - (1 - limit) ** t)
 
 
 def cubic(limit: float, steps: int = 10) -> list[float]:
     """Zhu and Gupta's schedule (arXiv:1710.01878): limit * (1 - (1 - t)**3) at t = 1/steps .. 1."""
-    if limit <= 0:
-        return []
-    return [limit * (1 - (1 - i / steps) ** 3) for i in range(1, steps)] + [limit]
+    return _in_steps(limit, steps, lambda t: limit * (1 - (1 - t) ** 3))
 
 
 def linear(limit: float, steps: int = 10) -> list[float]:
     """Equal steps: limit * i / steps."""
     if limit <= 0:
         return []
-    return [limit * i / steps for i in range(1, steps)] + [limit]
+    sparsities = [limit * i / steps for i in range(1, steps)]
+    return [*sparsities, limit]
 
 
 def share_of_rest(limit: float, share: float = 0.2) -> list[float]:
     """Lottery tickets (arXiv:1803.03635): each event removes `share` of what is left, up to the limit."""
     if not 0 < share < 1:
         raise UsageError(f"The share of the rest removed per event must lie in (0, 1); {share} was given.")
-    targets: list[float] = []
+    if limit <= 0:
+        return []
+    sparsities: list[float] = []
     kept = 1 - share
+    # A last event that differs from the limit by rounding alone would remove nothing.
     while 1 - kept < limit - 1e-12:
-        targets.append(1 - kept)
+        sparsities.append(1 - kept)
         kept *= 1 - share
-    return targets + [limit] if limit > 0 else []
+    return [*sparsities, limit]
+
+
+def _in_steps(limit: float, steps: int, sparsity_at: Callable[[float], float]) -> list[float]:
+    """Returns the sparsities at t = 1/steps, 2/steps, ... and at the end the limit itself, free of rounding."""
+    if limit <= 0:
+        return []
+    sparsities = [sparsity_at(i / steps) for i in range(1, steps)]
+    return [*sparsities, limit]

@@ -142,6 +142,23 @@ def hessian_gradient_products(
     return {name: total / len(batches) for name, total in zip(gradient, totals, strict=True)}
 
 
+def connection_sensitivities(
+    network: PrunableState, batches: Batches, *, batch_statistics: bool = False
+) -> dict[str, Tensor]:
+    """Returns |w dL/dw| per ranked weight, the derivative to a gate on the connection (SNIP, arXiv:1810.02340).
+
+    Args:
+        network: the network to differentiate.
+        batches: pairs (inputs, targets).
+        batch_statistics: see `scoring`.
+    """
+    gradients, _ = accumulate_gradients(network, batches, batch_statistics=batch_statistics)
+    scores = {}
+    for name, weight in network.weights():
+        scores[name] = (weight.detach() * gradients[name]).abs()
+    return require_signal(scores)
+
+
 def require_signal(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the scores, or raises UsageError if all are zero: their order would then be that of position."""
     if scores and not any(bool(score.any()) for score in scores.values()):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pruning.modules.calls import Batches
 from pruning.modules.weights import WEIGHTED
-from pruning.scores.gradients import accumulate_gradients
+from pruning.scores.gradients import accumulate_gradients, require_signal
 from pruning.state import PrunableState
 
 _PLAIN_FORWARDS = {
@@ -52,6 +52,17 @@ def gate_gradients(network: PrunableState, batches: Batches) -> tuple[Tensor, di
         slopes = gradients[f"gate of {gate.path}"].to(nodes)
         nodes = nodes.index_add(0, along[along >= 0], slopes[along >= 0])
     return nodes, {name: gradients[name] for name in parameters}, loss
+
+
+def elasticities(network: PrunableState, batches: Batches) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns |w dL/dw / L| per ranked weight and |dL/dc / L| per node, from one pass (CNIP, arXiv:2006.00896)."""
+    nodes, gradients, loss = gate_gradients(network, batches)
+    # One divisor for both kinds: it makes them elasticities and changes no rank within a pass.
+    scale = max(abs(loss), 1e-8)
+    weights = {}
+    for name, weight in network.weights():
+        weights[name] = (weight.detach() * gradients[name] / scale).abs()
+    return require_signal(weights), nodes.abs() / scale
 
 
 def sum_over_producers(network: PrunableState, products: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -50,6 +51,20 @@ def norm_scales(network: PrunableState) -> Iterator[tuple[str, Parameter]]:
         # Norms of torch, and those that networks bring along: an RMSNorm or LayerNorm2d of their own.
         if isinstance(scale, Parameter) and scale.dim() == 1 and "norm" in type(module).__name__.lower():
             yield f"{path}.weight" if path else "weight", scale
+
+
+def channels_read(network: PrunableState, name: str) -> tuple[int, np.ndarray]:
+    """Returns the dimension along which a weight reads channels, and their nodes, -1 for those that are none.
+
+    A depthwise layer counts as no reader: a channel alone makes outputs that go with it, so those who read them decide.
+    """
+    weight = network.model.get_parameter(name)
+    module = network.model.get_submodule(network.owners()[name])
+    depthwise = getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1
+    if depthwise:
+        return 1, np.full(weight.shape[1], -1)
+    dim = 1 - network.output_dim(name)
+    return dim, network.graph.nodes_along(name, dim, role="consumer")
 
 
 def over_group(network: PrunableState, values: Tensor, reduce: Literal["mean", "amax", "amin"] = "mean") -> Tensor:

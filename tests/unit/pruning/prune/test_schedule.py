@@ -78,10 +78,10 @@ def test_a_limit_of_zero_has_no_events(make):
 
 @pytest.mark.parametrize("make", ALL)
 @given(limit=limits)
-def test_targets_rise_strictly_inside_the_limit(make, limit):
-    targets = make(limit)
-    assert all(0 < target <= limit for target in targets) and targets[-1] == limit
-    assert targets == sorted(targets)
+def test_sparsities_rise_strictly_inside_the_limit(make, limit):
+    sparsities = make(limit)
+    assert all(0 < sparsity <= limit for sparsity in sparsities) and sparsities[-1] == limit
+    assert sparsities == sorted(sparsities)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.0, 98, math.nan, math.inf])
