@@ -89,7 +89,8 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
         try:
             error = _draft(model, kind, draft, _batch(example, size), _batch(example, size + 1))
             any_batch = True
-        except RUN_ERRORS:  # code with a fixed batch size is written for that one
+        except RUN_ERRORS:
+            # Code with a fixed batch size is written for that one.
             error = _draft(model, kind, draft, _batch(example, size))
             any_batch = False
         for file in Path(folder).iterdir():
@@ -101,16 +102,18 @@ def _draft(model: nn.Module, kind: str, draft: Path, inputs: Any, others: Any = 
     """Writes a file, for any batch size if there are other inputs to try it on; returns the error of its outputs."""
     write, runner = (_write_onnx, _run_onnx) if kind == "onnx" else (_write_program, _run_program)
     arguments, keywords = split_inputs(inputs)
-    size, spec = batch_size_of(inputs), None
+    dynamic_shapes = None
     if others is not None:
-        spec = mapped(keywords or arguments, lambda tensor: _dimensions(tensor, size))
+        size = batch_size_of(inputs)
+        dynamic_shapes = mapped(keywords or arguments, lambda tensor: _dimensions(tensor, size))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of deprecations inside the exporters
-            write(model, arguments, keywords, draft, spec)
+            write(model, arguments, keywords, draft, dynamic_shapes)
     except RUN_ERRORS as error:
+        # What torch makes of an error says how to report it, not what it is.
         first: BaseException = error
-        while first.__cause__ is not None:  # what torch makes of an error says how to report it, not what it is
+        while first.__cause__ is not None:
             first = first.__cause__
         lines = str(first).splitlines() or [type(first).__name__]
         raise UsageError(f"{type(model).__name__} cannot be written as {kind}: {lines[0]}") from error
@@ -123,7 +126,8 @@ def _dimensions(tensor: Tensor, size: int) -> dict[int, Any]:
 
 def _batch(example: Any, size: int) -> Any:
     """Returns inputs of the example's form with another number of samples; floats are other ones each."""
-    before, generator = batch_size_of(example), torch.Generator().manual_seed(size)
+    before = batch_size_of(example)
+    generator = torch.Generator().manual_seed(size)
 
     def resized(tensor: Tensor) -> Tensor:
         if tensor.dim() and tensor.shape[0] == before:
@@ -137,13 +141,16 @@ def _batch(example: Any, size: int) -> Any:
 
 def _compare(model: nn.Module, run: Runner, inputs: Any) -> float:
     """Returns the largest difference between the network and the file, or raises UsageError."""
-    expected, found = tensors_in(call(model, inputs)), run(inputs)
+    expected = tensors_in(call(model, inputs))
+    found = run(inputs)
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         raise UsageError("What was written computes something else: outputs of other shapes.")
-    error = max((_difference(one, other) for one, other in zip(expected, found, strict=True)), default=0.0)
-    # Sums are taken in another order there, which single precision feels.
-    coarse = any(tensor.element_size() <= 2 and tensor.is_floating_point() for tensor in expected)
-    if not error <= (3e-2 if coarse else 1e-3):
+    errors = [_difference(one, other) for one, other in zip(expected, found, strict=True)]
+    error = max(errors, default=0.0)
+    # Sums are taken in another order there, which single precision feels, and half precision more.
+    is_half = any(tensor.is_floating_point() and tensor.element_size() <= 2 for tensor in expected)
+    tolerance = 3e-2 if is_half else 1e-3
+    if not error <= tolerance:  # NaN is no smaller than anything
         raise UsageError(f"What was written computes something else: its outputs differ by {error:.2g}.")
     return error
 
@@ -158,8 +165,9 @@ def _difference(one: Tensor, other: Tensor) -> float:
 # -- formats -----------------------------------------------------------------------------------------------------------
 
 
-def _write_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, spec: Any) -> None:
-    torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False), path)
+def _write_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, shapes: Any) -> None:
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, path)
 
 
 def _run_program(path: Path) -> Runner:
@@ -167,10 +175,18 @@ def _run_program(path: Path) -> Runner:
     return lambda inputs: tensors_in(call(program, inputs))
 
 
-def _write_onnx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, spec: Any) -> None:
+def _write_onnx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, shapes: Any) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    torch.onnx.export(model, args, path, kwargs=kwargs, dynamic_shapes=spec, dynamo=True, verbose=False,
-                      external_data=size > _ONNX_LIMIT)  # fmt: skip
+    torch.onnx.export(
+        model,
+        args,
+        path,
+        kwargs=kwargs,
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+        external_data=size > _ONNX_LIMIT,
+    )
 
 
 def _run_onnx(path: Path) -> Runner:
@@ -189,6 +205,7 @@ def _run_onnx(path: Path) -> Runner:
     def run(inputs: Any) -> list[Tensor]:
         arguments, keywords = split_inputs(inputs)
         values = [tensor.cpu().numpy() for tensor in tensors_in([*arguments, *keywords.values()])]
-        return [torch.as_tensor(value) for value in session.run(None, dict(zip(names, values, strict=True)))]
+        outputs = session.run(None, dict(zip(names, values, strict=True)))
+        return [torch.as_tensor(output) for output in outputs]
 
     return run

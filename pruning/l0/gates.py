@@ -36,8 +36,10 @@ FIRST_PENALTY = 0.5  # about what the paper's own runs start with: 266,200 weigh
 def sampled(log_alpha: Tensor, samples: int | None = None) -> Tensor:
     """Returns gates drawn anew, differentiable in log alpha: (gates,), or (samples, gates) with a draw per sample."""
     shape = log_alpha.shape if samples is None else (samples, *log_alpha.shape)
-    uniform = torch.rand(shape, dtype=log_alpha.dtype, device=log_alpha.device) * (1 - 2 * MARGIN) + MARGIN
-    return _stretched((torch.logit(uniform) + log_alpha) / BETA).clamp(0, 1)
+    uniform = torch.rand(shape, dtype=log_alpha.dtype, device=log_alpha.device)
+    uniform = uniform * (1 - 2 * MARGIN) + MARGIN
+    concrete = (torch.logit(uniform) + log_alpha) / BETA
+    return _stretched(concrete).clamp(0, 1)
 
 
 def deterministic(log_alpha: Tensor) -> Tensor:
@@ -79,11 +81,13 @@ class NodeGates:
         self._values: Tensor | None = None  # (nodes,) or (samples, nodes), during a call of the model
         self._hooks: list[Any] = []
         self._put_on()
-        start = torch.normal(math.log((1 - droprate) / droprate), 0.01, (len(self.nodes),))
+        first_log_alpha = math.log((1 - droprate) / droprate)
+        start = torch.normal(first_log_alpha, 0.01, (len(self.nodes),))
         self.log_alpha = nn.Parameter(start.to(self.readers[0].module.weight))
-        read = sum(int((reader.nodes >= 0).sum()) * reader.weights_each for reader in self.readers)
-        chance = float(probability_open(torch.tensor(math.log((1 - droprate) / droprate))))
-        self.price = FIRST_PENALTY * samples / (chance * read)
+        # The price of a weight at which all together cost FIRST_PENALTY before training.
+        gated_weights = sum(int((reader.nodes >= 0).sum()) * reader.weights_each for reader in self.readers)
+        chance = float(probability_open(torch.tensor(first_log_alpha)))
+        self.price = FIRST_PENALTY * samples / (chance * gated_weights)
         self.note(torch.ones(len(network.graph.nodes)))
 
     def _put_on(self) -> None:
@@ -103,9 +107,14 @@ class NodeGates:
         graph, total = self.network.graph, len(self.network.graph.nodes)
         gated = np.isin(np.arange(total), self.nodes.cpu().numpy())
         line = f"{len(self.nodes):,} of {total:,} nodes have a gate; l0_reg is {self.price:.3g} by default here"
-        others = [next(iter(graph.node(int(node)).slices))[0] for node in graph.one_per_group(np.flatnonzero(~gated))]
+        if gated.all():
+            return line
+        others = []
+        for node in graph.one_per_group(np.flatnonzero(~gated)):
+            name, _ = next(iter(graph.node(int(node)).slices))
+            others.append(name)
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        return f"{line}; more than linear and convolutional layers read those of {shown}" if others else line
+        return f"{line}; more than linear and convolutional layers read those of {shown}"
 
     def take_off(self) -> None:
         """Leaves the network as if there had been no gates."""
@@ -118,8 +127,11 @@ class NodeGates:
     def _draw(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if not model.training:
             gates = deterministic(self.log_alpha)
+        elif self.per_sample:
+            batch_size = len(tensors_in((args, kwargs))[0])
+            gates = sampled(self.log_alpha, batch_size)
         else:
-            gates = sampled(self.log_alpha, len(tensors_in((args, kwargs))[0]) if self.per_sample else None)
+            gates = sampled(self.log_alpha)
         self._values = self._by_node(gates)
 
     def _forget(self, *_: Any) -> None:
@@ -139,14 +151,18 @@ class NodeGates:
         """
         price = self.price if l0_reg is None else l0_reg
         chances = self._by_node(probability_open(self.log_alpha))
-        gated, total = {reader.name: reader for reader in self.readers}, chances.new_zeros(())
+        gated = {reader.name: reader for reader in self.readers}
+        total = chances.new_zeros(())
         for name, weight in self.network.model.named_parameters():
             if name not in gated:
                 total = total + l2_reg / 2 * weight.square().sum()
                 continue
-            reader, dims = gated[name], [dim for dim in range(weight.dim()) if dim != gated[name].dim]
-            each = (reader.nodes >= 0).to(weight) * (price / self.samples * reader.weights_each)
-            total = total + (reader.pick(chances) * (each + l2_reg / 2 * weight.square().sum(dims))).sum()
+            reader = gated[name]
+            other_dims = [dim for dim in range(weight.dim()) if dim != reader.dim]
+            squares = weight.square().sum(other_dims)  # (columns,)
+            has_gate = (reader.nodes >= 0).to(weight)
+            size = has_gate * (price / self.samples * reader.weights_each)
+            total = total + (reader.pick(chances) * (size + l2_reg / 2 * squares)).sum()
         return total
 
     @torch.no_grad()
@@ -163,11 +179,13 @@ class NodeGates:
 
     def note(self, scores: Tensor) -> None:
         """Takes over (nodes,) gates before they are clamped to [0, 1]."""
-        network, self.scores = self.network, scores
+        network = self.network
+        self.scores = scores
         self.closed = scores <= 0
         self.gone = ~self._choose(node_selection_of(network))
-        weights = network.prunable()
-        self.left = {name: self._count(name, network.masks.of(name, weight)) for name, weight in weights.items()}
+        self.left: dict[str, int] = {}
+        for name, weight in network.prunable().items():
+            self.left[name] = self._count(name, network.masks.of(name, weight))
 
     def _choose(self, layout: NodeSelection) -> Tensor:
         """Marks the nodes that stay: the open ones, and those that their layer or the others need."""
@@ -178,11 +196,13 @@ class NodeGates:
         read = {(reader.name, reader.dim) for reader in self.readers}
         for dim in range(keep.dim()):
             along = self.network.graph.nodes_along(name, dim)
-            closed = (along >= 0) & self.closed.numpy()[along]
-            if (name, dim) not in read or closed.all():  # no layer is emptied
-                closed = (along >= 0) & self.gone.numpy()[along]
-            if closed.any():
-                keep = keep.index_select(dim, torch.from_numpy(np.flatnonzero(~closed)).to(keep.device))
+            removed = (along >= 0) & self.closed.numpy()[along]
+            # A reader's columns go with a closed gate; all else goes with the node, and no layer is emptied.
+            if (name, dim) not in read or removed.all():
+                removed = (along >= 0) & self.gone.numpy()[along]
+            if removed.any():
+                kept = torch.from_numpy(np.flatnonzero(~removed))
+                keep = keep.index_select(dim, kept.to(keep.device))
         return int(keep.count_nonzero())
 
     # -- afterwards ------------------------------------------------------------------------------------------------
@@ -198,12 +218,15 @@ class NodeGates:
         self.note_closed()
         self.take_off()
         weights = dict(network.model.named_parameters())
-        for name, weight in folded(self.readers, self._by_node(deterministic(self.log_alpha)), weights).items():
+        gates = self._by_node(deterministic(self.log_alpha))
+        for name, weight in folded(self.readers, gates, weights).items():
             weights[name].copy_(weight)
-        closed, inexact = int(self.closed.sum()), self.closed & torch.from_numpy(network.graph.inexact)
-        reasons = ["removing them would change what others compute"] if inexact.any() else []
+        closed = int(self.closed.sum())
+        must_stay = self.closed & torch.from_numpy(network.graph.inexact)
+        reasons = ["removing them would change what others compute"] if must_stay.any() else []
         before, event = len(network.graph.nodes), Event(0.0, optimizers=optimizers)
-        reasons += remove_nodes(network, layout, lambda: self._choose(layout), event, ranking=self.scores.double())
+        why = remove_nodes(network, layout, self._choose, event)
+        reasons += [why] if why else []
         for reader in self.readers:
             self._mask_zero_columns(reader)
         gone = before - len(network.graph.nodes)
@@ -213,9 +236,12 @@ class NodeGates:
 
     def _mask_zero_columns(self, reader: Reader) -> None:
         weight = self.network.model.get_parameter(reader.name)
-        zero = (weight == 0).all(dim=[dim for dim in range(weight.dim()) if dim != reader.dim], keepdim=True)
-        if reader.name in self.network.owners() and zero.any() and not zero.all():
-            self.network.masks.set({reader.name: self.network.masks.of(reader.name, weight) & ~zero})
+        other_dims = [dim for dim in range(weight.dim()) if dim != reader.dim]
+        zero = (weight == 0).all(dim=other_dims, keepdim=True)
+        if reader.name not in self.network.owners() or not zero.any() or zero.all():
+            return
+        mask = self.network.masks.of(reader.name, weight)
+        self.network.masks.set({reader.name: mask & ~zero})
 
     # -- to disk and back ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -46,12 +47,15 @@ class Reader:
     def pick(self, values: Tensor, repeats: int = 1) -> Tensor:
         """Returns (..., nodes) values by column; 1 where a column is of no node."""
         nodes = self.nodes.repeat(repeats)
+        one = values.new_ones(*values.shape[:-1], 1)
         # Index -1 finds the one at the end.
-        return torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)[..., nodes]
+        return torch.cat([values, one], -1)[..., nodes]
 
     def columns(self, by_column: Tensor, weight: Tensor) -> Tensor:
         """Returns values by column in the shape that multiplies the weight."""
-        return by_column.to(weight).view([-1 if dim == self.dim else 1 for dim in range(weight.dim())])
+        shape = [1] * weight.dim()
+        shape[self.dim] = -1
+        return by_column.to(weight).view(shape)
 
     def gate(self, values: Tensor, inputs: Tensor) -> Tensor:
         """Multiplies the layer's input with (nodes,) values, or with (samples, nodes).
@@ -59,16 +63,22 @@ class Reader:
         Raises:
             UsageError: if there are values per sample and the layer does not see one row per sample.
         """
-        linear = isinstance(self.module, nn.Linear)
-        behind = 0 if linear else len(self.module.kernel_size)
+        is_linear = isinstance(self.module, nn.Linear)
+        sides = 0 if is_linear else len(self.module.kernel_size)
         # Each group of a grouped convolution has the same columns, for channels of its own.
-        factors = self.pick(values, 1 if linear or self.dim == 0 else self.module.groups).to(inputs)
-        between = inputs.dim() - behind - 2
-        if factors.dim() > 1 and (between < 0 or len(inputs) != len(factors)):
-            seen = f"{tuple(inputs.shape)} for {len(factors)} samples"
-            raise UsageError(f"--local_rep needs layers that see one row per sample; {self.path} sees {seen}.")
-        middle = (1,) * between if factors.dim() > 1 else ()
-        return inputs * factors.view(*factors.shape[:-1], *middle, -1, *(1,) * behind)
+        repeats = 1 if is_linear or self.dim == 0 else self.module.groups
+        factors = self.pick(values, repeats).to(inputs)
+        after = (1,) * sides
+        if factors.dim() == 1:
+            return inputs * factors.view(-1, *after)
+        # Between samples and channels may stand tokens: (samples, tokens, channels).
+        between = inputs.dim() - sides - 2
+        if between < 0 or len(inputs) != len(factors):
+            raise UsageError(
+                f"--local_rep needs layers that see one row per sample; {self.path} sees {tuple(inputs.shape)} for "
+                f"{len(factors)} samples."
+            )
+        return inputs * factors.view(len(factors), *(1,) * between, -1, *after)
 
 
 def find_readers(network: PrunableState) -> list[Reader]:
@@ -112,10 +122,12 @@ def _candidates(network: PrunableState) -> list[Reader]:
         elif len(labels) and not passes_on.any():
             open_labels[labels] = False
             readers.append(Reader(path, module, name, dim, torch.from_numpy(structure.node_of_label[labels])))
-    others = torch.zeros(structure.count + 1, dtype=torch.bool)
-    others[torch.from_numpy(structure.node_of_label[: structure.slice_labels][open_labels])] = True
+    nodes = structure.node_of_label[: structure.slice_labels]
+    # One more entry than nodes, so that -1 (no node) finds one too.
+    is_read_elsewhere = torch.zeros(structure.count + 1, dtype=torch.bool)
+    is_read_elsewhere[torch.from_numpy(nodes[open_labels])] = True
     for reader in readers:
-        reader.nodes = torch.where(others[reader.nodes], -1, reader.nodes)
+        reader.nodes = torch.where(is_read_elsewhere[reader.nodes], -1, reader.nodes)
     return readers
 
 
@@ -135,13 +147,20 @@ def attach(readers: list[Reader], values: Callable[[], Tensor | None]) -> list[A
         inputs = args[0] if args else given.pop("input")
         return (reader.gate(now, inputs), *args[1:]), given
 
-    return [r.module.register_forward_pre_hook(partial(gate, r), with_kwargs=True) for r in readers]
+    hooks = []
+    for reader in readers:
+        hooks.append(reader.module.register_forward_pre_hook(partial(gate, reader), with_kwargs=True))
+    return hooks
 
 
 def folded(readers: list[Reader], values: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the readers' weights with values per node in their columns; a weight that several layers share once."""
-    shared = {reader.name: reader for reader in readers}
-    return {name: weights[name] * r.columns(r.pick(values), weights[name]) for name, r in shared.items()}
+    by_weight = {reader.name: reader for reader in readers}
+    found = {}
+    for name, reader in by_weight.items():
+        factors = reader.columns(reader.pick(values), weights[name])
+        found[name] = weights[name] * factors
+    return found
 
 
 class _Trial:
@@ -149,20 +168,23 @@ class _Trial:
 
     def __init__(self, network: PrunableState, readers: list[Reader]) -> None:
         self.network, self.readers = network, readers
-        self.device, self.generator = device_of(network.model), torch.Generator().manual_seed(0)
+        self.device = device_of(network.model)
+        self.generator = torch.Generator().manual_seed(0)
         tensors = dict([*network.model.named_buffers(), *network.model.named_parameters()])
         self.weights = {name: self._varied(tensor.detach()) for name, tensor in tensors.items()}
-        exact = {name: t.double() if t.is_floating_point() else t for name, t in self.weights.items()}
-        try:
-            self._outputs(exact)
-        except RUN_ERRORS:  # the network's code names a type, or the device has no doubles
-            return
-        self.weights = exact
+        in_doubles: dict[str, Tensor] = {}
+        for name, tensor in self.weights.items():
+            in_doubles[name] = tensor.double() if tensor.is_floating_point() else tensor
+        # The network's code may name a type, and some devices have no doubles.
+        with contextlib.suppress(*RUN_ERRORS):
+            self._outputs(in_doubles)
+            self.weights = in_doubles
 
     def _varied(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or (tensor.dim() > 1 and tensor.std() > 0):
             return tensor
-        return tensor + 0.1 * torch.rand(tensor.shape, generator=self.generator).to(tensor)
+        noise = torch.rand(tensor.shape, generator=self.generator)
+        return tensor + 0.1 * noise.to(tensor)
 
     def passes(self, nodes: np.ndarray) -> bool:
         """Says whether gates on these nodes (a mask over all) can be folded, and closed ones removed."""
@@ -170,30 +192,37 @@ class _Trial:
         drawn = 0.3 + 0.6 * torch.rand(len(nodes), generator=self.generator)
         values = torch.where(chosen, drawn, torch.ones(())).to(self.device)
         gated = self._outputs(self.weights, values)
-        if not _alike(gated, self._outputs(self.weights | folded(self.readers, values, self.weights))):
+        folded_weights = self.weights | folded(self.readers, values, self.weights)
+        if not _alike(gated, self._outputs(folded_weights)):
             return False
         # Nodes of which the graph says that removing them changes others are closed, but never removed.
-        closed = chosen & ~torch.from_numpy(self.network.graph.inexact) & (drawn < 0.6)
+        exact = ~torch.from_numpy(self.network.graph.inexact)
+        closed = chosen & exact & (drawn < 0.6)
         weights = self.weights | folded(self.readers, (~closed).to(values), self.weights)
-        return _alike(self._outputs(weights), self._outputs(self._without(closed.numpy(), weights)))
+        removed = self._without(closed.numpy(), weights)
+        return _alike(self._outputs(weights), self._outputs(removed))
 
     def _without(self, nodes: np.ndarray, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All slices of these nodes set to zero."""
-        graph, result = self.network.graph, dict(weights)
+        result = dict(weights)
         for name, weight in weights.items():
             for dim in range(weight.dim()):
-                along = graph.nodes_along(name, dim)
-                gone = torch.from_numpy(np.flatnonzero(nodes[along] & (along >= 0))).to(self.device)
+                along = self.network.graph.nodes_along(name, dim)
+                gone = np.flatnonzero(nodes[along] & (along >= 0))
                 if len(gone):
-                    result[name] = result[name].index_fill(dim, gone, 0)
+                    places = torch.from_numpy(gone).to(self.device)
+                    result[name] = result[name].index_fill(dim, places, 0)
         return result
 
     def _outputs(self, weights: Mapping[str, Tensor], values: Tensor | None = None) -> list[Tensor]:
-        model, hooks = self.network.model, attach(self.readers, lambda: values)
-        dtype = next(t.dtype for t in weights.values() if t.is_floating_point())
-        inputs = mapped(
-            self.network.example_inputs, lambda t: t.to(self.device, dtype if t.is_floating_point() else t.dtype)
-        )
+        model = self.network.model
+        dtype = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+        inputs = mapped(self.network.example_inputs, cast)
+        hooks = attach(self.readers, lambda: values)
         try:
             with eval_mode(model), torch.no_grad(), same_random_state(self.device):
                 found = call_with(model, weights, inputs)
@@ -205,5 +234,11 @@ class _Trial:
 
 def _alike(one: list[Tensor], other: list[Tensor]) -> bool:
     """Says whether outputs differ by no more than rounding does."""
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a.is_floating_point() and a.numel()]
-    return all(bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * b.abs().max()) for a, b in pairs)
+    for a, b in zip(one, other, strict=True):
+        if not a.is_floating_point() or not a.numel():
+            continue
+        tolerance = torch.finfo(a.dtype).eps ** 0.5
+        # Written so that NaN, which is not smaller than anything, counts as a difference.
+        if not (a - b).abs().max() <= tolerance * b.abs().max():
+            return False
+    return True

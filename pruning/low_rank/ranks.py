@@ -49,23 +49,28 @@ class Options:
 
     def __init__(self, whole: int, prices: Mapping[int, int], errors: Mapping[int, Tensor]) -> None:
         self.whole, self.prices = whole, prices
-        # A larger rank is no worse; where a measure says so (rounding), the smaller one will do as well.
-        self.errors = {k: np.minimum.accumulate(e.detach().cpu().double().numpy()) for k, e in errors.items()}
+        self.errors: dict[int, np.ndarray] = {}
+        for subspaces, by_rank in errors.items():
+            # A larger rank is no worse; where a measure says so (rounding), the smaller one will do as well.
+            self.errors[subspaces] = np.minimum.accumulate(by_rank.detach().cpu().double().numpy())
 
     def at(self, level: float) -> Choice:
         """Returns the cheapest choice with an error of at most `level`."""
         best = Choice(self.whole)
         for subspaces, errors in self.errors.items():
+            # Errors fall with the rank, so those above the level are those of the smaller ranks.
             rank = int((errors > level).sum()) + 1
-            if rank <= len(errors) and rank * self.prices[subspaces] < best.weights:
-                best = Choice(rank * self.prices[subspaces], subspaces, rank, float(errors[rank - 1]))
+            weights = rank * self.prices[subspaces]
+            if rank <= len(errors) and weights < best.weights:
+                best = Choice(weights, subspaces, rank, float(errors[rank - 1]))
         return best
 
     def above(self, choice: Choice) -> Choice | None:
         """Returns the next larger choice of the same kind, None for a layer that is left as it is."""
         if not choice.subspaces:
             return None
-        errors, weights = self.errors[choice.subspaces], choice.weights + self.prices[choice.subspaces]
+        errors = self.errors[choice.subspaces]
+        weights = choice.weights + self.prices[choice.subspaces]
         if weights >= self.whole or choice.rank == len(errors):
             return Choice(self.whole)
         return replace(choice, weights=weights, rank=choice.rank + 1, error=float(errors[choice.rank]))
@@ -76,22 +81,35 @@ def allocate(options: Mapping[str, Options], budget: int) -> dict[str, Choice]:
 
     No other choices within the budget have a smaller largest error, and no layer's next rank would fit as well.
     """
-    levels = np.unique(np.concatenate([errors for option in options.values() for errors in option.errors.values()]))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        fits = sum(option.at(levels[middle]).weights for option in options.values()) <= budget
-        low, high = (low, middle) if fits else (middle + 1, high)
-    chosen = {name: option.at(levels[low]) for name, option in options.items()}
+    chosen = _at_lowest_level(options, budget)
     spare = budget - sum(choice.weights for choice in chosen.values())
+    # What is left over goes to the layers of largest error, one rank at a time.
     while True:
-        larger = {name: option.above(chosen[name]) for name, option in options.items()}
-        fitting = {n: c for n, c in larger.items() if c is not None and c.weights - chosen[n].weights <= spare}
+        fitting: dict[str, Choice] = {}
+        for name, option in options.items():
+            larger = option.above(chosen[name])
+            if larger is not None and larger.weights - chosen[name].weights <= spare:
+                fitting[name] = larger
         if not fitting:
             return chosen
         worst = max(fitting, key=lambda name: chosen[name].error)
         spare -= fitting[worst].weights - chosen[worst].weights
         chosen[worst] = fitting[worst]
+
+
+def _at_lowest_level(options: Mapping[str, Options], budget: int) -> dict[str, Choice]:
+    """Returns the choices at the lowest level of error that fits the budget, at the highest if none does."""
+    errors = [by_rank for option in options.values() for by_rank in option.errors.values()]
+    levels = np.unique(np.concatenate(errors))
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        weights = sum(option.at(levels[middle]).weights for option in options.values())
+        if weights <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    return {name: option.at(levels[low]) for name, option in options.items()}
 
 
 # -- what can be decomposed --------------------------------------------------------------------------------------------
@@ -103,8 +121,8 @@ def layers_of(network: PrunableState) -> dict[str, list[str]]:
     owners = network.owners()
     for name in network.ranked_names():
         parent = owners[name].rpartition(".")[0]
-        whole = parent if isinstance(network.model.get_submodule(parent), LowRank) else owners[name]
-        found.setdefault(whole, []).append(name)
+        is_part = isinstance(network.model.get_submodule(parent), LowRank)
+        found.setdefault(parent if is_part else owners[name], []).append(name)
     return found
 
 
@@ -115,11 +133,20 @@ def refused_layers(network: PrunableState, paths: list[str]) -> dict[str, str]:
     for module in model.modules():
         for parameter in module._parameters.values():
             uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    refused = {path: why for path in paths if (why := _why_not(path, model.get_submodule(path), uses))}
-    able = [path for path in paths if path not in refused and not isinstance(model.get_submodule(path), LowRank)]
+    refused: dict[str, str] = {}
+    able: list[str] = []
+    for path in paths:
+        layer = model.get_submodule(path)
+        why = _why_not(path, layer, uses)
+        if why:
+            refused[path] = why
+        elif not isinstance(layer, LowRank):
+            able.append(path)
+    # One run for all layers mostly does; only where it fails each is tried by itself.
     if not _goes_along(network, able):
-        reason = "not used by calling it, or not on the example"
-        refused |= {path: reason for path in able if not _goes_along(network, [path])}
+        for path in able:
+            if not _goes_along(network, [path]):
+                refused[path] = "not used by calling it, or not on the example"
     return refused
 
 
@@ -128,10 +155,12 @@ def _why_not(path: str, layer: nn.Module, uses: Mapping[int, int]) -> str:
         return ""
     if getattr(layer, "_pruning_keep", False):
         return "protected"
-    kind: Any = type(layer)  # classes that inherit may well compute something else
-    convolution = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    if not convolution and kind.forward is not nn.Linear.forward:
-        return f"{type(layer).__name__}"
+    # By the method, not the class: classes that inherit may well compute something else.
+    kind: Any = type(layer)
+    is_linear = kind.forward is nn.Linear.forward
+    is_convolution = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    if not (is_linear or is_convolution):
+        return kind.__name__
     if not path:
         return "the network itself"
     if getattr(layer, "groups", 1) > 1:
@@ -145,12 +174,18 @@ def _why_not(path: str, layer: nn.Module, uses: Mapping[int, int]) -> str:
 def _goes_along(network: PrunableState, paths: list[str]) -> bool:
     """Whether the network's code runs, and gets to every layer, with other modules in these places."""
     layers = [dense_of(network.model.get_submodule(path)) for path in paths]
-    changes: dict[nn.Module, nn.Module] = {layer: LowRank(layer, 1) for layer in layers}
-    for parameter in (parameter for pair in changes.values() for parameter in pair.parameters()):
-        nn.init.zeros_(parameter)
+    changes: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        changes[layer] = LowRank(layer, 1)
+        for parameter in changes[layer].parameters():
+            nn.init.zeros_(parameter)
     called: set[nn.Module] = set()
-    # A layer that the code also keeps in a list of its own would go on there as it was.
-    hooks = [m.register_forward_pre_hook(lambda m, _: called.add(m)) for m in (*changes, *changes.values())]
+
+    def note_call(module: nn.Module, _: Any) -> None:
+        called.add(module)
+
+    # Both: a layer that the code also keeps in a list of its own would go on there as it was.
+    hooks = [module.register_forward_pre_hook(note_call) for module in (*changes, *changes.values())]
     substitute(network.model, changes)
     try:
         look(network.model, network.example_inputs)
@@ -173,33 +208,41 @@ def lower_ranks(criterion: LowRankCriterion, network: PrunableState, event: Even
     if event.invert or event.shuffle is not None:
         raise UsageError(f"{name} lowers ranks: there are no masks or nodes to invert or to shuffle.")
     if network.example_inputs is None:
-        raise UsageError("Low rank needs example inputs: PrunableState(model, example_inputs).")
+        raise UsageError("Low rank needs example inputs: PrunableNetwork(model, example_inputs).")
     parts = layers_of(network)
     ranked = network.ranked_names()
-    left, total = network.weights_left(ranked), sum(network.start_sizes[name] for name in ranked)
+    left = network.weights_left(ranked)
+    total = sum(network.start_sizes[name] for name in ranked)
     keep = total - round(event.sparsity * total)
     if keep >= left:
         return "" if keep == left else "the network is already sparser than that"
     refused = refused_layers(network, list(parts))
     network.enforce()  # masked weights are zeros from here on
     layers = {path: dense_of(network.model.get_submodule(path)) for path in parts if path not in refused}
-    wild = next((path for path, layer in layers.items() if not torch.isfinite(layer.weight).all()), None)
-    if wild is not None:
-        raise UsageError(f"{wild!r} holds weights that are not finite; nothing was decomposed.")
-    whole = {path: network.weights_left(parts[path]) for path in layers}
+    for path, layer in layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise UsageError(f"{path!r} holds weights that are not finite; nothing was decomposed.")
     if not layers:
-        raise UsageError(
-            f"{type(network.model).__name__} has no layer that {name} could decompose: {_reasons(refused)}."
-        )
-    options = _options(layers, whole, _checked(criterion.rank_errors(network, layers, event.batches), layers))
-    chosen = allocate(options, keep - (left - sum(whole.values())))
-    chosen = {path: choice for path, choice in chosen.items() if choice.subspaces}
-    pairs = {p: factored(layers[p], criterion.factors(p, layers[p], c.rank, c.subspaces)) for p, c in chosen.items()}
-    names = ("subspaces", "rank", "error")
-    criterion.chosen = {path: {name: getattr(choice, name) for name in names} for path, choice in chosen.items()}
-    running_along = list(event.optimizers), list(event.cut_along)
+        model = type(network.model).__name__
+        raise UsageError(f"{model} has no layer that {name} could decompose: {_reasons(refused)}.")
+
+    errors = _checked(criterion.rank_errors(network, layers, event.batches), layers)
+    whole = {path: network.weights_left(parts[path]) for path in layers}
+    weights_elsewhere = left - sum(whole.values())
+    choices = allocate(_options(layers, whole, errors), keep - weights_elsewhere)
+
+    pairs: dict[str, LowRank] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for path, choice in choices.items():
+        if choice.subspaces:  # 0 where a layer is left as it is
+            factors = criterion.factors(path, layers[path], choice.rank, choice.subspaces)
+            pairs[path] = factored(layers[path], factors)
+            facts[path] = {"subspaces": choice.subspaces, "rank": choice.rank, "error": choice.error}
+    criterion.chosen = facts
+
     sizes = _start_sizes(network, parts, pairs)
-    network.replace_layers(lambda: replace_layers(network.model, pairs, *running_along), sizes)
+    optimizers, cut_along = list(event.optimizers), list(event.cut_along)
+    network.replace_layers(lambda: replace_layers(network.model, pairs, optimizers, cut_along), sizes)
     return _shortfall(network.weights_left(network.ranked_names()), keep, _reasons(refused))
 
 
@@ -214,10 +257,14 @@ def _reasons(refused: Mapping[str, str]) -> str:
 
 
 def _checked(errors: Mapping[str, Mapping[int, Tensor]], layers: Mapping[str, Layer]) -> dict[str, dict[int, Tensor]]:
+    checked: dict[str, dict[int, Tensor]] = {}
     for path in layers:
-        if path not in errors or any(not torch.isfinite(values).all() for values in errors[path].values()):
+        by_subspaces = errors.get(path, {})
+        finite = [bool(torch.isfinite(values).all()) for values in by_subspaces.values()]
+        if path not in errors or not all(finite):
             raise UsageError(f"The errors of {path!r} are missing or not finite; nothing was decomposed.")
-    return {path: {subspaces: broadcast(values) for subspaces, values in errors[path].items()} for path in layers}
+        checked[path] = {subspaces: broadcast(values) for subspaces, values in by_subspaces.items()}
+    return checked
 
 
 def _options(
@@ -226,7 +273,9 @@ def _options(
     found = {}
     for path, layer in layers.items():
         outputs, entries = layer.weight.flatten(1).shape
-        found[path] = Options(whole[path], {k: k * outputs + entries for k in errors[path]}, errors[path])
+        # One rank in each of k subspaces: k columns of the decoder, and one row of the encoder shared out among them.
+        prices = {subspaces: subspaces * outputs + entries for subspaces in errors[path]}
+        found[path] = Options(whole[path], prices, errors[path])
     return found
 
 
@@ -237,9 +286,10 @@ def _start_sizes(
     sizes = dict(network.start_sizes)
     for path, pair in pairs.items():
         total = sum(sizes.pop(name) for name in parts[path])
-        first, second = pair.encoder.weight.numel(), pair.decoder.weight.numel()
-        sizes[f"{path}.encoder.weight"] = total * first // (first + second)
-        sizes[f"{path}.decoder.weight"] = total - total * first // (first + second)
+        encoder, decoder = pair.encoder.weight.numel(), pair.decoder.weight.numel()
+        share = total * encoder // (encoder + decoder)
+        sizes[f"{path}.encoder.weight"] = share
+        sizes[f"{path}.decoder.weight"] = total - share
     return sizes
 
 
