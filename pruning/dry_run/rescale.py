@@ -11,7 +11,7 @@ import numpy as np
 from pruning.dry_run.dry_run import Failure
 from pruning.trace.components import Structure
 from pruning.trace.labels import Labels, Uses
-from pruning.trace.rows import _FACTORS
+from pruning.trace.rules.table import Kind, kind_of
 
 
 class Scale(NamedTuple):
@@ -49,7 +49,7 @@ def take_up(
 def _scale_for(structure: Structure, failure: Failure, uses: Uses) -> Scale | None:
     """Returns what the weight must take up so that a changed number changes nothing; None where that is impossible."""
     entry, rows = failure.entry, failure.entry.rows
-    scales = entry.name in _FACTORS or "attention" in entry.name
+    scales = Kind.SCALES in kind_of(entry.name) or "attention" in entry.name
     if rows is None or not scales or len(entry.numbers) != 1 or len(failure.numbers) != 1:
         return None
     before, after = float(entry.numbers[0]), float(failure.numbers[0])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.trace.labels import Axes, Axis, Entry, Info, Labels, Uses
+from pruning.trace.labels import Axes, Axis, Entry, Info, Labels, Uses, with_zero
 from pruning.trace.schema import schema, tensors_in
 
 
@@ -21,19 +21,22 @@ class Notes:
 
     def __init__(self, first_label: int) -> None:
         self.first_label = self.next_label = first_label
-        self.infos: dict[int, Info] = {}
+        self.infos: dict[int, Info] = {}  # id of a tensor -> what is known of it
         self.entries: list[Entry] = []
+        # What rules said, with the number of the operation in the run: (labels, ..., number, why).
         self.ties: list[tuple[Labels, Labels, int]] = []
         self.pins: list[tuple[Labels, int, str]] = []
         self.inexact: list[tuple[Labels, int, str]] = []
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
         self.row_uses: Uses = []
-        self.bias_of = np.full(first_label, -1, dtype=np.int64)
-        self.stack: list[tuple[str, nn.Module]] = []
+        self.bias_of = np.full(first_label, -1, dtype=np.int64)  # row of a weight -> entry of its bias
+        self.stack: list[tuple[str, nn.Module]] = []  # modules whose forward is running, the innermost last
         self.entry = Entry(None, "", "")
         self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
         self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
+
+    # -- what is known of a tensor ---------------------------------------------------------------------------------
 
     def axes(self, tensor: Tensor) -> Axes:
         """Returns the axis of every dimension, None where the dimension cannot shrink."""
@@ -41,7 +44,7 @@ class Notes:
         if info is None:
             return (None,) * tensor.dim()
         if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
-            return tuple(axis and Axis(axis.labels, False) for axis in info.axes)
+            return tuple(with_zero(axis, False) for axis in info.axes)
         return info.axes
 
     def is_weight(self, tensor: Tensor) -> bool:
@@ -54,21 +57,29 @@ class Notes:
         info = self.infos.get(id(tensor))
         return info is not None and info.plain
 
+    # -- what a rule says ------------------------------------------------------------------------------------------
+
     def tie(self, one: Axis | None, other: Axis | None, why: str = "") -> None:
         """Couples two axes index by index; an axis that meets a dimension of fixed size must stay as it is."""
         if one is None or other is None:
-            self.pin(one, why or "meets a dimension of fixed size")
-            self.pin(other, why or "meets a dimension of fixed size")
-        elif len(one.labels) != len(other.labels):
+            why = why or "meets a dimension of fixed size"
+            self.pin(one, why)
+            self.pin(other, why)
+            return
+        if len(one.labels) != len(other.labels):
             self.pin(one, "meets a dimension of another size")
             self.pin(other, "meets a dimension of another size")
-        elif one.labels is not other.labels:
+            return
+        if one.labels is not other.labels:
             self.ties.append((one.labels, other.labels, len(self.entries)))
 
     def couple(self, table: Labels) -> None:
         """Couples all entries of each column of a (rows, columns) table."""
-        if len(table) > 1:
-            self.ties.append((table[1:].ravel(), np.broadcast_to(table[0], table[1:].shape).ravel(), len(self.entries)))
+        if len(table) < 2:
+            return
+        first, others = table[0], table[1:]
+        first = np.broadcast_to(first, others.shape)
+        self.ties.append((others.ravel(), first.ravel(), len(self.entries)))
 
     def pin(self, axis: Axis | None, why: str) -> None:
         """Marks labels that must stay."""
@@ -91,21 +102,25 @@ class Notes:
         if axis is not None:
             self.roles.append((axis.labels, role))
 
+    # -- what a rule asks for --------------------------------------------------------------------------------------
+
     def new_axis(self, size: int, *, zero: bool = False) -> Axis | None:
         """Returns an axis of new labels, for values that no parameter made and that are alike at every index."""
         labels = self.new_labels(size if size > 1 else 0)
         return Axis(labels, zero) if len(labels) else None
 
     def new_labels(self, size: int) -> Labels:
-        """Returns labels that no parameter has; the rehearsal finds them again in the entry."""
+        """Returns labels that no parameter has; the dry run finds them again in the entry."""
+        labels = np.arange(self.next_label, self.next_label + size, dtype=np.int64)
         self.next_label += size
-        self.entry.made_labels.append(np.arange(self.next_label - size, self.next_label, dtype=np.int64))
-        return self.entry.made_labels[-1]
+        self.entry.made_labels.append(labels)
+        return labels
 
     def choose(self, decide: Callable[[], Any]) -> Any:
-        """Returns what a rule decides by sizes; the rehearsal, where sizes differ, decides as the first run did."""
-        self.entry.choices.append(decide())
-        return self.entry.choices[-1]
+        """Returns what a rule decides by sizes; the dry run, where sizes differ, decides as the first run did."""
+        choice = decide()
+        self.entry.choices.append(choice)
+        return choice
 
     @property
     def module(self) -> nn.Module | None:
@@ -119,25 +134,41 @@ class Call:
     __slots__ = ("args", "func", "kwargs", "outs", "trace")
 
     def __init__(self, trace: Notes, func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: list[Tensor]):
-        self.trace, self.func, self.args, self.kwargs, self.outs = trace, func, args, kwargs, outs
+        self.trace = trace
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.outs = outs
 
     @property
     def name(self) -> str:
+        """Library and operation, "aten.relu_"."""
         return self.trace.entry.name
 
+    @property
+    def base_name(self) -> str:
+        """The operation alone, in place or not: "relu"."""
+        return self.name.split(".")[1].rstrip("_")
+
     def __getitem__(self, argument: str) -> Any:
-        place, default = schema(self.func)[0][argument]
+        place, default = schema(self.func).arguments[argument]
         if argument in self.kwargs:
             return self.kwargs[argument]
-        return self.args[place] if place < len(self.args) else default
+        if place < len(self.args):
+            return self.args[place]
+        return default
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        """Returns an argument; `default` where the operation takes none of that name."""
+        return self[argument] if self.has(argument) else default
 
     def has(self, argument: str) -> bool:
         """Says whether the operation takes an argument of this name."""
-        return argument in schema(self.func)[0]
+        return argument in schema(self.func).arguments
 
     def axes(self, argument: str) -> Axes:
         """Returns the axes of a tensor argument; () where it is None or the operation takes none of that name."""
-        tensor = self[argument] if self.has(argument) else None
+        tensor = self.get(argument)
         return self.trace.axes(tensor) if isinstance(tensor, Tensor) else ()
 
     def tensors(self) -> list[Tensor]:

@@ -28,119 +28,6 @@ def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-@contextmanager
-def _swapped(
-    modules: list[nn.Module], stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
-) -> Iterator[None]:
-    """Puts stand-ins for all tensors that modules hold; on leaving, modules and their containers are as they were."""
-    saved = [(module, dict(vars(module))) for module in modules]
-    contents = [
-        (value, value.copy())
-        for _, state in saved
-        for value in state.values()
-        if type(value) in (list, dict, set, deque)
-    ]
-    try:
-        for module, state in saved:
-            _swap(module, state, stand_ins)
-            vars(module)["training"] = training
-        for module, name, value in attributes:
-            object.__setattr__(module, name, value)
-        yield
-    finally:
-        for module, state in saved:
-            vars(module).clear()
-            vars(module).update(state)
-        for value, content in contents:
-            value.clear()
-            value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-
-
-def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]) -> None:
-    def stand_in(tensor: Tensor) -> Tensor:
-        # Tensors kept as plain attributes may be written to in forward; the run gets a copy.
-        found = stand_ins.get(id(tensor))
-        return found if found is not None else stand_ins.setdefault(id(tensor), tensor.detach().clone())
-
-    for registry in ("_parameters", "_buffers"):
-        vars(module)[registry] = {
-            name: item if item is None else stand_in(item) for name, item in state[registry].items()
-        }
-    for name, value in state.items():
-        if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
-            vars(module)[name] = mapped(value, stand_in)
-
-
-@contextmanager
-def _watched(paths: dict[nn.Module, str], trace: Trace) -> Iterator[None]:
-    """Tells the trace whose forward is running."""
-
-    def enter(module: nn.Module, _: Any) -> None:
-        if module in paths:
-            trace.stack.append((paths[module], module))
-
-    def leave(module: nn.Module, *_: Any) -> None:
-        if module in paths and trace.stack:
-            trace.stack.pop()
-
-    before = module_hooks.register_module_forward_pre_hook(enter)
-    after = module_hooks.register_module_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-class _PlainCalls(TorchFunctionMode):
-    """Spares the run what is nothing to labels.
-
-    Dropout hands its input on, in training as in evaluation. `reshape` arrives as operations, so that a size that does
-    not fit fails there and not on the way to them.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
-            shape = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-            return args[0].clone(memory_format=torch.contiguous_format).view(shape)
-        return func(*args, **kwargs)
-
-
-_DROPOUTS = frozenset(
-    (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
-    + (torch.dropout, torch.feature_dropout, torch.alpha_dropout, torch.feature_alpha_dropout)
-)
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """The same random choices in every run, none of them left behind; fused paths that hide operations are off."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
-    mkldnn = torch._C._get_mkldnn_enabled()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device.index or 0 for device in devices]))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        torch.backends.mha.set_fastpath_enabled(False)
-        torch._C._set_mkldnn_enabled(False)
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            torch._C._set_mkldnn_enabled(mkldnn)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
 def run(
     model: nn.Module,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
@@ -165,19 +52,166 @@ def run(
     """
 
     def change(tensor: Tensor) -> Tensor:
-        return tensor.clone() if trace.real else blank(tuple(tensor.shape), tensor.dtype)
+        if trace.real:
+            return tensor.clone()  # forward may write to its input
+        return blank(tuple(tensor.shape), tensor.dtype)
 
     args, kwargs = mapped(inputs, change)
     paths = {module: name for name, module in model.named_modules()}
     with _quiet(model), _swapped(list(paths), stand_ins, attributes, training), _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}
         with trace, _PlainCalls():
-            outputs = tensors_in(model(*args, **kwargs))
-        return outputs, [tensor for tensor in _held(paths) if id(tensor) not in before]
+            outputs = model(*args, **kwargs)
+        left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
+        return tensors_in(outputs), left_behind
 
 
 def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Yields the tensors that modules keep in attributes of their own, parameters and buffers not counted."""
     for module in modules:
         for name, value in vars(module).items():
             if name not in _REGISTRIES:
                 yield from tensors_in(value, depth=3)
+
+
+# -- other tensors in the modules --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _swapped(
+    modules: list[nn.Module], stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
+) -> Iterator[None]:
+    """Puts stand-ins for all tensors that modules hold; on leaving, modules and their containers are as they were."""
+    saved = [(module, dict(vars(module))) for module in modules]
+    contents = []  # forward may append to a list of its module
+    for _, state in saved:
+        for value in state.values():
+            if type(value) in (list, dict, set, deque):
+                contents.append((value, value.copy()))
+    try:
+        for module, state in saved:
+            _swap(module, state, stand_ins)
+            vars(module)["training"] = training
+        for module, name, value in attributes:
+            object.__setattr__(module, name, value)  # nn.Module's own would look at what it is
+        yield
+    finally:
+        for module, state in saved:
+            vars(module).clear()
+            vars(module).update(state)
+        for value, content in contents:
+            value.clear()
+            if isinstance(value, (list, deque)):
+                value.extend(content)
+            else:
+                value.update(content)
+
+
+def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]) -> None:
+    """Puts stand-ins for the tensors of one module, whose attributes are in `state`."""
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        found = stand_ins.get(id(tensor))
+        if found is None:
+            # Tensors kept as plain attributes may be written to in forward; the run gets a copy.
+            found = stand_ins[id(tensor)] = tensor.detach().clone()
+        return found
+
+    for registry in ("_parameters", "_buffers"):
+        swapped = {}
+        for name, tensor in state[registry].items():
+            swapped[name] = None if tensor is None else stand_in(tensor)
+        vars(module)[registry] = swapped
+    for name, value in state.items():
+        if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
+            vars(module)[name] = mapped(value, stand_in)
+
+
+# -- who is running ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watched(paths: dict[nn.Module, str], trace: Trace) -> Iterator[None]:
+    """Tells the trace whose forward is running."""
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if module in paths:
+            trace.stack.append((paths[module], module))
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if module in paths and trace.stack:
+            trace.stack.pop()
+
+    before = module_hooks.register_module_forward_pre_hook(enter)
+    after = module_hooks.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+# -- how torch behaves meanwhile ---------------------------------------------------------------------------------------
+
+_DROPOUTS = frozenset(
+    (
+        F.dropout,
+        F.dropout1d,
+        F.dropout2d,
+        F.dropout3d,
+        F.alpha_dropout,
+        F.feature_alpha_dropout,
+        torch.dropout,
+        torch.feature_dropout,
+        torch.alpha_dropout,
+        torch.feature_alpha_dropout,
+    )
+)
+
+
+class _PlainCalls(TorchFunctionMode):
+    """Spares the run what is nothing to labels.
+
+    Dropout hands its input on, in training as in evaluation. `reshape` arrives as operations, so that a size that does
+    not fit fails there and not on the way to them.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
+            tensor, shape = args[0], args[1:]
+            if isinstance(shape[0], (list, tuple)):  # x.reshape((2, 3)) as well as x.reshape(2, 3)
+                shape = shape[0]
+            # A copy first, so that a view always fits the memory.
+            return tensor.clone(memory_format=torch.contiguous_format).view(shape)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """The same random choices in every run, none of them left behind; fused paths that hide operations are off."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    indices = [device.index or 0 for device in devices]
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
+    mkldnn = torch._C._get_mkldnn_enabled()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(indices))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+            torch._C._set_mkldnn_enabled(mkldnn)
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

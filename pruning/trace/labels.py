@@ -1,4 +1,4 @@
-"""What is said of labels: axes of tensors, entries of a run, and an operation as a rule sees it."""
+"""What is said of labels: the axes of a tensor, and the operations of a run as the dry run needs them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 Labels = NDArray[np.int64]
 
+# What part a slice of a weight plays in its layer, as bits, since a shared weight may play several.
 PRODUCER, CONSUMER, NORM = 1, 2, 4
 ROLES = {"producer": PRODUCER, "consumer": CONSUMER, "norm": NORM, "all": 0}
 
@@ -33,7 +34,14 @@ class Axis(NamedTuple):
         return Axis(self.labels[index], self.zero)
 
 
-Axes = tuple["Axis | None", ...]
+Axes = tuple["Axis | None", ...]  # one per dimension of a tensor, None where it cannot shrink
+
+
+def with_zero(axis: Axis | None, zero: bool) -> Axis | None:
+    """Returns the axis with another promise about its zeros; None where there is no axis."""
+    if axis is None:
+        return None
+    return Axis(axis.labels, zero)
 
 
 class Info(NamedTuple):
@@ -44,7 +52,7 @@ class Info(NamedTuple):
         weight: parameters and buffers alone made it.
         points_at: labels of a dimension that its values are positions of (an argmax).
         summed: labels of the dimension that it is a sum of products over (attention scores).
-        rows: rows of a weight that it is linear in; see pruning/scales.py.
+        rows: rows of a weight that it is linear in; see pruning/trace/rows.py.
         plain: a parameter as it stands, or a view of one.
     """
 
@@ -55,14 +63,20 @@ class Info(NamedTuple):
     rows: Rows | None = None
     plain: bool = False
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether this is what an unknown tensor has."""
+        has_labels = any(axis is not None for axis in self.axes)
+        return not (has_labels or self.points_at or self.summed or self.rows or self.weight)
+
 
 @dataclass(slots=True)
 class Entry:
-    """One operation of a run, as the rehearsal needs it."""
+    """One operation of a run, as the dry run needs it."""
 
     func: Any
     name: str
-    where: str
+    where: str  # path of the module whose forward ran it
     inputs: list[Labels] = field(default_factory=list)
     outs: list[tuple[torch.Size, torch.dtype, Axes]] = field(default_factory=list)
     numbers: tuple[Any, ...] = ()
@@ -76,9 +90,17 @@ class Entry:
     decided: list[Tensor | None] = field(default_factory=list)  # of a run on data: flags and numbers of places
 
     @property
+    def coming_out(self) -> list[Labels]:
+        """Labels of all dimensions that come out."""
+        found = []
+        for _, _, axes in self.outs:
+            found += [axis.labels for axis in axes if axis is not None]
+        return found
+
+    @property
     def touched(self) -> list[Labels]:
         """Labels of all dimensions that go in or come out."""
-        return self.inputs + [axis.labels for _, _, axes in self.outs for axis in axes if axis is not None]
+        return self.inputs + self.coming_out
 
 
 @dataclass(eq=False)
@@ -97,13 +119,10 @@ class Rows:
     @cached_property
     def labels(self) -> Labels:
         """All labels in the table, in order."""
+        # Along expanded dimensions (a step of 0) every index holds the same.
         once = tuple(slice(0, 1) if step == 0 else slice(None) for step in self.table.stride())
-        return np.flatnonzero(np.bincount(self.table[once].flatten().numpy()))
-
-
-def kept(axis: Axis | None, zero: bool) -> Axis | None:
-    """Returns the axis with another promise about its zeros."""
-    return axis and Axis(axis.labels, zero)
+        counts = np.bincount(self.table[once].flatten().numpy())
+        return np.flatnonzero(counts)
 
 
 Uses = list[tuple[Rows, int]]  # what operations other than moves read, and the number of the operation in the run

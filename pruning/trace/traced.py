@@ -14,7 +14,7 @@ from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.isolate import blank, run
-from pruning.trace.labels import Axis, Entry, Labels, Uses
+from pruning.trace.labels import Axes, Axis, Entry, Labels, Uses
 from pruning.trace.rules import RULES
 from pruning.trace.schema import schema
 from pruning.trace.trace import Trace
@@ -22,23 +22,8 @@ from pruning.trace.trace import Trace
 
 def first_line(error: BaseException) -> str:
     """Returns what an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _alike(one: list[Entry], other: list[Entry]) -> bool:
-    """Says whether two runs did the same to labels, normalisation and what hands them on as they are apart."""
-
-    def hands_on(entry: Entry) -> bool:
-        # Such as the noise of stochastic depth, which has no channels of its own.
-        going_in = {id(labels) for labels in entry.inputs}
-        coming_out = {id(axis.labels) for _, _, axes in entry.outs for axis in axes if axis is not None}
-        return schema(entry.func)[2] and going_in == coming_out and not entry.numbers
-
-    def outline(entries: list[Entry]) -> list[tuple[str, str]]:
-        return [(entry.where, entry.name) for entry in entries
-                if entry.inputs and "norm" not in entry.name and not hands_on(entry)]  # fmt: skip
-
-    return outline(one) == outline(other)
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class TracedNetwork:
@@ -53,66 +38,86 @@ class TracedNetwork:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
-        self.model, self.tensors = model, named_tensors(model)
+        self.model = model
+        self.tensors = named_tensors(model)
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
-        # The network may move or change its type later; the example inputs do not, so rehearsals stay where it was.
+        # The network may move or change its type later; the example inputs do not, so dry runs stay where it was.
         self._was = {name: (tensor.dtype, tensor.device) for name, tensor in self.tensors.items()}
         self.notes: list[str] = []
-        self.real = False
+        self.real = False  # whether the network needs data to run
         self._given = split_inputs(example_inputs)
-        self._inputs = {False: self._given, True: self._given}
-        self.runs: dict[bool, list[Entry]] = {}
+        self._inputs = {False: self._given, True: self._given}  # by mode: is it training?
+
         dimensions = self._dimensions()
         if not dimensions:
             raise UsageError(f"{type(model).__name__} has no parameters to prune.")
         self._by_name: dict[str, list[Dimension]] = {}
         for dimension in dimensions:
             self._by_name.setdefault(dimension.name, []).append(dimension)
+        slice_labels = sum(dimension.size for dimension in dimensions)
+
+        traces = self._traces(slice_labels)
+        total = max(trace.next_label for trace in traces.values())
+        self.structure = Structure(dimensions, total)
+        self.runs: dict[bool, list[Entry]] = {}
         self.row_uses: dict[bool, Uses] = {}
-        traces = self._traces(sum(dimension.size for dimension in dimensions))
-        self.structure = Structure(dimensions, max(trace.next_label for trace in traces.values()))
         for training, trace in traces.items():
             self._collect(trace)
             self.runs[training] = trace.entries
             self.row_uses[training] = trace.row_uses
-        modules = dict(model.named_modules())
-        self.grouped = {modules[entry.where] for entries in self.runs.values() for entry in entries
-                        if entry.name == "aten.convolution" and entry.choices == [False]}  # fmt: skip
-        if len(self.runs) == 2 and _alike(self.runs[False], self.runs[True]):
-            del self.runs[True], self.row_uses[True]
+        self.grouped = self._grouped_convolutions()
+        if len(self.runs) == 2 and _do_alike(self.runs[False], self.runs[True]):
+            del self.runs[True], self.row_uses[True]  # one dry run will do
 
     def _dimensions(self) -> list[Dimension]:
         """Lists the dimensions that could shrink: those of more than one index that are no kernel's sides."""
-        kernels = {id(tensor) for module in self.model.modules() if isinstance(module, nn.modules.conv._ConvNd)
-                   for tensor in module.parameters(recurse=False)}  # fmt: skip
-        found, start = [], 0
+        kernels = set()
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                kernels |= {id(tensor) for tensor in module.parameters(recurse=False)}
+        found = []
+        start = 0
         for name, tensor in self.tensors.items():
             sizes = tensor.shape[:2] if id(tensor) in kernels else tensor.shape
+            trained = isinstance(tensor, nn.Parameter)
             for dim, size in enumerate(sizes):
                 if size > 1:
-                    found.append(Dimension(name, dim, start, size, isinstance(tensor, nn.Parameter)))
+                    found.append(Dimension(name, dim, start, size, trained))
                     start += size
+        return found
+
+    def _grouped_convolutions(self) -> set[nn.Module]:
+        """Returns the convolutions with groups of more than one channel, which each lose equally many."""
+        modules = dict(self.model.named_modules())
+        found = set()
+        for entries in self.runs.values():
+            for entry in entries:
+                # Their rule makes one choice: is each channel alone in its group?
+                if entry.name == "aten.convolution" and entry.choices == [False]:
+                    found.add(modules[entry.where])
         return found
 
     # -- runs ------------------------------------------------------------------------------------------------------
 
-    def _traces(self, labels: int) -> dict[bool, Trace]:
+    def _traces(self, first_label: int) -> dict[bool, Trace]:
         """Runs the network in both modes, without data if it can."""
-        traces, errors = self._attempt(labels)
+        traces, errors = self._attempt(first_label)
         if not traces:
             self.notes.append(f"needs data to run: {first_line(errors[False])}")
             self.real = True
-            traces, errors = self._attempt(labels)
+            traces, errors = self._attempt(first_label)
         if not traces:
             error = errors[False]
-            raise UsageError(f"{type(self.model).__name__} does not run on these example inputs: "
-                             f"{type(error).__name__}: {first_line(error)}") from error  # fmt: skip
+            what = f"{type(error).__name__}: {first_line(error)}"
+            network = type(self.model).__name__
+            raise UsageError(f"{network} does not run on these example inputs: {what}") from error
         for training, error in errors.items():
             mode = "training" if training else "eval"
             self.notes.append(f"does not run in {mode} mode on these inputs: {first_line(error)}")
         return traces
 
     def _attempt(self, first_label: int) -> tuple[dict[bool, Trace], dict[bool, BaseException]]:
+        """Returns the traces of the modes that run, and the errors of those that do not."""
         traces: dict[bool, Trace] = {}
         errors: dict[bool, BaseException] = {}
         everything = np.ones(first_label, dtype=bool)
@@ -126,7 +131,8 @@ class TracedNetwork:
                     errors.setdefault(training, error)
                     continue
                 errors.pop(training, None)
-                first_label, traces[training] = trace.next_label, trace
+                traces[training] = trace
+                first_label = trace.next_label  # labels made in one mode mean nothing in the other
                 break
         return traces, errors
 
@@ -136,42 +142,60 @@ class TracedNetwork:
             return [self._given]
 
         def twice(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+            is_batch_of_one = tensor.dim() > 0 and tensor.shape[0] == 1
+            return torch.cat([tensor, tensor]) if is_batch_of_one else tensor
 
         return [self._given, mapped(self._given, twice)]
 
     def run(self, trace: Trace, there: Mask, stay: Mask, training: bool, attributes: list[Attribute]) -> None:
-        """Runs the model with what stays of its tensors, labelled, and pins what it returns."""
+        """Runs the model with what stays of its tensors, labelled, and pins what it returns.
+
+        Args:
+            trace: what watches.
+            there: which labels the tensors have now.
+            stay: which of them they have during the run.
+            training: the mode to run in.
+            attributes: (module, name, value) to hold during the run.
+        """
         stand_ins = {}
+        left = there & stay
         for name, tensor in self.tensors.items():
-            axes: list[Axis | None] = [None] * tensor.dim()
-            dtype, device = self._was[name]
-            made = tensor.detach().to(device, dtype, copy=True) if self.real else None
-            for dimension in self._by_name.get(name, ()):
-                labels = np.arange(dimension.start, dimension.start + dimension.size)
-                labels = labels[there[labels]]
-                axes[dimension.dim] = Axis(labels[stay[labels]])
-                if made is not None and not stay[labels].all():
-                    made = made.index_select(
-                        dimension.dim, torch.from_numpy(np.flatnonzero(stay[labels])).to(made.device)
-                    )
-            if made is None:
-                sizes = zip(tensor.shape, axes, strict=True)
-                made = blank(tuple(size if axis is None else len(axis.labels) for size, axis in sizes), dtype)
+            axes = self._axes(name, left)
+            made = self._stand_in(name, axes, there, stay)
             stand_ins[id(tensor)] = made
-            trace.start(made, tuple(axes))
+            trace.start(made, axes)
         outputs, held = run(
             self.model, self._inputs[training], trace, stand_ins=stand_ins, training=training, attributes=attributes
         )
-        self._pin_results(trace, outputs, "is the network's output")
+        _pin_results(trace, outputs, "is the network's output")
         held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time
-        self._pin_results(trace, held, "is kept in a module's attribute")
+        _pin_results(trace, held, "is kept in a module's attribute")
 
-    def _pin_results(self, trace: Trace, tensors: list[Tensor], why: str) -> None:
-        for tensor in tensors:
-            info = trace.infos.get(id(tensor))
-            for labels in (*(axis.labels for axis in trace.axes(tensor) if axis), *(info.points_at if info else ())):
-                trace.pin(Axis(labels), why)
+    def _axes(self, name: str, stay: Mask) -> Axes:
+        """Returns the axes of a parameter or buffer of which some labels stay."""
+        axes: list[Axis | None] = [None] * self.tensors[name].dim()
+        for dimension in self._by_name.get(name, ()):
+            labels = np.arange(dimension.start, dimension.start + dimension.size)
+            axes[dimension.dim] = Axis(labels[stay[labels]])
+        return tuple(axes)
+
+    def _stand_in(self, name: str, axes: Axes, there: Mask, stay: Mask) -> Tensor:
+        """Returns what stands for a parameter or buffer in a run: without data, or on data what stays of a copy."""
+        tensor = self.tensors[name]
+        dtype, device = self._was[name]
+        if not self.real:
+            shape = [size if axis is None else len(axis.labels) for size, axis in zip(tensor.shape, axes, strict=True)]
+            return blank(tuple(shape), dtype)
+        made = tensor.detach().to(device, dtype, copy=True)
+        for dimension in self._by_name.get(name, ()):
+            labels = np.arange(dimension.start, dimension.start + dimension.size)
+            stays = stay[labels[there[labels]]]
+            if not stays.all():
+                kept_indices = torch.from_numpy(np.flatnonzero(stays))
+                made = made.index_select(dimension.dim, kept_indices.to(made.device))
+        return made
+
+    # -- after a cut -----------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Looks the tensors up again (a move to another device makes new buffers) and checks that shapes still fit.
@@ -180,20 +204,25 @@ class TracedNetwork:
             UsageError: if the network is not the one that the graph was built for.
         """
         tensors = named_tensors(self.model)
-        for name, tensor in tensors.items():
-            dimensions = self._by_name.get(name, ())
-            if name not in self.tensors or any(
-                dimension.dim >= tensor.dim() or len(self.structure.labels_of(dimension)) != tensor.shape[dimension.dim]
-                for dimension in dimensions
-            ):
-                raise UsageError(
-                    f"The network changed since the graph was built ({name}); build a new DependencyGraph."
-                )
-        if len(tensors) != len(self.tensors):
-            gone = next(name for name in self.tensors if name not in tensors)
-            raise UsageError(f"The network changed since the graph was built ({gone}); build a new DependencyGraph.")
+        changed = [name for name, tensor in tensors.items() if not self._fits(name, tensor)]
+        changed += [name for name in self.tensors if name not in tensors]
+        if changed:
+            raise UsageError(
+                f"The network changed since the graph was built ({changed[0]}); build a new DependencyGraph."
+            )
         self.tensors = tensors
         self.names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def _fits(self, name: str, tensor: Tensor) -> bool:
+        """Says whether a tensor has the shape that the labels left say."""
+        if name not in self.tensors:
+            return False
+        for dimension in self._by_name.get(name, ()):
+            if dimension.dim >= tensor.dim():
+                return False
+            if tensor.shape[dimension.dim] != len(self.structure.labels_of(dimension)):
+                return False
+        return True
 
     def commit(self, removed: Mask) -> None:
         """Takes note that labels are gone; called by a plan that was executed."""
@@ -205,33 +234,42 @@ class TracedNetwork:
 
     def named(self) -> dict[str, Tensor]:
         """Returns every parameter and buffer by all its names."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
         buffers = dict(self.model.named_buffers(remove_duplicate=False))
-        return {**dict(self.model.named_parameters(remove_duplicate=False)), **buffers}
+        return {**parameters, **buffers}
 
     def owner_path(self, path: str) -> str:
         """Returns the path of the module that a user knows: parametrised weights belong to their layer."""
-        return path.split(".parametrizations.")[0] if ".parametrizations." in f"{path}." else path
+        if ".parametrizations." not in f"{path}.":
+            return path
+        return path.split(".parametrizations.")[0]
 
     def owner(self, path: str) -> nn.Module:
         """Returns the module that a user knows."""
         return self.model.get_submodule(self.owner_path(path))
 
-    # -- facts -----------------------------------------------------------------------------------------------------
+    # -- facts and labels ------------------------------------------------------------------------------------------
 
     def _collect(self, trace: Trace) -> None:
         """Adds a trace's facts to the structure's, with the places where they were said."""
-        facts, offset = self.structure.facts, len(self.structure.facts.places)
-        facts.places += [(entry.name, entry.where) for entry in trace.entries] + [("", "")]
+        facts = self.structure.facts
+        offset = len(facts.places)
+        facts.places += [(entry.name, entry.where) for entry in trace.entries]
+        facts.places.append(("", ""))  # what is said after the last operation
         facts.ties += [(one, other, place + offset) for one, other, place in trace.ties]
         facts.pins += [(labels, place + offset, why) for labels, place, why in trace.pins]
         facts.inexact += [(labels, place + offset, why) for labels, place, why in trace.inexact]
         facts.consumed += trace.consumed
         facts.roles += trace.roles
-        np.maximum(self.structure.bias_of, trace.bias_of[: len(self.structure.bias_of)], out=self.structure.bias_of)
+        bias_of = self.structure.bias_of
+        np.maximum(bias_of, trace.bias_of[: len(bias_of)], out=bias_of)  # -1 where a mode saw no bias
 
     def dimension(self, name: str, dim: int) -> Dimension | None:
         """Returns a dimension of a parameter or buffer; None where it cannot shrink at all."""
-        return next((dimension for dimension in self._by_name.get(name, ()) if dimension.dim == dim), None)
+        for dimension in self._by_name.get(name, ()):
+            if dimension.dim == dim:
+                return dimension
+        return None
 
     def known_dimension(self, name: str, dim: int) -> Dimension:
         """Returns a dimension that can shrink."""
@@ -240,15 +278,50 @@ class TracedNetwork:
     def labels(self, name: str, dim: int) -> Labels:
         """Returns the labels along a dimension; none where it cannot shrink at all."""
         dimension = self.dimension(name, dim)
-        return np.empty(0, np.int64) if dimension is None else self.structure.labels_of(dimension)
+        if dimension is None:
+            return np.empty(0, np.int64)
+        return self.structure.labels_of(dimension)
 
     def shapes_by_id(self, removed: Mask) -> dict[int, tuple[int, ...]]:
         """Returns id of a tensor -> its shape once labels are removed, for those that change."""
         found = {}
         for name, dimensions in self._by_name.items():
-            shape = list(self.tensors[name].shape)
+            tensor = self.tensors[name]
+            shape = list(tensor.shape)
             for dimension in dimensions:
-                shape[dimension.dim] -= int(removed[dimension.start : dimension.start + dimension.size].sum())
-            if tuple(shape) != tuple(self.tensors[name].shape):
-                found[id(self.tensors[name])] = tuple(shape)
+                gone = removed[dimension.start : dimension.start + dimension.size]
+                shape[dimension.dim] -= int(gone.sum())
+            if tuple(shape) != tuple(tensor.shape):
+                found[id(tensor)] = tuple(shape)
         return found
+
+
+def _pin_results(trace: Trace, tensors: list[Tensor], why: str) -> None:
+    """What leaves the network keeps its shape, and so does what its values are positions of."""
+    for tensor in tensors:
+        for axis in trace.axes(tensor):
+            trace.pin(axis, why)
+        info = trace.infos.get(id(tensor))
+        for labels in info.points_at if info is not None else ():
+            trace.pin(Axis(labels), why)
+
+
+def _do_alike(one: list[Entry], other: list[Entry]) -> bool:
+    """Says whether two runs did the same to labels, normalisation and what hands them on as they are apart."""
+    return _outline(one) == _outline(other)
+
+
+def _outline(entries: list[Entry]) -> list[tuple[str, str]]:
+    found = []
+    for entry in entries:
+        normalises = "norm" in entry.name
+        if entry.inputs and not normalises and not _hands_on(entry):
+            found.append((entry.where, entry.name))
+    return found
+
+
+def _hands_on(entry: Entry) -> bool:
+    # Such as the noise of stochastic depth, which has no channels of its own.
+    going_in = {id(labels) for labels in entry.inputs}
+    coming_out = {id(labels) for labels in entry.coming_out}
+    return schema(entry.func).pointwise and going_in == coming_out and not entry.numbers

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pruning.trace.call import Call
 from pruning.trace.labels import Axes
-from pruning.trace.rules.matmul import _shared, contract
+from pruning.trace.rules.matmul import contract, couple_factors
 from pruning.trace.rules.table import rule
-
-# -- attention in one piece --------------------------------------------------------------------------------------------
 
 
 @rule(
@@ -16,14 +14,23 @@ from pruning.trace.rules.table import rule
     "_scaled_dot_product_fused_attention_overrideable"
 )
 def attention(call: Call) -> list[Axes]:
-    """Queries meet keys along the head width, weights meet values along the tokens."""
-    query, key, value = (call.axes(name) for name in ("query", "key", "value"))
+    """Queries meet keys along the head width, weights meet values along the tokens.
+
+    For networks that run on data: without data, attention arrives as the products that it is made of.
+    """
+    trace = call.trace
+    # (batch, heads, tokens, head width) each
+    query, key, value = call.axes("query"), call.axes("key"), call.axes("value")
     contract(call, query[-1], key[-1])
-    # One over the root of the head width, if none is given: a number that the rehearsal will see change.
-    call.trace.entry.numbers += (call["query"].shape[-1] ** -0.5 if call["scale"] is None else call["scale"],)
+    scale = call["scale"]
+    if scale is None:  # one over the root of the head width: a number that the dry run will see change
+        scale = call["query"].shape[-1] ** -0.5
+    trace.entry.numbers += (scale,)
     for axis in (key[-2], value[-2]):
-        call.trace.pin(axis, "is a row of tokens")
-    lead = tuple(
-        _shared(call, a, _shared(call, b, c)) for a, b, c in zip(query[:-2], key[:-2], value[:-2], strict=True)
-    )
+        trace.pin(axis, "is a row of tokens")
+
+    lead = []
+    for of_query, of_key, of_value in zip(query[:-2], key[:-2], value[:-2], strict=True):
+        shared = couple_factors(call, of_key, of_value)
+        lead.append(couple_factors(call, of_query, shared))
     return [(*lead, query[-2], value[-1])]

@@ -11,28 +11,46 @@ from pruning.trace.rules.table import rule
 
 @rule("cat")
 def cat(call: Call) -> Axes:
-    """Labels follow each other; all other dimensions couple."""
-    out, dim = call.outs[0], call["dim"]
-    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]
-    dim %= out.dim()
+    """Labels follow each other; all other dimensions couple. For DenseNet, Inception, U-Nets and class tokens."""
+    out = call.outs[0]
+    dim = call["dim"] % out.dim()
+    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]  # torch allows an empty one of 1 dim
     rows = [call.trace.axes(tensor) for tensor in tensors]
-    joined = [same(call, [row[place] for row in rows]) if place != dim else None for place in range(out.dim())]
-    if any(row[dim] is not None for row in rows):
-        joined[dim] = _appended(
-            call, [(row[dim], tensor.shape[dim]) for row, tensor in zip(rows, tensors, strict=True)]
-        )
-    return tuple(joined)
+    result: list[Axis | None] = []
+    for place in range(out.dim()):
+        along = [row[place] for row in rows]
+        if place == dim:
+            sizes = [tensor.shape[dim] for tensor in tensors]
+            result.append(_appended(call, along, sizes))
+        else:
+            result.append(couple_all(call, along))
+    return tuple(result)
 
 
-def same(call: Call, axes: list[Axis | None]) -> Axis | None:
+def couple_all(call: Call, axes: list[Axis | None]) -> Axis | None:
     """Couples one dimension of several tensors, index by index; None where any of them cannot shrink."""
     first = next((axis for axis in axes if axis is not None), None)
     if first is None:
         return None
     for axis in axes:
         call.trace.tie(first, axis)
-    fixed = any(axis is None or len(axis.labels) != len(first.labels) for axis in axes)
-    return None if fixed else Axis(first.labels, all(axis is not None and axis.zero for axis in axes))
+    zero = True
+    for axis in axes:
+        if axis is None or len(axis.labels) != len(first.labels):
+            return None
+        zero = zero and axis.zero
+    return Axis(first.labels, zero)
+
+
+def _appended(call: Call, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
+    """Puts axes of these sizes one after the other; those that cannot shrink get labels that stay."""
+    if all(axis is None for axis in axes):
+        return None
+    parts = []
+    for axis, size in zip(axes, sizes, strict=True):
+        parts.append(_fixed(call.trace, size, "is joined to channels") if axis is None else axis)
+    labels = np.concatenate([part.labels for part in parts])
+    return Axis(labels, all(part.zero for part in parts))
 
 
 def _fixed(trace: Notes, size: int, why: str) -> Axis:
@@ -41,32 +59,37 @@ def _fixed(trace: Notes, size: int, why: str) -> Axis:
     return axis
 
 
-def _appended(call: Call, parts: list[tuple[Axis | None, int]]) -> Axis:
-    axes = [axis or _fixed(call.trace, size, "is joined to channels") for axis, size in parts]
-    return Axis(np.concatenate([axis.labels for axis in axes]), all(axis.zero for axis in axes))
-
-
 @rule("stack")
 def stack(call: Call) -> Axes:
-    """A new dimension whose length is the number of tensors; all others couple."""
+    """A new dimension whose length is the number of tensors; all others couple. For steps of recurrent networks."""
     rows = [call.trace.axes(tensor) for tensor in call["tensors"]]
-    joined = [same(call, [row[place] for row in rows]) for place in range(len(rows[0]))]
+    joined = [couple_all(call, list(along)) for along in zip(*rows, strict=True)]
     dim = call["dim"] % (len(joined) + 1)
     return (*joined[:dim], None, *joined[dim:])
 
 
 @rule("constant_pad_nd")
 def constant_pad(call: Call) -> Axes:
-    """Padding along channels adds positions that must stay, so that the rest keeps its place."""
-    axes, pad = list(call.axes("self")), call["pad"]
+    """Padding along channels adds positions that must stay, so that the rest keeps its place.
+
+    For shortcuts of ResNets without a convolution (option A of He et al. 2016), and for sides of pictures.
+    """
+    trace = call.trace
+    axes = list(call.axes("self"))
+    pad = call["pad"]  # (before, after) of the last dimension first
     for place in range(len(pad) // 2):
-        dim, before, after = len(axes) - 1 - place, pad[2 * place], pad[2 * place + 1]
+        dim = len(axes) - 1 - place
+        before, after = pad[2 * place], pad[2 * place + 1]
         axis = axes[dim]
-        if axis is None or not (before or after):
+        if axis is None or before == after == 0:
             continue
         if before < 0 or after < 0:
-            call.trace.pin(axis, "is cropped by a negative padding")
-        kept = axis.take(slice(max(-before, 0), len(axis.labels) - max(-after, 0)))
-        ends = [_fixed(call.trace, max(size, 0), "channels added by padding") for size in (before, after)]
-        axes[dim] = Axis(np.concatenate([ends[0].labels, kept.labels, ends[1].labels]), axis.zero and not call["value"])
+            trace.pin(axis, "is cropped by a negative padding")
+        first, last = max(-before, 0), len(axis.labels) - max(-after, 0)
+        inner = axis.labels[first:last]
+        front = _fixed(trace, max(before, 0), "channels added by padding")
+        back = _fixed(trace, max(after, 0), "channels added by padding")
+        labels = np.concatenate([front.labels, inner, back.labels])
+        stays_zero = axis.zero and not call["value"]
+        axes[dim] = Axis(labels, stays_zero)
     return tuple(axes)

@@ -1,30 +1,45 @@
-"""Rules for products of matrices, and the biases added to them."""
+"""Rules for products of matrices, and the biases added to them.
+
+They tell which part the slices of a weight play: those that are summed over are CONSUMER, the others PRODUCER.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from pruning.trace.call import Call
-from pruning.trace.labels import CONSUMER, PRODUCER, Axes, Axis, kept
-from pruning.trace.rules.table import rule
+from pruning.trace.labels import CONSUMER, PRODUCER, Axes, Axis, with_zero
+from pruning.trace.rules.table import Kind, rule
 
-# -- matrix products ---------------------------------------------------------------------------------------------------
+# -- what products share -----------------------------------------------------------------------------------------------
 
 
 def contract(call: Call, one: Axis | None, other: Axis | None) -> None:
     """A sum of products over two axes: a removed index leaves it as it was if either factor vanishes there."""
-    call.trace.tie(one, other, "is multiplied with a dimension of fixed size")
+    trace = call.trace
+    trace.tie(one, other, "is multiplied with a dimension of fixed size")
     for axis in (one, other):
-        call.trace.consume(axis)
+        trace.consume(axis)
         if axis is not None:
-            call.trace.entry.summed.append(axis.labels)
-    if one is not None and other is not None and not (one.zero or other.zero):
-        call.trace.lose(one, "a sum of products over a dimension that shrinks, of values that do not vanish")
+            trace.entry.summed.append(axis.labels)
+    if one is not None and other is not None:
+        vanishes = one.zero or other.zero
+        if not vanishes:
+            trace.lose(one, "a sum of products over a dimension that shrinks, of values that do not vanish")
+
+
+def couple_factors(call: Call, one: Axis | None, other: Axis | None) -> Axis | None:
+    """Couples a dimension that two factors have in common; a product vanishes where either factor does."""
+    call.trace.tie(one, other)
+    if one is None or other is None:
+        return None
+    return with_zero(one, one.zero or other.zero)
 
 
 def product(call: Call, left: Tensor, right: Tensor) -> Axes:
     """(..., n, k) @ (..., k, m): k couples, n and m are handed on, leading dimensions couple."""
-    trace, one, other = call.trace, call.trace.axes(left), call.trace.axes(right)
+    trace = call.trace
+    one, other = trace.axes(left), trace.axes(right)
     contract(call, one[-1], other[-2])
     if trace.is_weight(left):
         trace.mark(one[-2], PRODUCER)
@@ -32,83 +47,105 @@ def product(call: Call, left: Tensor, right: Tensor) -> Axes:
     if trace.is_weight(right):
         trace.mark(other[-2], CONSUMER)
         trace.mark(other[-1], PRODUCER)
-    return (*(_shared(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)), one[-2], other[-1])
-
-
-def _shared(call: Call, one: Axis | None, other: Axis | None) -> Axis | None:
-    call.trace.tie(one, other)
-    return None if one is None or other is None else kept(one, one.zero or other.zero)
+    lead = [couple_factors(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)]
+    return (*lead, one[-2], other[-1])
 
 
 def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     """Adds a tensor that is broadcast from the right."""
-    own = call.trace.axes(bias)
+    trace = call.trace
+    own = trace.axes(bias)
     result = list(axes)
-    for place in range(1, len(axes) + 1):
-        axis, added = axes[-place], own[-place] if place <= len(own) else None
-        there = place <= len(own) and bias.shape[-place] == call.outs[0].shape[-place]
-        if there:
-            call.trace.tie(axis, added)
-        if call.trace.is_weight(bias):
-            call.trace.mark(added, PRODUCER)
-        result[-place] = axis and kept(axis, axis.zero and there and added is not None and added.zero)
+    for place in range(-1, -len(axes) - 1, -1):
+        axis = axes[place]
+        if -place > len(own):  # the bias has no such dimension
+            result[place] = with_zero(axis, False)
+            continue
+        added = own[place]
+        covers = bias.shape[place] == call.outs[0].shape[place]
+        if covers:
+            trace.tie(axis, added)
+        if trace.is_weight(bias):
+            trace.mark(added, PRODUCER)
+        if axis is not None:
+            both_vanish = axis.zero and covers and added is not None and added.zero
+            result[place] = with_zero(axis, both_vanish)
     return tuple(result)
 
 
-@rule("mm bmm dot vdot mv")
+# -- products of matrices and vectors ----------------------------------------------------------------------------------
+
+
+@rule("mm bmm", kind=Kind.MULTIPLIES)
+@rule("dot vdot mv")
 def matmul(call: Call) -> Axes:
-    """Products of matrices and vectors."""
-    left, right = (tensor for tensor in call.tensors()[:2])
+    """Products without a bias: linear layers without one, attention step by step, spectral norm (mv, dot)."""
+    trace = call.trace
+    left, right = call.tensors()[:2]
     if min(left.dim(), right.dim()) >= 2:
         return product(call, left, right)
-    one, other = call.trace.axes(left), call.trace.axes(right)
-    contract(call, one[-1], other[-1] if right.dim() == 1 else other[-2])
-    if call.trace.is_weight(left) and left.dim() > 1:
-        call.trace.mark(one[-2], PRODUCER)
-        call.trace.mark(one[-1], CONSUMER)
-    return one[:-1] + (() if right.dim() == 1 else (*other[:-2], other[-1]))
+    one, other = trace.axes(left), trace.axes(right)
+    contract(call, one[-1], other[0])  # (k) . (k) or (n, k) @ (k)
+    if trace.is_weight(left) and left.dim() > 1:
+        trace.mark(one[-2], PRODUCER)
+        trace.mark(one[-1], CONSUMER)
+    return one[:-1]
 
 
-@rule("addmm baddbmm addmv addbmm")
+@rule("addmm baddbmm", kind=Kind.TAKES_NUMBERS)
+@rule("addmv addbmm")
 def addmm(call: Call) -> Axes:
-    """A product and a bias."""
+    """A product and a bias: nn.Linear; attention with a mask added (baddbmm)."""
+    trace = call.trace
     _, left, right = call.tensors()[:3]
     if right.dim() == 1:
-        one, other = call.trace.axes(left), call.trace.axes(right)
+        one, other = trace.axes(left), trace.axes(right)
         contract(call, one[-1], other[0])
         return add_bias(call, one[:-1], call["self"])
     result = product(call, left, right)
-    return add_bias(call, result if len(result) == call.outs[0].dim() else result[1:], call["self"])
+    if len(result) > call.outs[0].dim():  # addbmm sums over the batch
+        result = result[1:]
+    return add_bias(call, result, call["self"])
 
 
 @rule("_cdist_forward _euclidean_dist")
 def distances(call: Call) -> Axes:
-    """Lengths of differences: a removed index leaves them as they were if both vectors vanish there."""
-    trace, one, other = call.trace, call.axes("x1"), call.axes("x2")
+    """Lengths of differences: a removed index leaves them as they were if both vectors vanish there.
+
+    For prototype and radial-basis networks, and the code books of vector quantisation.
+    """
+    trace = call.trace
+    one, other = call.axes("x1"), call.axes("x2")  # (..., n, k) and (..., m, k)
     trace.tie(one[-1], other[-1])
     trace.consume(one[-1])
-    if one[-1] is not None and not (one[-1].zero and other[-1] is not None and other[-1].zero):
-        trace.lose(one[-1], "a distance along a dimension that shrinks")
-    lead = (_shared(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True))
-    return tuple(axis and kept(axis, False) for axis in (*lead, one[-2], other[-2]))
+    if one[-1] is not None:
+        both_vanish = one[-1].zero and other[-1] is not None and other[-1].zero
+        if not both_vanish:
+            trace.lose(one[-1], "a distance along a dimension that shrinks")
+    lead = [couple_factors(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)]
+    return tuple(with_zero(axis, False) for axis in (*lead, one[-2], other[-2]))
 
 
 @rule("_trilinear")
 def trilinear(call: Call) -> Axes:
     """The sum that nn.Bilinear is made of: operands aligned by inserted dimensions, multiplied, summed."""
+    trace = call.trace
     rank = call["i1"].dim() + len(call["expand1"])
-    rows = [_with_gaps(call.axes(f"i{number}"), call[f"expand{number}"], rank) for number in (1, 2, 3)]
+    gaps = [call[f"expand{number}"] for number in (1, 2, 3)]
+    rows = [_with_gaps(call.axes(f"i{number}"), gaps[number - 1], rank) for number in (1, 2, 3)]
+    weight = rows[1]
     result: list[Axis | None] = []
     for dim in range(rank):
-        axes = [row[dim] for number, row in enumerate(rows, 1) if dim not in call[f"expand{number}"]]
+        axes = [row[dim] for row, inserted in zip(rows, gaps, strict=True) if dim not in inserted]
         first = next((axis for axis in axes if axis is not None), None)
-        for axis in axes if first is not None else ():
-            call.trace.tie(first, axis)
+        if first is not None:
+            for axis in axes:
+                trace.tie(first, axis)
         if dim in call["sumdim"]:
-            call.trace.consume(first)
-            call.trace.mark(rows[1][dim], CONSUMER)
+            trace.consume(first)
+            trace.mark(weight[dim], CONSUMER)
         else:
-            call.trace.mark(rows[1][dim], PRODUCER)
+            trace.mark(weight[dim], PRODUCER)
             result.append(first)
     return tuple(result)
 

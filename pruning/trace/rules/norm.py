@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from pruning.trace.call import Call
-from pruning.trace.labels import NORM, Axes, Axis, kept
+from pruning.trace.labels import NORM, Axes, Axis, with_zero
 from pruning.trace.rules.table import rule
 
-# -- normalisations ----------------------------------------------------------------------------------------------------
+
+def _normalised(call: Call, first: int, *names: str) -> list[Axis | None]:
+    """Ties a norm's own values (arguments `names`) to the dimensions from `first` on, which they stand for.
+
+    There, weight and bias vanish with a removed index; along all others the bias turns zeros into something else.
+    """
+    trace = call.trace
+    axes = [with_zero(axis, False) for axis in call.axes("input")]
+    has_weight = isinstance(call["weight"], Tensor)
+    has_bias = isinstance(call["bias"], Tensor) if call.has("bias") else True
+    vanishes = has_weight and has_bias
+    for name in names:
+        for dim, own in enumerate(call.axes(name), first):
+            trace.tie(axes[dim], own)
+            trace.mark(own, NORM)
+            axes[dim] = with_zero(axes[dim], vanishes)
+    return axes
 
 
 @rule(
@@ -19,57 +33,46 @@ from pruning.trace.rules.table import rule
     "_batch_norm_no_update"
 )
 def batch_norm(call: Call) -> list[Axes]:
-    """Every channel by itself; its own affine values and statistics go with it."""
+    """Every channel by itself; its own affine values and statistics go with it. For most convolutional networks."""
     axes = _normalised(call, 1, "weight", "bias", "running_mean", "running_var")
-    if call["training"] if call.has("training") else "with_update" in call.name:
-        _changes(call, axes[:1] + axes[2:], "normalised over a dimension that shrinks")
+    of_batch = call["training"] if call.has("training") else "with_update" in call.name
+    if of_batch:
+        for axis in (axes[0], *axes[2:]):
+            call.trace.lose(axis, "normalised over a dimension that shrinks")
     return [tuple(axes)]
-
-
-def _changes(call: Call, axes: Sequence[Axis | None], why: str) -> None:
-    for axis in axes:
-        call.trace.lose(axis, why)
-
-
-def _normalised(call: Call, first: int, *names: str) -> list[Axis | None]:
-    """Ties a norm's own values to the dimensions from `first` on, which they stand for.
-
-    There, weight and bias vanish with a removed index; along all others the bias turns zeros into something else.
-    """
-    axes = [kept(axis, False) for axis in call.axes("input")]
-    affine = isinstance(call["weight"], Tensor) and (not call.has("bias") or isinstance(call["bias"], Tensor))
-    for name in names:
-        for dim, own in enumerate(call.axes(name), first):
-            call.trace.tie(axes[dim], own)
-            call.trace.mark(own, NORM)
-            axes[dim] = kept(axes[dim], affine)
-    return axes
 
 
 @rule("native_layer_norm")
 def layer_norm(call: Call) -> list[Axes]:
-    """A statistic over channels: what is left changes a little when some go."""
+    """A statistic over channels: what is left changes a little when some go. For transformers and ConvNeXt."""
     first = len(call.axes("input")) - len(call["normalized_shape"])
     axes = _normalised(call, first, "weight", "bias")
-    _changes(call, axes[first:], "normalised over a dimension that shrinks")
+    for axis in axes[first:]:
+        call.trace.lose(axis, "normalised over a dimension that shrinks")
     return [tuple(axes)]
 
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Axes]:
-    """Groups lose equally many channels; where each channel is a group of its own, it goes by itself."""
+    """Groups lose equally many channels; where each channel is a group of its own, it goes by itself.
+
+    For diffusion U-Nets and detectors trained on few pictures at a time.
+    """
+    trace = call.trace
     axes = _normalised(call, 1, "weight", "bias")
-    groups, channels = call["group" if call.has("group") else "num_groups"], axes[1]
+    groups = call["group"] if call.has("group") else call["num_groups"]
+    channels = axes[1]
     if channels is not None and len(channels.labels) > groups:
-        call.trace.couple(channels.labels.reshape(groups, -1))
-        call.trace.lose(channels, "normalised over a group of channels that shrinks")
-    _changes(call, axes[2:], "normalised over a dimension that shrinks")
+        trace.couple(channels.labels.reshape(groups, -1))
+        trace.lose(channels, "normalised over a group of channels that shrinks")
+    for axis in axes[2:]:
+        trace.lose(axis, "normalised over a dimension that shrinks")
     return [tuple(axes)]
 
 
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Axes]:
-    """v * g / |v| per slice of one dimension; zeros do not change the length of v."""
+    """v * g / |v| per slice of one dimension; zeros do not change the length of v. For `weight_norm` (WaveNet)."""
     axes, lengths = call.axes("v"), call.axes("g")
     for axis, length in zip(axes, lengths, strict=True):
         if length is not None:

@@ -1,0 +1,145 @@
+"""Rules for parts of a dimension and for places along it that mean something: slices, halves, shifts, triangles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruning.trace.call import Call
+from pruning.trace.labels import Axes, Axis
+from pruning.trace.rules.table import Kind, rule
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@rule("slice", kind=Kind.MOVES)
+def slice_(call: Call) -> Axes:
+    """Part of a dimension; equal parts couple, since `x[:, :width // 2]` must still halve what is left.
+
+    For channel splits (ShuffleNet), rotary embeddings (Llama) and windows of tokens.
+    """
+    trace = call.trace
+    axes = list(call.axes("self"))
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is None:
+        return tuple(axes)
+    size, step = len(axis.labels), call["step"]
+    start, stop, _ = slice(call["start"], call["end"]).indices(size)
+    part = axis.labels[start:stop:step]
+
+    def is_one_of_equal_parts() -> bool:
+        if step != 1 or not 0 < len(part) < size:
+            return False
+        return size % len(part) == 0 and start % len(part) == 0
+
+    if trace.choose(is_one_of_equal_parts):
+        trace.couple(axis.labels.reshape(-1, len(part)))
+    if trace.choose(lambda: len(part) > 1):
+        axes[dim] = Axis(part, axis.zero)
+    else:
+        pin_picked(call, axis)
+        axes[dim] = None
+    return tuple(axes)
+
+
+def pin_picked(call: Call, axis: Axis | None) -> None:
+    """Pins a dimension of which one position is taken: with others gone, its number would mean another."""
+    call.trace.pin(axis, "a single position of it is picked")
+
+
+@rule("select unbind", kind=Kind.MOVES)
+def positions(call: Call) -> list[Axes]:
+    """One position, or each by itself: the class token of a ViT, the steps of a recurrent network."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    pin_picked(call, axes[dim])
+    return [axes[:dim] + axes[dim + 1 :] for _ in call.outs]
+
+
+@rule("split split_with_sizes unsafe_split unsafe_split_with_sizes", kind=Kind.MOVES)
+def split_parts(call: Call) -> list[Axes]:
+    """Parts of equal size couple index by index; parts of unequal size are independent.
+
+    For queries, keys and values in one projection, the gates of recurrent cells, and `chunk`.
+    """
+    trace = call.trace
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is None:
+        return [axes for _ in call.outs]
+    ends = np.cumsum([out.shape[dim] for out in call.outs])
+    parts = np.split(axis.labels, ends[:-1])
+
+    def are_equal() -> bool:
+        sizes = {len(part) for part in parts}
+        return len(parts) > 1 and len(sizes) == 1
+
+    if trace.choose(are_equal):
+        trace.couple(np.stack(parts))
+    return [(*axes[:dim], Axis(part, axis.zero), *axes[dim + 1 :]) for part in parts]
+
+
+@rule("glu")
+def glu(call: Call) -> Axes:
+    """The second half gates the first. For gated convolutions and the feed-forward layers of some transformers."""
+    axes = list(call.axes("self"))
+    dim = call["dim"] % len(axes)
+    axis = axes[dim]
+    if axis is not None:
+        halves = axis.labels.reshape(2, -1)
+        call.trace.couple(halves)
+        axes[dim] = Axis(halves[0], axis.zero)
+    return tuple(axes)
+
+
+# -- places along a dimension ------------------------------------------------------------------------------------------
+
+
+@rule("flip")
+def flip(call: Call) -> Axes:
+    """Labels run backwards. For recurrent networks that read in both directions."""
+    axes = list(call.axes("self"))
+    for dim in call["dims"]:
+        axis = axes[dim]
+        if axis is not None:
+            axes[dim] = axis.take(slice(None, None, -1))
+    return tuple(axes)
+
+
+@rule("roll")
+def roll(call: Call) -> Axes:
+    """A shift by a fixed number of channels would land elsewhere once some are gone. For Swin's shifted windows."""
+    axes = list(call.axes("self"))
+    dims = call["dims"] or range(len(axes))  # none named: all values in one row are shifted
+    for dim in dims:
+        call.trace.pin(axes[dim], "roll along channels")
+        axes[dim] = None
+    return tuple(axes)
+
+
+@rule("triu tril diagonal diag_embed")
+def triangle(call: Call) -> Axes:
+    """Positions along the last two dimensions mean something. For causal masks and covariance matrices."""
+    axes = call.axes("self")
+    for axis in axes[-2:]:
+        call.trace.pin(axis, f"{call.name.split('.')[1]} works along it")
+    lead = axes[:-2]
+    return lead + (None,) * (call.outs[0].dim() - len(lead))
+
+
+# -- complex numbers: rotary embeddings written with them (Llama's first code), Fourier layers -------------------------
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> Axes:
+    """A dimension for real and imaginary part appears."""
+    return (*call.axes("self"), None)
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> Axes:
+    """Pairs become complex numbers."""
+    axes = call.axes("self")
+    call.trace.pin(axes[-1], "holds real and imaginary parts")
+    return axes[:-1]
