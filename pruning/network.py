@@ -15,7 +15,7 @@ from pruning.modules.calls import Batches
 from pruning.prune import joint, nodes  # noqa: F401 - they enter their kinds of criteria into carry_out
 from pruning.prune.controls import reinitialise, shuffle
 from pruning.prune.criterion import Criterion, Facts, JointCriterion
-from pruning.prune.report import PruneReport, Step
+from pruning.prune.report import PruneReport, Row, Step
 from pruning.prune.schedule import check_limit
 from pruning.prune.step import Event, carry_out
 from pruning.prune.target import counted_by, reached
@@ -35,7 +35,8 @@ class PrunableNetwork(PrunableState):
         """Returns the fraction of all prunable weights that is masked, gone, or on no path from input to output.
 
         Connections alone count, not values, in eval mode and for pictures of the example's size (a tap that only ever
-        meets padding is on no path). None where an operation of the network leaves no clear path (`pruning.paths`).
+        meets padding is on no path). None where an operation of the network leaves no clear path (see
+        `pruning.dead.reach`).
         """
         if self.example_inputs is None or not self.start_sizes:
             return None
@@ -43,7 +44,8 @@ class PrunableNetwork(PrunableState):
         effective = effective_weights(self.model, self.example_inputs, alive)
         if effective is None:
             return None
-        return 1 - sum(int(flags.sum()) for flags in effective.values()) / self.weights_total()
+        n_effective = sum(int(flags.sum()) for flags in effective.values())
+        return 1 - n_effective / self.weights_total()
 
     def reached(self, counted: str = "weights") -> float:
         """Returns the sparsity in what a limit counts; of weights, those that are ranked."""
@@ -70,70 +72,102 @@ class PrunableNetwork(PrunableState):
         Returns:
             A report with asked and reached sparsity per step.
         """
-        if (sparsity is None) == (keep_ratio is None):
-            raise UsageError("prune() takes either sparsity= or keep_ratio=.")
-        if keep_ratio is not None and not 0 < keep_ratio <= 1:
-            raise UsageError(f"A keep_ratio must lie in (0, 1], the fraction that stays; {keep_ratio} was given.")
-        limit = check_limit(sparsity if sparsity is not None else round(1 - float(keep_ratio or 0.0), 12))
+        limit = _limit_of(sparsity, keep_ratio)
         batches = batches if hasattr(batches, "__len__") else list(batches)
         report = PruneReport(type(criterion).__name__, self.counted(criterion))
+        # What a criterion may bring back is of this call alone.
         self.pre_event_values = {}
-        for target in criterion.sparsities(limit):
-            report.steps.append(self.prune_to(criterion, target, batches))
+        for step_sparsity in criterion.sparsities(limit):
+            step = self.prune_to(criterion, step_sparsity, batches)
+            report.steps.append(step)
         self.pre_event_values = {}
         return report
 
-    def prune_to(self, criterion: Criterion, target: float, batches: Batches = (), **how: Any) -> Step:
-        """One pruning event: removes units until `target` is reached, and says what came of it.
+    def prune_to(self, criterion: Criterion, sparsity: float, batches: Batches = (), **how: Any) -> Step:
+        """One pruning event: removes units until a sparsity is reached, and says what came of it.
 
         Args:
             criterion: scores the units.
-            target: fraction removed of what was there at the start.
+            sparsity: fraction removed of what was there at the start.
             batches: (inputs, targets) pairs to score on.
-            how: the other fields of `pruning.events.Event`: invert, optimizers, companions.
+            how: the other fields of `pruning.prune.step.Event`: invert, shuffle, optimizers, cut_along.
         """
         counted = self.counted(criterion)
         cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
         self.note_start(structure=cuts_nodes)
-        before = self.weights_left()
+        weights_before = self.weights_left()
         if not criterion.revives:
             self.pre_event_values = {}
         elif not self.pre_event_values:
             self.pre_event_values = {name: weight.detach().clone() for name, weight in self.weights()}
-        reason = carry_out(criterion, self, Event(target, batches, **how))
+        reason = carry_out(criterion, self, Event(sparsity, batches, **how))
         self.events += 1
-        values = self.pre_event_values | (criterion.new_values(self, batches) or {})
-        with torch.no_grad():
-            for name, value in values.items():
-                self.model.get_parameter(name).copy_(value)
-        masks = {f"the mask of {name}": mask for name, mask in self.masks.keep.items()}
-        broadcast_tensors(dict([*self.model.named_parameters(), *self.model.named_buffers(), *masks.items()]))
+        self._take_values(criterion.new_values(self, batches) or {})
+        self._broadcast_everything()
+        # Values that came back, and those of the first process, fill masked places too.
         self.enforce()
         left = self.weights_left()
-        nodes_left = len(self.graph.nodes) if cuts_nodes else None
-        asked = target if criterion.threshold is None else None
         note, facts = criterion.facts()
-        return Step(asked, self.reached(counted), before - left, left, reason, nodes_left, self._rows(facts), note)
+        return Step(
+            asked=sparsity if criterion.threshold is None else None,
+            reached=self.reached(counted),
+            removed=weights_before - left,
+            left=left,
+            reason=reason,
+            nodes_left=len(self.graph.nodes) if cuts_nodes else None,
+            layers=self._rows(facts),
+            note=note,
+        )
 
-    def _rows(self, facts: Facts) -> list[dict[str, Any]]:
+    @torch.no_grad()
+    def _take_values(self, new_values: dict[str, Tensor]) -> None:
+        for name, value in (self.pre_event_values | new_values).items():
+            self.model.get_parameter(name).copy_(value)
+
+    def _broadcast_everything(self) -> None:
+        """Gives all processes the first one's parameters, buffers and masks."""
+        tensors: dict[str, Tensor] = {}
+        tensors.update(self.model.named_parameters())
+        tensors.update(self.model.named_buffers())
+        for name, mask in self.masks.keep.items():
+            tensors[f"the mask of {name}"] = mask
+        broadcast_tensors(tensors)
+
+    def _rows(self, facts: Facts) -> list[Row]:
         """Returns what is kept of each ranked layer, with a criterion's facts beside it; nothing without facts."""
-        unknown, left = dict.fromkeys(next(iter(facts.values()), ())), self._left_by_weight()
-        rows = [
-            {"layer": self._prunable[name], "kept": left[name], "of": self.start_sizes[name]}
-            | {"budget_share": left[name] / max(1, self.weights_left())}
-            | (dict(facts[name]) if name in facts else unknown)
-            for name in self.ranked_names()
-        ]
-        return rows if facts else []
+        if not facts:
+            return []
+        unknown = dict.fromkeys(next(iter(facts.values())))
+        left = self._left_by_weight()
+        total = max(1, self.weights_left())
+        rows = []
+        for name in self.ranked_names():
+            row: Row = {"layer": self._prunable[name], "kept": left[name], "of": self.start_sizes[name]}
+            row["budget_share"] = left[name] / total
+            row.update(facts.get(name, unknown))
+            rows.append(row)
+        return rows
 
     def counted(self, criterion: Criterion) -> str:
         """Returns what a criterion's limit counts, see `pruning.prune.target.counted_by`."""
         return counted_by(criterion, self)
 
     def shuffle_masks(self, generator: torch.Generator, initial: dict[str, Tensor]) -> None:
-        """Permutes each layer's mask, see `pruning.controls.shuffle`."""
+        """Permutes each layer's mask, see `pruning.prune.controls.shuffle`."""
         shuffle(self, generator, initial)
 
     def reinitialise(self, fresh: nn.Module) -> None:
-        """Takes new initial values under the same masks, see `pruning.controls.reinitialise`."""
+        """Takes new initial values under the same masks, see `pruning.prune.controls.reinitialise`."""
         reinitialise(self, fresh)
+
+
+def _limit_of(sparsity: float | None, keep_ratio: float | None) -> float:
+    """Returns the sparsity that is asked for in one of two ways."""
+    if sparsity is not None and keep_ratio is None:
+        return check_limit(sparsity)
+    if keep_ratio is None or sparsity is not None:
+        raise UsageError("prune() takes either sparsity= or keep_ratio=.")
+    if not 0 < keep_ratio <= 1:
+        raise UsageError(f"A keep_ratio must lie in (0, 1], the fraction that stays; {keep_ratio} was given.")
+    # 1 - 0.9 is a little less than 0.1, and one weight may hang on it.
+    return check_limit(round(1 - float(keep_ratio), 12))

@@ -24,6 +24,7 @@ def shuffle(network: PrunableState, generator: torch.Generator, initial: dict[st
     for name, mask in dict(network.masks.keep).items():
         shuffled = _permuted(mask, network.slices.get(name), generator)
         weight = network.model.get_parameter(name)
+        # Masked weights are zero by now, which is no value to go on from.
         back = shuffled & ~mask
         weight[back] = initial[name].to(weight.device)[back]
         network.masks.set({name: shuffled})
@@ -35,14 +36,21 @@ def reinitialise(network: PrunableState, fresh: nn.Module) -> None:
     """Takes all values from a freshly drawn dense network; the mask stays, and what was cut out stays out."""
     if any(isinstance(module, LowRank) for module in network.model.modules()):
         raise UsageError("A decomposed layer has no initial values to take anew.")
-    network.model.load_state_dict(cut_state(fresh.state_dict(), network.kept_indices()))
+    # The fresh network is dense: of its values those are taken that stand where something was left.
+    values = cut_state(fresh.state_dict(), network.kept_indices())
+    network.model.load_state_dict(values)
     network.enforce()
 
 
 def _permuted(mask: Tensor, dimension: int | None, generator: torch.Generator) -> Tensor:
-    rows = mask.reshape(1, -1) if dimension is None else mask.movedim(dimension, 0).flatten(1)
-    orders = [torch.randperm(rows.shape[1], generator=generator).to(mask.device) for _ in range(rows.shape[0])]
-    shuffled = torch.stack([row[order] for row, order in zip(rows, orders, strict=True)])
+    """Returns a mask whose entries are permuted, within each slice along a dimension if one is given."""
     if dimension is None:
-        return shuffled.view(mask.shape)
-    return shuffled.view(mask.movedim(dimension, 0).shape).movedim(0, dimension)
+        order = torch.randperm(mask.numel(), generator=generator).to(mask.device)
+        return mask.flatten()[order].view(mask.shape)
+    slices_first = mask.movedim(dimension, 0)
+    rows = []
+    for row in slices_first.flatten(1):
+        order = torch.randperm(len(row), generator=generator).to(mask.device)
+        rows.append(row[order])
+    shuffled = torch.stack(rows).view(slices_first.shape)
+    return shuffled.movedim(0, dimension)

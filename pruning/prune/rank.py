@@ -18,9 +18,11 @@ from pruning.errors import UsageError
 class Budget:
     """What a selection may keep.
 
-    keep: how many units stay, over all layers.
-    alive: per layer, a bool tensor of what is still there; what is gone cannot come back.
-    slices: layers in which every slice along this dimension keeps one unit, see `prunable.normalised_dimension`.
+    Args:
+        keep: how many units stay, over all layers.
+        alive: per layer, a bool tensor of what is still there; what is gone cannot come back.
+        slices: layers in which every slice along this dimension keeps one unit, see
+            `pruning.modules.weights.normalised_dimension`.
     """
 
     keep: int
@@ -30,7 +32,8 @@ class Budget:
 
 def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns scores without their history; UsageError if they are no tensors by name."""
-    if not isinstance(scores, Mapping) or not all(isinstance(score, Tensor) for score in scores.values()):
+    by_name = isinstance(scores, Mapping) and all(isinstance(score, Tensor) for score in scores.values())
+    if not by_name:
         raise UsageError(f"Scores of weights are a dict of tensors by parameter name, not a {type(scores).__name__}.")
     return {name: score.detach() for name, score in scores.items()}
 
@@ -46,7 +49,9 @@ def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> N
             raise UsageError(f"The scores of {name!r} have shape {given}; its weight has {fits}.")
         if score.is_complex():
             raise UsageError(f"The scores of {name!r} are complex numbers, which have no order; scores must be real.")
-        bad = int((~torch.isfinite(score) & mask.to(score.device)).count_nonzero())
+        # Scores of what is gone are never looked at.
+        not_finite = ~torch.isfinite(score) & mask.to(score.device)
+        bad = int(not_finite.count_nonzero())
         if bad:
             raise UsageError(f"{bad} scores of layer {name!r} are not finite (NaN or infinite); nothing was pruned.")
 
@@ -66,15 +71,17 @@ def keep_top(scores: Tensor, n_keep: int) -> Tensor:
     threshold = nth_smallest(scores, scores.numel() - n_keep)
     keep = scores > threshold
     ties = (scores == threshold).nonzero().flatten()
-    keep[ties[: n_keep - int(keep.count_nonzero())]] = True
+    missing = n_keep - int(keep.count_nonzero())
+    keep[ties[:missing]] = True
     return keep
 
 
 def nth_smallest(values: Tensor, place: int) -> Tensor:
     """Returns the value at a place of a flat vector once sorted, 0 being the smallest's."""
+    if values.device.type == "cpu":
+        return torch.kthvalue(values, place + 1).values
     # A GPU refuses kthvalue where deterministic algorithms are asked for, and sorts fast.
-    on_cpu = values.device.type == "cpu"
-    return torch.kthvalue(values, place + 1).values if on_cpu else values.sort().values[place]
+    return values.sort().values[place]
 
 
 def keep_top_global(scores: Mapping[str, Tensor], budget: Budget, min_keep: int = 1) -> dict[str, Tensor]:
@@ -85,12 +92,13 @@ def keep_top_global(scores: Mapping[str, Tensor], budget: Budget, min_keep: int 
     flat = _ranking_vector(scores, budget, min_keep)
     at_least = int(torch.isposinf(flat).count_nonzero())
     alive = int((flat > -torch.inf).count_nonzero())
-    keep = keep_top(flat, min(max(budget.keep, at_least), alive))
+    n_keep = min(max(budget.keep, at_least), alive)
     sizes = [mask.numel() for mask in budget.alive.values()]
-    return {
-        name: part.view(mask.shape).to(mask.device)
-        for (name, mask), part in zip(budget.alive.items(), keep.split(sizes), strict=True)
-    }
+    parts = keep_top(flat, n_keep).split(sizes)
+    kept = {}
+    for (name, mask), part in zip(budget.alive.items(), parts, strict=True):
+        kept[name] = part.view(mask.shape).to(mask.device)
+    return kept
 
 
 def keep_top_per_layer(scores: Mapping[str, Tensor], budget: Budget, quotas: Mapping[str, int]) -> dict[str, Tensor]:
@@ -107,8 +115,7 @@ def guarded(keep: Mapping[str, Tensor], scores: Mapping[str, Tensor], budget: Bu
     safe = {}
     for name, mask in budget.alive.items():
         kept = keep[name].to(mask.device, torch.bool) & mask
-        slices = [d for d in range(mask.dim()) if d != budget.slices[name]] if name in budget.slices else None
-        empty = ~(kept.any() if slices is None else kept.any(dim=slices, keepdim=True) if slices else kept)
+        empty = _emptied(kept, budget.slices.get(name))
         if bool(empty.any()):
             least = keep_top_global(scores, Budget(1, {name: mask}, budget.slices))[name]
             kept = kept | (least & empty)
@@ -116,28 +123,51 @@ def guarded(keep: Mapping[str, Tensor], scores: Mapping[str, Tensor], budget: Bu
     return safe
 
 
+def _emptied(kept: Tensor, dimension: int | None) -> Tensor:
+    """Says of a layer, or of each of its slices along a dimension, whether nothing of it is kept."""
+    if dimension is None:
+        return ~kept.any()
+    others = [dim for dim in range(kept.dim()) if dim != dimension]
+    # Of a vector each entry is a slice of its own.
+    return ~kept.any(dim=others, keepdim=True) if others else ~kept
+
+
 def _ranking_vector(scores: Mapping[str, Tensor], budget: Budget, min_keep: int) -> Tensor:
     """One flat vector: what is gone at -inf, each layer's best at +inf (they would stay anyway, or must)."""
-    # Whole numbers above 2**24 are not all there in single precision.
-    exact = [s.dtype == torch.float64 or not s.is_floating_point() for s in scores.values()]
-    dtype = torch.float64 if any(exact) else torch.float32
+    dtype = _ranking_dtype(scores)
     parts: list[Tensor] = []
     # The guard changes nothing for a layer that keeps any weight: its best is then among those kept already.
     for name, mask in budget.alive.items():
         part = scores[name].detach()
-        part = part.to("cpu" if part.device.type == "mps" else part.device).to(dtype).flatten()
-        part = part.masked_fill(~mask.flatten().to(part.device), -torch.inf)
-        best = keep_top(part, min(min_keep, int((part > -torch.inf).count_nonzero())))
+        if part.device.type == "mps":  # which has no double precision
+            part = part.cpu()
+        part = part.to(dtype).flatten()
+        gone = ~mask.flatten().to(part.device)
+        part = part.masked_fill(gone, -torch.inf)
+        n_alive = int((part > -torch.inf).count_nonzero())
+        best = keep_top(part, min(min_keep, n_alive))
         if name in budget.slices:
             best |= _best_of_slices(part.view(mask.shape), budget.slices[name])
         parts.append(part.masked_fill(best, torch.inf))
-    device = parts[0].device if parts else None
-    return torch.cat([part.to(device) for part in parts]) if parts else torch.empty(0)
+    if not parts:
+        return torch.empty(0)
+    # Layers of a network may lie on several devices.
+    device = parts[0].device
+    return torch.cat([part.to(device) for part in parts])
+
+
+def _ranking_dtype(scores: Mapping[str, Tensor]) -> torch.dtype:
+    for score in scores.values():
+        # Whole numbers above 2**24 are not all there in single precision.
+        if score.dtype == torch.float64 or not score.is_floating_point():
+            return torch.float64
+    return torch.float32
 
 
 def _best_of_slices(part: Tensor, dimension: int) -> Tensor:
     """A flat bool tensor: the highest score of each slice along a dimension, where the slice has any left."""
-    places = torch.arange(part.numel(), device=part.device).view(part.shape).movedim(dimension, 0).flatten(1)
+    places = torch.arange(part.numel(), device=part.device).view(part.shape)
+    places = places.movedim(dimension, 0).flatten(1)  # (slices, entries of a slice)
     rows = part.movedim(dimension, 0).flatten(1)
     winners = places.gather(1, rows.argmax(1, keepdim=True)).flatten()
     best = torch.zeros(part.numel(), dtype=torch.bool, device=part.device)

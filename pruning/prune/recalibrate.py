@@ -16,7 +16,8 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
 
     A removed channel shifts what follows, and statistics of before the cut no longer describe it.
     """
-    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    batch_norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    norms = [norm for norm in batch_norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with eval_mode(model):
         for norm in norms:

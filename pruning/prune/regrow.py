@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,16 +17,27 @@ from pruning.prune.rank import Budget, check_scores, keep_top_global
 from pruning.state import PrunableState
 
 
+@runtime_checkable
+class Grower(Protocol):
+    """A criterion of weights that also says what should grow, see `WeightCriterion`."""
+
+    def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]: ...
+
+    def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]: ...
+
+
 def grows(criterion: Criterion) -> bool:
     """Whether a criterion also says what should grow: it then has `grow_scores`, see `WeightCriterion`."""
-    if hasattr(criterion, "grow_scores") and not isinstance(criterion, WeightCriterion):
+    if not hasattr(criterion, "grow_scores"):
+        return False
+    if not isinstance(criterion, WeightCriterion):
         raise UsageError(f"{type(criterion).__name__} has grow_scores, but only criteria of weights can grow.")
-    return hasattr(criterion, "grow_scores")
+    return True
 
 
 def regrow(
     network: PrunableState,
-    criterion: Any,
+    criterion: Grower,
     share: float,
     batches: Batches = (),
     *,
@@ -53,18 +64,16 @@ def regrow(
     Raises:
         UsageError: if scores are missing, misshapen or not finite; nothing has changed then.
     """
-    trained = {name for name, weight in network.weights() if weight.requires_grad}
-    alive = {name: mask for name, mask in network.alive().items() if name in trained and not bool(mask.all())}
-    sign = -1 if invert else 1
-    scores = criterion.weight_scores(network, batches)
-    worth = broadcast_by_name({name: sign * score.detach() for name, score in scores.items()})
+    alive = _movable(network)
+    worth = _scores(criterion.weight_scores(network, batches), invert)
     check_scores(worth, alive)
-    scores = criterion.grow_scores(network, batches)
-    growth = broadcast_by_name({name: sign * score.detach() for name, score in scores.items()})
+    growth = _scores(criterion.grow_scores(network, batches), invert)
+    # Whatever is gone may come back, so there every place needs a score.
     check_scores(growth, {name: torch.ones_like(mask) for name, mask in alive.items()})
     masks, same = {}, {}
     for name, mask in alive.items():
-        masks[name] = _moved({name: worth[name]}, {name: growth[name]}, share, Budget(0, {name: mask}, network.slices))
+        layer = Budget(0, {name: mask}, network.slices)
+        masks[name] = _moved({name: worth[name]}, {name: growth[name]}, share, layer)
         same[name] = mask & masks[name]
     # First only what is left of the old: what grows then finds zeros, whatever the places held before.
     network.masks.set(same)
@@ -75,10 +84,31 @@ def regrow(
     return sum(int((masks[name] & ~alive[name]).count_nonzero()) for name in alive)
 
 
+def _movable(network: PrunableState) -> dict[str, Tensor]:
+    """Returns the keep-masks of the layers that are sparse and learn: the others stay as they are."""
+    alive = network.alive()
+    movable = {}
+    for name, weight in network.weights():
+        if weight.requires_grad and not bool(alive[name].all()):
+            movable[name] = alive[name]
+    return movable
+
+
+def _scores(given: Mapping[str, Tensor], invert: bool) -> dict[str, Tensor]:
+    """Returns the first process's scores, with the worst first where they are inverted."""
+    scores = {name: score.detach() for name, score in given.items()}
+    if invert:
+        scores = {name: -score for name, score in scores.items()}
+    return broadcast_by_name(scores)
+
+
 def _moved(worth: dict[str, Tensor], growth: dict[str, Tensor], share: float, budget: Budget) -> Tensor:
     """Returns the new mask of one layer, with as many weights as the old one in `budget.alive`."""
     ((name, alive),) = budget.alive.items()
     count = int(alive.count_nonzero())
-    stays = keep_top_global(worth, replace(budget, keep=count - int(share * count + 1e-9)))[name]
+    dropped = int(share * count + 1e-9)  # 0.3 * 10 is a little less than 3
+    stays = keep_top_global(worth, replace(budget, keep=count - dropped))[name]
+    # The guards may keep more than was asked, so what is missing is counted.
     missing = count - int(stays.count_nonzero())
-    return stays | keep_top_global(growth, Budget(missing, {name: ~stays}), min_keep=0)[name]
+    grown = keep_top_global(growth, Budget(missing, {name: ~stays}), min_keep=0)[name]
+    return stays | grown

@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+# What is said of one layer, by what it is: its name, counts, shares, None for what is not known.
+Row = dict[str, str | int | float | None]
 
 
 @dataclass
@@ -30,13 +32,15 @@ class Step:
     left: int
     reason: str = ""
     nodes_left: int | None = None
-    layers: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[Row] = field(default_factory=list)
     note: str = ""
 
     def describe(self, unit: str) -> str:
         """One line for a person, and the table of layers if there is one."""
         why = f" ({self.reason})" if self.reason else ""
-        left = f"{self.left:,} weights left" if self.nodes_left is None else self._both_left()
+        left = f"{self.left:,} weights left"
+        if self.nodes_left is not None:
+            left = f"{self.nodes_left:,} nodes and {left}"
         head = f"pruned {unit}: asked {self.asked_text}, reached {self.reached:.4f}, {left}{why}"
         return "\n".join([head, *self.table()])
 
@@ -44,21 +48,26 @@ class Step:
     def asked_text(self) -> str:
         return "none" if self.asked is None else f"{self.asked:.4f}"
 
-    def _both_left(self) -> str:
-        return f"{self.nodes_left:,} nodes and {self.left:,} weights left"
-
     def table(self) -> list[str]:
         """Returns the lines of the table of layers, and of the note beneath it."""
         if not self.layers:
             return []
         cells = [[key.replace("_", " ") for key in self.layers[0]]]
-        cells += [[_cell(key, value) for key, value in row.items()] for row in self.layers]
-        return [*_aligned(cells), *textwrap.wrap(self.note, 116, initial_indent="  ", subsequent_indent="  ")]
+        for row in self.layers:
+            cells.append([_cell(key, value) for key, value in row.items()])
+        note = textwrap.wrap(self.note, 116, initial_indent="  ", subsequent_indent="  ")
+        return [*_aligned(cells), *note]
 
 
 @dataclass
 class PruneReport:
-    """All events of one call, and what they leave."""
+    """All events of one call, and what they leave.
+
+    Args:
+        criterion: its name.
+        unit: what its limit counts.
+        steps: one per event.
+    """
 
     criterion: str
     unit: str
@@ -73,18 +82,29 @@ class PruneReport:
         for number, step in enumerate(self.steps, start=1):
             why = f"  ({step.reason})" if step.reason else ""
             lines.append(f"  {number}: asked {step.asked_text} reached {step.reached:.4f} left {step.left:,}{why}")
-        return "\n".join([*lines, *(self.steps[-1].table() if self.steps else [])])
+        if self.steps:
+            # What is said of the layers changes with each event; what they are in the end matters.
+            lines += self.steps[-1].table()
+        return "\n".join(lines)
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(key: str, value: str | int | float | None) -> str:
     if value is None:
         return "no guarantee" if key == "epsilon" else "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     """Returns lines of columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    ways = [str.ljust] + [str.rjust] * len(widths)
-    lines = [[way(c, w) for way, c, w in zip(ways, row, widths, strict=False)] for row in cells]
-    return ["  " + "  ".join(line) for line in lines]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        line = [first.ljust(widths[0])]
+        for cell, width in zip(others, widths[1:], strict=True):
+            line.append(cell.rjust(width))
+        lines.append("  " + "  ".join(line))
+    return lines

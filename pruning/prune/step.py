@@ -1,13 +1,13 @@
-"""One pruning event, for each kind of criterion: from a target to what goes, and making it go.
+"""One pruning event, for each kind of criterion: from a sparsity to what goes, and making it go.
 
-A target is a fraction removed of what was there at the start. Counting what must go now, ranking and the guards
-happen here and in `pruning.select`; criteria only score.
+A sparsity is the fraction removed of what was there at the start. Counting what must go now, ranking and the guards
+happen here and in `pruning.prune.rank`; criteria only score.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -22,6 +22,8 @@ from pruning.prune.criterion import Criterion, WeightCriterion
 from pruning.prune.rank import Budget, check_scores, detached, guarded
 from pruning.state import PrunableState
 
+SPARSER_ALREADY = "the network is already sparser than that"
+
 
 @dataclass
 class Event:
@@ -33,7 +35,7 @@ class Event:
         invert: keep the worst instead of the best (a control experiment).
         shuffle: keep as many nodes of each layer, but which ones is drawn from this generator (another control).
         optimizers: whose state is cut along with the parameters.
-        companions: dicts of tensors by parameter name that are cut along.
+        cut_along: dicts of tensors by parameter name that are cut along.
         before_cut: told which nodes stay, just before the others go.
     """
 
@@ -48,7 +50,7 @@ class Event:
 
 @singledispatch
 def carry_out(criterion: Criterion, network: PrunableState, event: Event) -> str:
-    """Prunes to the event's target and returns why it was not reached exactly, "" if it was."""
+    """Prunes to the event's sparsity and returns why it was not reached exactly, "" if it was."""
     raise UsageError(f"{type(criterion).__name__} scores neither weights nor nodes.")
 
 
@@ -56,10 +58,13 @@ def carry_out(criterion: Criterion, network: PrunableState, event: Event) -> str
 def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Event) -> str:
     alive = network.alive()
     budget = weight_budget(network, alive, event.sparsity)
-    n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
-    nothing_to_do = budget.keep > n_alive or (budget.keep == n_alive and not criterion.revives)
-    if criterion.threshold is None and nothing_to_do:
-        return "" if budget.keep == n_alive else "the network is already sparser than that"
+    n_alive = count(alive)
+    if criterion.threshold is None:
+        if budget.keep > n_alive:
+            return SPARSER_ALREADY
+        # One that revives may choose others, even if as many stay.
+        if budget.keep == n_alive and not criterion.revives:
+            return ""
     if criterion.revives:
         # A zero has nothing to come back with, so what was gone before the first event stays gone.
         alive = {name: mask | (network.pre_event_values[name] != 0) for name, mask in alive.items()}
@@ -70,25 +75,33 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Ev
     if criterion.threshold is not None:
         above = {name: score >= criterion.threshold for name, score in scores.items()}
         # How many stay is known now; which ones is a ranking as for any limit, guards and controls included.
-        budget.keep = sum(int(mask.count_nonzero()) for mask in guarded(above, scores, budget).values())
+        budget.keep = count(guarded(above, scores, budget))
         if budget.keep == n_alive:
             return f"no score lies under the threshold of {criterion.threshold}"
-    ranking = {name: -s.double() for name, s in scores.items()} if event.invert else scores
+    ranking = scores
+    if event.invert:
+        ranking = {name: -score.double() for name, score in scores.items()}
+    keep = criterion.select(ranking, budget)
     # What is gone stays gone and no layer is emptied, whatever a selection of the criterion's own may say.
-    return mask_weights(network, guarded(criterion.select(ranking, budget), ranking, budget), budget)
+    return mask_weights(network, guarded(keep, ranking, budget), budget)
 
 
-def weight_budget(network: PrunableState, alive: dict[str, Tensor], target: float) -> Budget:
+def weight_budget(network: PrunableState, alive: dict[str, Tensor], sparsity: float) -> Budget:
     """Returns how many of the ranked weights may stay."""
     total = sum(network.start_sizes[name] for name in alive)
-    return Budget(keep=total - round(target * total), alive=alive, slices=network.slices)
+    return Budget(keep=total - round(sparsity * total), alive=alive, slices=network.slices)
 
 
 def mask_weights(network: PrunableState, keep: dict[str, Tensor], budget: Budget) -> str:
     """Takes over keep-masks and returns why their number differs from the budget, "" if it does not."""
     network.masks.set(keep)
-    kept = sum(int(network.masks.keep[name].count_nonzero()) for name in keep)
+    kept = count(keep)
     if kept == budget.keep:
         return ""
     why = "no layer is emptied" if kept > budget.keep else "the criterion's own selection"
     return f"{kept:,} weights stay instead of {budget.keep:,}: {why}"
+
+
+def count(masks: Mapping[str, Tensor]) -> int:
+    """Returns how many entries of keep-masks are True."""
+    return sum(int(mask.count_nonzero()) for mask in masks.values())

@@ -17,7 +17,10 @@ from pruning.prune.criterion import Criterion
 from pruning.prune.layout import NodeSelection
 from pruning.state import PrunableState
 
-Removed = np.ndarray
+Removed = np.ndarray  # (labels,) bool, which go with the nodes that go
+
+# A little less will do: a sum of floating-point numbers must not cost a node.
+SLACK = 1e-9
 
 
 def counted_by(criterion: Criterion, network: PrunableState) -> str:
@@ -29,12 +32,14 @@ def counted_by(criterion: Criterion, network: PrunableState) -> str:
     if not isinstance(criterion, Criterion):
         raise UsageError(f"A criterion object is needed, such as SNIP(), not {criterion!r}.")
     counts = criterion.counts or criterion.unit
-    if criterion.unit != "nodes" and network.node_rules.counted not in (None, counts):
-        name, unit, target = type(criterion).__name__, criterion.unit, network.node_rules.counted
-        raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {target} is for nodes.")
+    wanted = network.node_rules.counted
+    if criterion.unit != "nodes" and wanted not in (None, counts):
+        name, unit = type(criterion).__name__, criterion.unit
+        raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {wanted} is for nodes.")
+    # A criterion that has no events asks nothing of the network.
     if criterion.sparsities(0.5):
         _require_something_to_prune(network, criterion.unit)
-    return network.node_rules.counted or counts
+    return wanted or counts
 
 
 def _require_something_to_prune(network: PrunableState, unit: str) -> None:
@@ -47,9 +52,9 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
         raise UsageError(f"{name}: with the outer layers left out there is nothing to prune.")
 
 
-def nodes_to_keep(total: int, target: float) -> int:
-    """Returns floor((1 - target) * total), not misled by 1 - 0.9 being a little less than 0.1."""
-    return math.floor((1 - target) * total + 1e-6)
+def nodes_to_keep(total: int, sparsity: float) -> int:
+    """Returns floor((1 - sparsity) * total), not misled by 1 - 0.9 being a little less than 0.1."""
+    return math.floor((1 - sparsity) * total + 1e-6)
 
 
 def reached(network: PrunableState, counted: str) -> float:
@@ -60,47 +65,56 @@ def reached(network: PrunableState, counted: str) -> float:
         return 1 - network.flops(masked=True) / network.start_flops()
     if counted == "latency":
         return 1 - latency(network.model, network.example_inputs) / network.start_latency()
-    names = network.ranked_names()
-    return _sparsity(network, {name: network.weights_left([name]) for name in names})
+    left = {name: network.weights_left([name]) for name in network.ranked_names()}
+    return _sparsity(network, left)
 
 
-def most_to_keep(network: PrunableState, layout: NodeSelection, ranking: Tensor, target: float, counted: str) -> int:
-    """Returns the largest number of nodes to keep with which the target is reached, 0 where none will do.
+def most_to_keep(
+    network: PrunableState, selection: NodeSelection, ranking: Tensor, sparsity: float, counted: str
+) -> int:
+    """Returns the largest number of nodes to keep with which a sparsity is reached, 0 where none will do.
 
     Args:
         network: what is pruned.
-        layout: how nodes may be chosen.
+        selection: how nodes may be chosen.
         ranking: (nodes,) higher is kept.
-        target: fraction removed of what was there at the start.
+        sparsity: fraction removed of what was there at the start.
         counted: "nodes", "weights", "flops" or "latency".
     """
     if counted == "nodes":
-        return nodes_to_keep(network.nodes_total(), target)
+        return nodes_to_keep(network.nodes_total(), sparsity)
 
     def reaches(measure: Callable[[PrunableState, Tensor], float]) -> Callable[[int], bool]:
-        # A little less will do: a sum of floating-point numbers must not cost a node.
-        return lambda number: measure(network, ~layout.keep(ranking, number)) >= target - 1e-9
+        def holds(n_keep: int) -> bool:
+            gone = ~selection.keep(ranking, n_keep)
+            return measure(network, gone) >= sparsity - SLACK
+
+        return holds
 
     if counted == "weights":
         return _largest(reaches(weights_after), len(ranking))
     if counted == "latency":
         return _largest(reaches(_latency_after), len(ranking))
+    # A forecast from the sizes of weights is cheap; around it few networks have to be counted.
     guess = _largest(reaches(_flops_forecast), len(ranking))
     return _largest(reaches(_flops_after), len(ranking), guess)
 
 
-def filled(network: PrunableState, layout: NodeSelection, ranking: Tensor, keep: Tensor, target: float) -> Tensor:
+def filled(network: PrunableState, selection: NodeSelection, ranking: Tensor, keep: Tensor, sparsity: float) -> Tensor:
     """Returns a choice and the best nodes that still fit under a limit of weights, each group's until one does not.
 
     A node of a wide residual stream may weigh a hundredth of the network, one inside a block far less.
     """
-    keep, groups, closed = keep.clone(), torch.from_numpy(layout.groups), keep.clone()
+    keep = keep.clone()
+    closed = keep.clone()  # nodes that are settled
+    groups = torch.from_numpy(selection.groups)
     while not bool(closed.all()):
         open_nodes = (~closed).nonzero().flatten()
-        at = open_nodes[ranking[open_nodes].argmax()]
-        keep[at] = closed[at] = True
-        if weights_after(network, ~keep) < target - 1e-9:
-            keep[at], closed[groups == groups[at]] = False, True
+        best = open_nodes[ranking[open_nodes].argmax()]
+        keep[best] = closed[best] = True
+        if weights_after(network, ~keep) < sparsity - SLACK:
+            keep[best] = False
+            closed[groups == groups[best]] = True
     return keep
 
 
@@ -108,9 +122,7 @@ def _largest(holds: Callable[[int], bool], top: int, guess: int | None = None) -
     """Returns the largest number below `top` for which something holds that holds for all smaller ones (or 0)."""
     low, high, step = 0, top, 1
     # Around a good guess a few trials are enough.
-    while guess is not None and low < high - 1:
-        if not low < guess < high:
-            break
+    while guess is not None and low < guess < high and low < high - 1:
         if holds(guess):
             low, guess = guess, guess + step
         else:
@@ -118,7 +130,10 @@ def _largest(holds: Callable[[int], bool], top: int, guess: int | None = None) -
         step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
     return low
 
 
@@ -130,11 +145,16 @@ def weights_after(network: PrunableState, gone: Tensor) -> float:
         mask = network.masks.keep.get(name)
         stays = _staying(network, name, removed)
         if mask is None or not network.masks.removed(name):
-            left[name] = math.prod(int(stays[d].sum()) if d in stays else n for d, n in enumerate(weight.shape))
-        else:
+            # Nothing is masked, so the product of the sizes that stay is the number.
+            sizes = list(weight.shape)
             for dim, part in stays.items():
-                mask = mask.index_select(dim, torch.from_numpy(np.flatnonzero(part)).to(mask.device))
-            left[name] = int(mask.sum())
+                sizes[dim] = int(part.sum())
+            left[name] = math.prod(sizes)
+            continue
+        for dim, part in stays.items():
+            indices = torch.from_numpy(np.flatnonzero(part)).to(mask.device)
+            mask = mask.index_select(dim, indices)
+        left[name] = int(mask.sum())
     return _sparsity(network, left)
 
 
@@ -148,7 +168,9 @@ def _flops_forecast(network: PrunableState, gone: Tensor) -> float:
     removed = _removed_labels(network, gone)
     left = network.flops(masked=True)
     for name, flops in network.flops_by_weight().items():
-        share = math.prod(float(part.mean()) for part in _staying(network, name, removed).values())
+        share = 1.0
+        for part in _staying(network, name, removed).values():
+            share *= float(part.mean())
         left -= flops * (1 - share)
     return 1 - left / network.start_flops()
 
@@ -156,9 +178,9 @@ def _flops_forecast(network: PrunableState, gone: Tensor) -> float:
 def _flops_after(network: PrunableState, gone: Tensor) -> float:
     if not bool(gone.any()):
         return reached(network, "flops")
-    model = _preview(network, gone)
-    samples = batch_size_of(network.example_inputs)
-    return 1 - flops_by_module(model, network.example_inputs)[""] / samples / network.start_flops()
+    of_example = flops_by_module(_preview(network, gone), network.example_inputs)[""]
+    flops = of_example / batch_size_of(network.example_inputs)
+    return 1 - flops / network.start_flops()
 
 
 def _latency_after(network: PrunableState, gone: Tensor) -> float:
@@ -167,6 +189,7 @@ def _latency_after(network: PrunableState, gone: Tensor) -> float:
 
 
 def _preview(network: PrunableState, gone: Tensor) -> torch.nn.Module:
+    """Returns a copy of the network without some nodes."""
     try:
         return network.graph.plan(np.flatnonzero(gone.numpy())).preview()
     except UsageError:
@@ -180,6 +203,11 @@ def _removed_labels(network: PrunableState, gone: Tensor) -> Removed:
 
 def _staying(network: PrunableState, name: str, removed: Removed) -> dict[int, np.ndarray]:
     """Returns dimension -> bool per index of a weight, for those dimensions that could shrink."""
-    weight, traced = network.model.get_parameter(name), network.graph.traced
-    labels = {dim: traced.labels(traced.names[id(weight)], dim) for dim in range(weight.dim())}
-    return {dim: ~removed[rows] for dim, rows in labels.items() if len(rows)}
+    weight = network.model.get_parameter(name)
+    traced = network.graph.traced
+    staying = {}
+    for dim in range(weight.dim()):
+        labels = traced.labels(traced.names[id(weight)], dim)
+        if len(labels):
+            staying[dim] = ~removed[labels]
+    return staying
