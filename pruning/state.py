@@ -18,7 +18,7 @@ from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.calls import batch_size_of
-from pruning.modules.weights import normalised_dimension, prunable_weights
+from pruning.modules.weights import channel_dims, normalised_dimension, prunable_weights
 
 Ranking = Literal["global", "local"]
 Counted = Literal["nodes", "weights", "flops", "latency"]
@@ -127,7 +127,8 @@ class PrunableState:
     def output_dim(self, name: str) -> int:
         """Returns the dimension of a prunable weight along which its layer's outputs lie."""
         module = self.model.get_submodule(self._prunable[name])
-        return int(isinstance(module, nn.modules.conv._ConvTransposeNd))
+        output_dim, _ = channel_dims(module)
+        return output_dim
 
     def weights(self) -> Iterator[tuple[str, Parameter]]:
         """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""

@@ -10,7 +10,7 @@ the module. Nothing else in the network is touched: that is the graph's work (`D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,126 +19,159 @@ from torch import Tensor, nn
 from pruning.cut.tensors import Cuts
 from pruning.errors import UsageError, whole_numbers
 from pruning.modules.attributes import module_integers, pack_recurrent, set_integers
+from pruning.modules.weights import channel_dims
 
-Change = Callable[[Tensor], Tensor]
-
-_Norm = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+Dims = dict[str, tuple[int, ...]]  # tensor of a module -> the dimensions that run over the channels
 
 _Conv = nn.modules.conv._ConvNd
+_BatchNorm = nn.modules.batchnorm._NormBase
+_Norm = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+_Table = (nn.Embedding, nn.EmbeddingBag)
+
+_OF_NORM: Dims = {"weight": (0,), "bias": (0,), "running_mean": (0,), "running_var": (0,)}
+# Rows of the joint weight and bias are those of queries, keys and values, one after the other.
+_OF_ATTENTION: Dims = {
+    "in_proj_weight": (0, 1), "q_proj_weight": (0, 1), "k_proj_weight": (0,), "v_proj_weight": (0,),
+    "in_proj_bias": (0,), "bias_k": (2,), "bias_v": (2,), "out_proj.weight": (0, 1), "out_proj.bias": (0,),
+}  # fmt: skip
+_OUT: Dims = {"bias": (0,)}  # beside the weight's own dimension, which `channel_dims` knows
+
+# Kind of module -> what a cut of its outputs takes, and one of its inputs; None where these are no channels.
+_TAKEN: tuple[tuple[Any, Dims, Dims | None], ...] = (
+    (_Conv, _OUT, {}),
+    (nn.Linear, _OUT, {}),
+    (nn.Bilinear, _OUT, None),
+    (_Table, {}, None),
+    (_Norm, _OF_NORM, _OF_NORM),
+    (nn.MultiheadAttention, _OF_ATTENTION, _OF_ATTENTION),
+)
+
+
+def _taken(module: nn.Module, side: str) -> Dims:
+    """Returns the tensors and dimensions that a cut of a module's outputs or inputs takes."""
+    kind = type(module).__name__
+    for kinds, outputs, inputs in _TAKEN:
+        if not isinstance(module, kinds):
+            continue
+        dims = outputs if side == "out" else inputs
+        if dims is None:
+            raise UsageError(f"The inputs of a {kind} are no channels of one tensor; they stay.")
+        if isinstance(module, (*_Norm, nn.MultiheadAttention)):
+            return dims
+        if "weight" not in module._parameters:
+            raise UsageError(f"The weight of this {kind} is computed from other parameters; use DependencyGraph.")
+        weight_dim = channel_dims(module)[0 if side == "out" else 1]
+        return {"weight": (weight_dim,), **dims}
+    raise UsageError(f"A {kind} has no channels that could be pruned by hand; use DependencyGraph.")
+
+
+def _cut(module: Any, idxs: Iterable[int], side: str) -> nn.Module:
+    """Removes channels of one side; everything is computed before anything is put in place."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    present = {name: dims for name, dims in _taken(module, side).items() if name in tensors}
+    size, groups = _channels(module, side, [tensors[name] for name in present])
+    keep = _kept(size, idxs, module)
+    if isinstance(module, _Conv) and module.groups == module.in_channels > 1:
+        return _cut_depthwise(module, keep, side)
+    by_group = _even(keep, size, groups, module)
+
+    def smaller(tensor: Tensor, name: str) -> Tensor:
+        for dim in present[name]:
+            if isinstance(module, _Conv) and dim == 1:
+                tensor = _columns_by_group(tensor, by_group)
+            elif tensor.dim():  # a statistic that counts batches has no channels
+                tensor = _selected(tensor, dim, keep, size)
+        return tensor
+
+    cuts = Cuts()
+    for name in present:
+        tensor = tensors[name]
+        gradient = None if tensor.grad is None else smaller(tensor.grad, name)
+        cuts.tensors.append((tensor, smaller(tensor.detach(), name), gradient))
+    return _put_in_place(module, cuts)
+
+
+def _channels(module: Any, side: str, tensors: list[Tensor]) -> tuple[int, int]:
+    """Returns how many channels a module has on a side, and in how many groups that must stay of one size."""
+    if isinstance(module, _Conv):
+        return (module.out_channels if side == "out" else module.in_channels), module.groups
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim, module.num_heads
+    if not isinstance(module, _Norm):
+        return tensors[0].shape[channel_dims(module)[0 if side == "out" else 1]], 1
+    sized = [tensor for tensor in tensors if tensor.dim()]
+    if not sized:
+        raise UsageError(f"This {type(module).__name__} has neither weights nor statistics to prune.")
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and sized[0].dim() > 1:
+        raise UsageError("Only norms over one dimension can be pruned by hand.")
+    channels, groups = len(sized[0]), 1
+    # With a group per channel a channel takes its group along.
+    if isinstance(module, nn.GroupNorm) and module.num_groups < channels:
+        groups = module.num_groups
+    return channels, groups
 
 
 def _kept(size: int, idxs: Iterable[int], module: nn.Module) -> Tensor:
     """Returns the positions that stay, after checking those that go."""
     gone = whole_numbers(idxs)
+    kind = type(module).__name__
     if not gone or gone[0] < 0 or gone[-1] >= size:
-        raise UsageError(f"{type(module).__name__} has channels 0 to {size - 1} there, not {gone}.")
+        raise UsageError(f"{kind} has channels 0 to {size - 1} there, not {gone}.")
     if len(gone) == size:
-        raise UsageError(f"Removing all {size} channels would leave nothing of this {type(module).__name__}.")
-    return torch.tensor([position for position in range(size) if position not in gone])
-
-
-def _apply(module: nn.Module, changes: dict[str, Change]) -> nn.Module:
-    """Changes tensors of a module and its integers; everything is computed before anything is put in place."""
-    made: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for name, change in changes.items():
-        tensor = module._parameters.get(name, module._buffers.get(name))
-        if tensor is not None:
-            grad = None if tensor.grad is None else change(tensor.grad)
-            made.append((tensor, change(tensor.detach()), grad))
-    integers = module_integers(module, {id(tensor): tuple(new.shape) for tensor, new, _ in made})
-    Cuts(made).apply()
-    set_integers(integers)
-    pack_recurrent(module)
-    return module
-
-
-def _rows(keep: Tensor, dim: int = 0) -> Change:
-    return lambda tensor: tensor.index_select(dim, keep.to(tensor.device)) if tensor.dim() else tensor
+        raise UsageError(f"Removing all {size} channels would leave nothing of this {kind}.")
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero().flatten()
 
 
 def _even(keep: Tensor, size: int, groups: int, module: nn.Module) -> list[Tensor]:
     """Splits kept positions by group; every group must keep equally many."""
     width = size // groups
-    parts = [keep[(keep >= group * width) & (keep < (group + 1) * width)] - group * width for group in range(groups)]
-    if len({len(part) for part in parts}) > 1 or not len(parts[0]):
-        raise UsageError(
-            f"Each of the {groups} groups of this {type(module).__name__} must lose equally many channels."
-        )
+    parts = [keep[keep // width == group] % width for group in range(groups)]
+    counts = {len(part) for part in parts}
+    if len(counts) > 1 or counts == {0}:
+        kind = type(module).__name__
+        raise UsageError(f"Each of the {groups} groups of this {kind} must lose equally many channels.")
     return parts
 
 
-def _by_group(parts: list[Tensor]) -> Change:
+def _selected(tensor: Tensor, dim: int, keep: Tensor, size: int) -> Tensor:
+    """Keeps the same positions in each of the parts of `size` that lie one after the other."""
+    parts = [keep + start for start in range(0, tensor.shape[dim], size)]
+    return tensor.index_select(dim, torch.cat(parts).to(tensor.device))
+
+
+def _columns_by_group(weight: Tensor, parts: list[Tensor]) -> Tensor:
     """Keeps other columns in the rows of each group."""
-
-    def change(weight: Tensor) -> Tensor:
-        blocks = weight.chunk(len(parts), 0)
-        return torch.cat(
-            [block.index_select(1, keep.to(block.device)) for block, keep in zip(blocks, parts, strict=True)]
-        )
-
-    return change
+    blocks = weight.chunk(len(parts), 0)
+    kept = [block.index_select(1, part.to(block.device)) for block, part in zip(blocks, parts, strict=True)]
+    return torch.cat(kept)
 
 
-def _is_depthwise(module: Any) -> bool:
-    return module.groups > 1 and module.in_channels == module.groups
-
-
-def _depthwise(module: Any, keep_inputs: Tensor) -> nn.Module:
+def _cut_depthwise(module: Any, keep: Tensor, side: str) -> nn.Module:
     """Removes input channels of a depthwise convolution together with the outputs they make."""
     times = module.out_channels // module.groups
-    outputs = (keep_inputs[:, None] * times + torch.arange(times)).flatten()
-    return _apply(module, {"weight": _rows(keep_inputs if module.transposed else outputs), "bias": _rows(outputs)})
-
-
-def _conv_out(module: Any, idxs: Iterable[int]) -> nn.Module:
-    keep = _kept(module.out_channels, idxs, module)
-    if _is_depthwise(module):
-        times = module.out_channels // module.groups
+    inputs = keep
+    if side == "out":
         counts = torch.bincount(keep // times, minlength=module.groups)
         if not ((counts == 0) | (counts == times)).all():
             raise UsageError(f"A depthwise convolution loses all {times} outputs of an input channel, or none.")
-        return _depthwise(module, torch.nonzero(counts).flatten())
-    parts = _even(keep, module.out_channels, module.groups, module)
-    if not module.transposed:
-        return _apply(module, {"weight": _rows(keep), "bias": _rows(keep)})
-    return _apply(module, {"weight": _by_group(parts), "bias": _rows(keep)})
+        inputs = counts.nonzero().flatten()
+    outputs = (inputs[:, None] * times + torch.arange(times)).flatten()
+    cuts = Cuts()
+    cuts.add_tensor(module.weight, {0: inputs if module.transposed else outputs})
+    if module.bias is not None:
+        cuts.add_tensor(module.bias, {0: outputs})
+    return _put_in_place(module, cuts)
 
 
-def _conv_in(module: Any, idxs: Iterable[int]) -> nn.Module:
-    keep = _kept(module.in_channels, idxs, module)
-    if _is_depthwise(module):
-        return _depthwise(module, keep)
-    parts = _even(keep, module.in_channels, module.groups, module)
-    return _apply(module, {"weight": _rows(keep) if module.transposed else _by_group(parts)})
-
-
-def _attention(module: nn.MultiheadAttention, idxs: Iterable[int]) -> nn.Module:
-    """Removes entries of the embedding; queries, keys and values lose the rows of the same numbers."""
-    keep = _kept(module.embed_dim, idxs, module)
-    _even(keep, module.embed_dim, module.num_heads, module)
-    thrice = torch.cat([keep + part * module.embed_dim for part in range(3)])
-    changes: dict[str, Change] = {"in_proj_bias": _rows(thrice)}
-    if module.in_proj_weight is not None:
-        changes["in_proj_weight"] = lambda weight: _rows(keep, 1)(_rows(thrice)(weight))
-    else:
-        changes |= {"q_proj_weight": lambda weight: _rows(keep, 1)(_rows(keep)(weight))}
-        changes |= {"k_proj_weight": _rows(keep), "v_proj_weight": _rows(keep)}
-    changes |= {"bias_k": _rows(keep, 2), "bias_v": _rows(keep, 2)}
-    _apply(module.out_proj, {"weight": lambda weight: _rows(keep, 1)(_rows(keep)(weight)), "bias": _rows(keep)})
-    return _apply(module, changes)
-
-
-def _normalisation(module: Any, idxs: Iterable[int]) -> nn.Module:
-    held = {**module._parameters, **module._buffers}
-    sized = next((tensor for tensor in held.values() if tensor is not None and tensor.dim()), None)
-    if sized is None:
-        raise UsageError(f"This {type(module).__name__} has neither weights nor statistics to prune.")
-    keep = _kept(sized.shape[0], idxs, module)
-    if isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels:
-        _even(keep, module.num_channels, module.num_groups, module)
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and sized.dim() > 1:
-        raise UsageError("Only norms over one dimension can be pruned by hand.")
-    return _apply(module, {name: _rows(keep) for name in held})
+def _put_in_place(module: nn.Module, cuts: Cuts) -> nn.Module:
+    shapes = {id(tensor): tuple(smaller.shape) for tensor, smaller, _ in cuts.tensors}
+    integers = module_integers(module, shapes)
+    cuts.apply()
+    set_integers(integers)
+    pack_recurrent(module)
+    return module
 
 
 def prune_out_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
@@ -151,18 +184,7 @@ def prune_out_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     Raises:
         UsageError: for a module that cannot be cut, positions that do not exist, or all of them; nothing changes then.
     """
-    if isinstance(module, _Conv):
-        return _conv_out(module, idxs)
-    if isinstance(module, (nn.Linear, nn.Bilinear)):
-        keep = _kept(module.out_features, idxs, module)
-        return _apply(module, {"weight": _rows(keep), "bias": _rows(keep)})
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return _apply(module, {"weight": _rows(_kept(module.embedding_dim, idxs, module), 1)})
-    if isinstance(module, _Norm):
-        return _normalisation(module, idxs)
-    if isinstance(module, nn.MultiheadAttention):
-        return _attention(module, idxs)
-    raise UsageError(f"A {type(module).__name__} has no channels that could be pruned by hand; use DependencyGraph.")
+    return _cut(module, idxs, "out")
 
 
 def prune_in_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
@@ -175,52 +197,41 @@ def prune_in_channels(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     Raises:
         UsageError: as `prune_out_channels`.
     """
-    if isinstance(module, _Conv):
-        return _conv_in(module, idxs)
-    if isinstance(module, nn.Linear):
-        return _apply(module, {"weight": _rows(_kept(module.in_features, idxs, module), 1)})
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag, nn.Bilinear)):
-        raise UsageError(f"The inputs of a {type(module).__name__} are no channels of one tensor; they stay.")
-    return prune_out_channels(module, idxs)
+    return _cut(module, idxs, "in")
 
 
-def _checked(module: nn.Module, kinds: type | tuple[type, ...], name: str) -> None:
-    if not isinstance(module, kinds):
-        raise UsageError(
-            f"{name} does not fit a {type(module).__name__}; prune_out_channels and prune_in_channels fit any."
-        )
+def _of_kind(module: nn.Module, kind: type, function: str) -> nn.Module:
+    if not isinstance(module, kind):
+        name = type(module).__name__
+        raise UsageError(f"{function} does not fit a {name}; prune_out_channels and prune_in_channels fit any.")
+    return module
 
 
 def prune_conv(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     """Removes output channels (filters) of a convolution of any kind; see `prune_out_channels`."""
-    _checked(module, _Conv, "prune_conv")
-    return prune_out_channels(module, idxs)
+    return _cut(_of_kind(module, _Conv, "prune_conv"), idxs, "out")
 
 
 def prune_related_conv(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     """Removes input channels of a convolution of any kind; see `prune_in_channels`."""
-    _checked(module, _Conv, "prune_related_conv")
-    return prune_in_channels(module, idxs)
+    return _cut(_of_kind(module, _Conv, "prune_related_conv"), idxs, "in")
 
 
 def prune_linear(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     """Removes output features of a linear layer; see `prune_out_channels`."""
-    _checked(module, nn.Linear, "prune_linear")
-    return prune_out_channels(module, idxs)
+    return _cut(_of_kind(module, nn.Linear, "prune_linear"), idxs, "out")
 
 
 def prune_related_linear(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     """Removes input features of a linear layer; see `prune_in_channels`."""
-    _checked(module, nn.Linear, "prune_related_linear")
-    return prune_in_channels(module, idxs)
+    return _cut(_of_kind(module, nn.Linear, "prune_related_linear"), idxs, "in")
 
 
 def prune_batchnorm(module: nn.Module, idxs: Iterable[int]) -> nn.Module:
     """Removes channels of a batch or instance norm: affine values and running statistics."""
-    _checked(module, nn.modules.batchnorm._NormBase, "prune_batchnorm")
-    return prune_out_channels(module, idxs)
+    return _cut(_of_kind(module, _BatchNorm, "prune_batchnorm"), idxs, "out")
 
 
 # Which side a cut works on: `graph.get_pruning_plan(module, prune_related_conv, idxs)` reads it.
-for _cut in (prune_in_channels, prune_related_conv, prune_related_linear):
-    _cut.side = "in"  # type: ignore[attr-defined]
+for _function in (prune_in_channels, prune_related_conv, prune_related_linear):
+    _function.side = "in"  # type: ignore[attr-defined]

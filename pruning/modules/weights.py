@@ -18,6 +18,13 @@ from pruning.modules.modes import eval_mode, look
 
 WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
+# Layer type -> (output, input) dimension of its weight; any other layer has its outputs along dimension 0.
+_CHANNEL_DIMS: dict[type[nn.Module], tuple[int, int]] = {
+    nn.modules.conv._ConvTransposeNd: (1, 0),
+    nn.Embedding: (1, 0),
+    nn.EmbeddingBag: (1, 0),
+}
+
 Layers = list[tuple[str, nn.Module]]  # paths and modules
 
 
@@ -42,6 +49,14 @@ def prunable_weights(model: nn.Module, example_inputs: Any = None) -> dict[str, 
         if name is not None:
             found.setdefault(name, path)
     return found
+
+
+def channel_dims(module: nn.Module) -> tuple[int, int]:
+    """Returns the dimensions of a layer's weight along which its output and its input channels lie."""
+    for kind, dims in _CHANNEL_DIMS.items():
+        if isinstance(module, kind):
+            return dims
+    return (0, 1)
 
 
 def normalised_dimension(model: nn.Module, name: str, path: str) -> int | None:
