@@ -22,6 +22,15 @@ from pruning.trace.traced import TracedNetwork
 
 _NOT_WIDTHS = frozenset(("training", "_version", "_is_full_backward_hook"))
 
+# Operations whose sizes the network's code writes down, and how they are told.
+_TAKES_SIZES = {
+    "view": "view to", "_unsafe_view": "view to", "_reshape_alias": "view to", "reshape": "reshape to",
+    "expand": "expand to", "repeat": "repeat to", "new_zeros": "new_zeros of", "zeros": "zeros of",
+    "split": "split into", "split_with_sizes": "split into", "chunk": "chunk into",
+}  # fmt: skip
+
+_MOST_SIZES = 4
+
 
 @dataclass
 class Adaptation:
@@ -181,6 +190,19 @@ def first_message(report: Report) -> tuple[str, str, str]:
     """Returns (operation, module path, what went wrong) of what failed first."""
     if report.failures:
         failure = report.failures[0]
-        return failure.entry.name, failure.entry.where, failure.message
+        return failure.entry.name, failure.entry.where, _told(failure)
     message = (str(report.error).splitlines() or [""])[0]
-    return "the code", report.where, f"{type(report.error).__name__}: {message}"
+    return "the code", report.where, f"code that fails with fewer channels: {type(report.error).__name__}: {message}"
+
+
+def _told(failure: Failure) -> str:
+    """Returns what an operation does not go along with: the sizes that its code asks for, or what torch said."""
+    entry = failure.entry
+    word = _TAKES_SIZES.get(entry.name.removeprefix("aten."))
+    if word is None:
+        return f"code that fails with fewer channels: {failure.message}"
+    where = f"module {entry.where}" if entry.where else "the network"
+    sizes = [str(list(shape)) for shape, _, _ in entry.outs[:_MOST_SIZES]]
+    if len(entry.outs) > _MOST_SIZES:
+        sizes.append("...")
+    return f"hard-coded width in {where}: {word} {', '.join(sizes)}"

@@ -44,7 +44,7 @@ def try_out(traced: TracedNetwork) -> None:
 def _pin(structure: Structure, nodes: np.ndarray, operation: str, module: str, message: str) -> None:
     whole = np.flatnonzero(np.isin(structure.group_of_node, structure.group_of_node[nodes]))
     rows = [structure.labels_of_node(int(node)) for node in whole]
-    structure.pin(rows, operation, module, f"the code does not go along: {message}")
+    structure.pin(rows, operation, module, message)
     structure.assemble()
 
 

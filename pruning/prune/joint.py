@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pruning.distributed import broadcast_by_name
 from pruning.prune.criterion import JointCriterion
+from pruning.prune.layout import NodeSelection
 from pruning.prune.nodes import checked_node_scores, node_selection_of, remove_nodes
 from pruning.prune.rank import Budget, check_scores, detached, keep_top_global, nth_smallest
 from pruning.prune.step import Event, carry_out, mask_weights, weight_budget
@@ -22,19 +23,20 @@ def _prune_both(criterion: JointCriterion, network: PrunableState, event: Event)
     n_alive = sum(int(mask.count_nonzero()) for mask in alive.values())
     if budget.keep >= n_alive:
         return "" if budget.keep == n_alive else "the network is already sparser than that"
-    weights, nodes = criterion.joint_scores(network, event.batches)
-    scores = broadcast_by_name(detached(weights))
+    weight_scores, node_scores = criterion.joint_scores(network, event.batches)
+    scores = broadcast_by_name(detached(weight_scores))
     check_scores(scores, alive)
-    nodes = checked_node_scores(network, nodes)
+    nodes = checked_node_scores(network, node_scores)
     if event.invert:
-        scores, nodes = {name: -score for name, score in scores.items()}, -nodes
-    layout = node_selection_of(network)
+        scores = {name: -score for name, score in scores.items()}
+        nodes = -nodes
 
-    def choose() -> Tensor:
-        return layout.keep_above(nodes, joint_threshold(network, scores, layout.effective(nodes), budget))
+    def choose(selection: NodeSelection) -> Tensor:
+        threshold = joint_threshold(network, scores, selection.effective(nodes), budget)
+        return selection.keep_above(nodes, threshold)
 
     event = dataclasses.replace(event, cut_along=[*event.cut_along, scores])
-    remove_nodes(network, layout, choose, event, ranking=nodes)
+    remove_nodes(network, node_selection_of(network), choose, event)
     network.last_scores = scores
     # The nodes are gone; the same ranking of the weights that are left brings the count to the budget exactly.
     budget = weight_budget(network, network.alive(), event.sparsity)
@@ -53,16 +55,25 @@ def joint_threshold(network: PrunableState, weights: dict[str, Tensor], nodes: T
         nodes: (nodes,) score per node, infinite for those that must stay.
         budget: how many weights may stay.
     """
-    parts = []
+    # Index -1, of what belongs to no node, finds the infinity at the end.
+    limits = torch.cat([nodes, torch.tensor([torch.inf])])
+    ends = []
     for name, alive in budget.alive.items():
-        score = weights[name]
-        ends = score.double() if score.dtype == torch.float64 else score.float()
-        limit = torch.cat([nodes, torch.tensor([torch.inf])]).to(ends)
-        for dim in range(ends.dim()):
-            # Index -1, of what belongs to no node, is the infinity at the end.
-            along = limit[torch.from_numpy(network.graph.nodes_along(name, dim)).to(ends.device)]
-            ends = torch.minimum(ends, along.view([-1 if axis == dim else 1 for axis in range(ends.dim())]))
-        parts.append(ends.flatten() if bool(alive.all()) else ends[alive])
-    flat = torch.cat([part.to(parts[0].device) for part in parts])
-    place = len(flat) - min(max(budget.keep, 1), len(flat))
-    return float(nth_smallest(flat, place))
+        end = _ends(network, name, weights[name], limits)
+        ends.append(end.flatten() if bool(alive.all()) else end[alive])
+    device = ends[0].device
+    flat = torch.cat([end.to(device) for end in ends])
+    n_keep = min(max(budget.keep, 1), len(flat))
+    return float(nth_smallest(flat, len(flat) - n_keep))
+
+
+def _ends(network: PrunableState, name: str, score: Tensor, limits: Tensor) -> Tensor:
+    """Returns per weight the threshold above which it is gone, by itself or with a node of it."""
+    ends = score if score.dtype == torch.float64 else score.float()
+    limits = limits.to(ends)
+    for dim in range(ends.dim()):
+        nodes = torch.from_numpy(network.graph.nodes_along(name, dim)).to(ends.device)
+        shape = [1] * ends.dim()
+        shape[dim] = -1
+        ends = torch.minimum(ends, limits[nodes].view(shape))
+    return ends

@@ -15,6 +15,7 @@ from pruning.cut.plan import PruningPlan
 from pruning.distributed import broadcast
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
+from pruning.graph.nodes import Group
 from pruning.prune.criterion import NodeCriterion
 from pruning.prune.layout import NodeSelection
 from pruning.prune.step import Event, carry_out
@@ -23,36 +24,44 @@ from pruning.state import PrunableState
 
 NEAR = 0.005  # more than was asked by so little is no news: nodes have sizes
 
+Choose = Callable[[NodeSelection], Tensor]
+
 
 @carry_out.register(NodeCriterion)
 def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event) -> str:
     counted = counted_by(criterion, network)
-    ahead = _ahead(network, counted, event.sparsity) if criterion.threshold is None else None
-    if ahead is not None:
-        return ahead
+    if criterion.threshold is None:
+        nothing_to_do = _ahead(network, counted, event.sparsity)
+        if nothing_to_do is not None:
+            return nothing_to_do
     scores = checked_node_scores(network, criterion.node_scores(network, event.batches))
     ranking = -scores if event.invert else scores
     local = (network.node_rules.ranking or criterion.ranking) == "local"
-    layout = node_selection_of(network, local=local, min_share=min(criterion.min_share, (1 - event.sparsity) / 2))
+    min_share = min(criterion.min_share, (1 - event.sparsity) / 2)
+    selection = node_selection_of(network, local=local, min_share=min_share)
 
-    def choose() -> Tensor:
+    def choose(selection: NodeSelection) -> Tensor:
         if criterion.threshold is not None:
-            return layout.keep(ranking, int(layout.keep_above(scores, criterion.threshold).sum()))
-        keep = layout.keep(ranking, most_to_keep(network, layout, ranking, event.sparsity, counted))
-        if counted == "weights" and not local and layout.multiples is None:
-            keep = filled(network, layout, ranking, keep, event.sparsity)
+            n_keep = int(selection.keep_above(scores, criterion.threshold).sum())
+            return selection.keep(ranking, n_keep)
+        n_keep = most_to_keep(network, selection, ranking, event.sparsity, counted)
+        keep = selection.keep(ranking, n_keep)
+        if counted == "weights" and not local and selection.multiples is None:
+            keep = filled(network, selection, ranking, keep, event.sparsity)
         # The criterion may choose others; how many of each group, and what cannot go, is not its business.
-        return layout.best(criterion.draw(network, keep).double(), layout.counts(keep))
+        drawn = criterion.draw(network, keep).double()
+        return selection.best(drawn, selection.counts(keep))
 
-    told, carried = partial(criterion.before_cut, network), [*event.cut_along, criterion.carried]
-    event = dataclasses.replace(event, cut_along=carried, before_cut=told)
-    before = len(scores)
-    refusals = remove_nodes(network, layout, choose, event, ranking=ranking)
+    told = partial(criterion.before_cut, network)
+    event = dataclasses.replace(event, cut_along=[*event.cut_along, criterion.carried], before_cut=told)
+    nodes_before = len(scores)
+    why = remove_nodes(network, selection, choose, event)
     network.last_scores = {"nodes": scores}
-    if criterion.threshold is not None:
-        nothing = f"no score lies under the threshold of {criterion.threshold}"
-        return "; ".join(refusals) or (nothing if len(network.graph.nodes) == before else "")
-    return _shortfall(network, counted, event.sparsity, "; ".join(refusals) or layout.describe())
+    if criterion.threshold is None:
+        return _shortfall(network, counted, event.sparsity, why or selection.describe())
+    if not why and len(network.graph.nodes) == nodes_before:
+        return f"no score lies under the threshold of {criterion.threshold}"
+    return why
 
 
 def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
@@ -64,9 +73,12 @@ def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
         raise UsageError(f"The criterion gave node scores of shape {tuple(scores.shape)}; there are {count} nodes.")
     if scores.is_complex():
         raise UsageError("The node scores are complex numbers, which have no order; scores must be real.")
-    if not torch.isfinite(scores).all():
-        node = network.graph.nodes[int((~torch.isfinite(scores)).nonzero()[0])]
-        raise UsageError(f"The score of a node of {next(iter(node.slices))[0]!r} is not finite; nothing was pruned.")
+    finite = torch.isfinite(scores)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        name, _ = next(iter(network.graph.nodes[first].slices))
+        raise UsageError(f"The score of a node of {name!r} is not finite; nothing was pruned.")
+    # All processes rank what the first one found, so that they cut the same.
     return broadcast(scores.detach().cpu().double())
 
 
@@ -75,94 +87,101 @@ def node_selection_of(network: PrunableState, *, local: bool = False, min_share:
     rules, graph = network.node_rules, network.graph
     multiples = None
     if rules.round_to > 1:
-        # One node of a grouped convolution is a channel of each group: its width grows by as many at a time.
-        widths = [graph.nodes[int(group.nodes[0])].producers.values() for group in graph.groups]
-        each = [math.gcd(0, *map(len, producers)) or 1 for producers in widths]
-        multiples = np.array([rules.round_to // math.gcd(rules.round_to, width) for width in each], dtype=np.int64)
-    least = np.maximum(_shares_of_start(graph, min_share), rules.min_keep) if min_share else rules.min_keep
-    return NodeSelection(graph.structure.group_of_node, least, multiples, local)
+        multiples = np.array([_multiple_of(graph, group, rules.round_to) for group in graph.groups], dtype=np.int64)
+    min_keep: int | np.ndarray = rules.min_keep
+    if min_share:
+        min_keep = np.maximum(_shares_of_start(graph, min_share), rules.min_keep)
+    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local)
+
+
+def _multiple_of(graph: DependencyGraph, group: Group, round_to: int) -> int:
+    """Returns how many nodes of a group make widths grow by a multiple of `round_to`."""
+    node = graph.nodes[int(group.nodes[0])]
+    # One node of a grouped convolution is a channel of each group: its width grows by as many at a time.
+    channels = [len(indices) for indices in node.producers.values()]
+    channels_each = math.gcd(0, *channels) or 1
+    return round_to // math.gcd(round_to, channels_each)
 
 
 def _shares_of_start(graph: DependencyGraph, share: float) -> np.ndarray:
     """Returns (groups,) how many nodes are a share of what each group had at the start, rounded up."""
     structure, found = graph.structure, []
     for group in graph.groups:
+        labels = structure.labels_of_node(int(group.nodes[0]))
+        owners = np.unique(structure.owners(labels))
         # The narrowest dimension is a layer's own; wider ones (of concatenations) hold other groups too.
-        owners = np.unique(structure.owners(structure.labels_of_node(int(group.nodes[0]))))
-        own = structure.dimensions[owners[np.argmin(structure.sizes[owners])]]
-        found.append(math.ceil(share * len(group.nodes) * own.size / len(structure.labels_of(own)) - 1e-9))
+        narrowest = owners[np.argmin(structure.sizes[owners])]
+        own = structure.dimensions[narrowest]
+        nodes_at_start = len(group.nodes) * own.size / len(structure.labels_of(own))
+        found.append(math.ceil(share * nodes_at_start - 1e-9))
     return np.array(found, dtype=np.int64)
 
 
-def remove_nodes(
-    network: PrunableState, layout: NodeSelection, choose: Callable[[], Tensor], event: Event, *, ranking: Tensor
-) -> list[str]:
+def remove_nodes(network: PrunableState, selection: NodeSelection, choose: Choose, event: Event) -> str:
     """Cuts nodes out of the network and of all that runs along with it.
 
     Args:
         network: what is pruned.
-        layout: what must stay; nodes that the network's code does not let go are added to it.
-        choose: returns a bool tensor over nodes, those that stay; asked again when the layout has grown.
+        selection: what must stay.
+        choose: takes a selection and returns a bool tensor over nodes, those that stay.
         event: whose optimizers and companions are cut along.
-        ranking: (nodes,) says which of those that were refused are tried again.
 
     Returns:
-        Why nodes were refused, each reason once.
+        Why more nodes stay than the selection asks for, "" if they do not.
+
+    Raises:
+        UsageError: if the network's code does not run without these nodes; nothing is changed then.
     """
     network.graph.traced.refresh()
-    refusals: dict[str, None] = {}
-    plan, refused = _planned(network, layout, choose, event)
-    while refused:
-        # It may be the number that the code does not take, so fewer of the same layer are tried before none.
-        for nodes, why in refused:
-            layout.fix(nodes, ranking)
-            refusals[why] = None
-        plan, refused = _planned(network, layout, choose, event)
-    for group in layout.fixed_groups():
-        # What stood beside the trouble may have been held back for nothing.
-        fixed = layout.release(group)
-        more, refused = _planned(network, layout, choose, event)
-        if refused or more is None or len(more.nodes) <= (len(plan.nodes) if plan else 0):
-            layout.fixed = fixed
-        else:
-            plan = more
+    keep, why = _choice(selection, choose, event), ""
+    try:
+        plan = _plan_without(network, keep)
+    except UsageError as error:
+        # One channel alone is broadcast where several are not; with two of each layer such code runs.
+        two_each = _choice(selection.with_two_each(), choose, event)
+        if torch.equal(two_each, keep):
+            raise
+        try:
+            keep, plan = two_each, _plan_without(network, two_each)
+        except UsageError:
+            raise error from None
+        why = f"every layer keeps 2, because with fewer: {error}"
     if plan is not None:
-        keep = torch.ones(len(ranking), dtype=torch.bool)
-        keep[torch.from_numpy(plan.nodes)] = False
         event.before_cut(keep)
         plan.exec(event.optimizers, [network.masks.keep, *event.cut_along])
         network.masks.refresh()
-    return list(refusals)
+    return why
 
 
-def _planned(
-    network: PrunableState, layout: NodeSelection, choose: Callable[[], Tensor], event: Event
-) -> tuple[PruningPlan | None, list[tuple[np.ndarray, str]]]:
-    """Returns the plan for a choice, None where nothing is to go, and what of it was refused."""
-    keep = choose()
-    if event.shuffle is not None:
-        keep = layout.best(torch.rand(len(keep), generator=event.shuffle), layout.counts(keep))
+def _choice(selection: NodeSelection, choose: Choose, event: Event) -> Tensor:
+    """Returns a bool tensor over nodes, those that stay; drawn at random per layer in that control experiment."""
+    keep = choose(selection)
+    if event.shuffle is None:
+        return keep
+    drawn = torch.rand(len(keep), generator=event.shuffle)
+    return selection.best(drawn, selection.counts(keep))
+
+
+def _plan_without(network: PrunableState, keep: Tensor) -> PruningPlan | None:
+    """Returns the plan to remove all other nodes, None where there are none."""
     gone = np.flatnonzero(~keep.numpy())
-    if not len(gone):
-        return None, []
-    try:
-        plan = network.graph.plan(gone)
-    except UsageError as error:
-        return None, [(gone, str(error))]
-    return plan, plan.refused
+    return network.graph.plan(gone) if len(gone) else None
 
 
 def _ahead(network: PrunableState, counted: str, target: float) -> str | None:
     """Returns what there is to say if nothing has to go for a target, None if something has to."""
-    if counted == "nodes":
-        left, wanted = len(network.graph.nodes), nodes_to_keep(network.nodes_total(), target)
-        if left >= wanted:
-            return "" if left == wanted else None
-        round_to = network.node_rules.round_to
-        if wanted - left < round_to:  # the last event rounded its widths down
-            return f"{left:,} nodes stay instead of {wanted:,}: widths are multiples of {round_to}"
-        return "the network is already sparser than that"
-    return "the network is already sparser than that" if reached(network, counted) >= target else None
+    already = "the network is already sparser than that"
+    if counted != "nodes":
+        return already if reached(network, counted) >= target else None
+    left, wanted = len(network.graph.nodes), nodes_to_keep(network.nodes_total(), target)
+    if left > wanted:
+        return None
+    if left == wanted:
+        return ""
+    round_to = network.node_rules.round_to
+    if wanted - left < round_to:  # the last event rounded its widths down
+        return f"{left:,} nodes stay instead of {wanted:,}: widths are multiples of {round_to}"
+    return already
 
 
 def _shortfall(network: PrunableState, counted: str, target: float, why: str) -> str:
