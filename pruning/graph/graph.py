@@ -6,8 +6,8 @@
     plan.exec()
 
 Every index of every dimension of every parameter gets a label; one run on stand-ins without data carries them through
-the network (pruning/trace.py, pruning/rules*.py); what is tied becomes one node (pruning/structure.py). A trial removal
-then shows whether the network's own code goes along (pruning/fitting.py).
+the network (pruning/trace/); what is tied becomes one node (pruning/trace/components.py). A trial removal then shows
+whether the network's own code runs with fewer channels (pruning/dry_run/).
 """
 
 from __future__ import annotations
@@ -75,31 +75,36 @@ class DependencyGraph(NodeLookup):
     def _tie_attention(self, module: nn.MultiheadAttention) -> None:
         # It takes its head width from the embedding, so query, key and value rows can only go with an embedding index.
         weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        present = [weight for weight in weights if weight is not None]
-        embedding = self.traced.labels(self.traced.names[id(present[0])], 1)
-        for weight in present if len(embedding) else ():
-            for rows in self.traced.labels(self.traced.names[id(weight)], 0).reshape(-1, len(embedding)):
+        names = [self.traced.names[id(weight)] for weight in weights if weight is not None]
+        embedding = self.traced.labels(names[0], 1)
+        if not len(embedding):
+            return
+        for name in names:
+            # The joint weight has the rows of queries, keys and values one after the other.
+            for rows in self.traced.labels(name, 0).reshape(-1, len(embedding)):
                 self._couple(rows, embedding)
 
     def _protect(self, module: nn.Module) -> None:
         path = self.path_of(module)
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        dimensions = [item for item in self.structure.dimensions if id(self.tensors[item.name]) in own]
-        rows = [self.structure.labels_of(dimension) for dimension in dimensions]
+        rows = []
+        for dimension in self.structure.dimensions:
+            if id(self.tensors[dimension.name]) in own:
+                rows.append(self.structure.labels_of(dimension))
         self.structure.pin(rows, "keep", path, "is protected")
 
     def _couple(self, one: Labels, other: Labels) -> None:
         if len(one) != len(other):
             raise UsageError(f"tie needs as many channels on both sides, not {len(one)} and {len(other)}.")
-        self.structure.facts.ties.append((one, other, self.structure.facts.place("tie", "")))
+        facts = self.structure.facts
+        facts.ties.append((one, other, facts.place("tie", "")))
 
     def _output(self, part: nn.Module | tuple[str, int]) -> Labels:
         """Returns the labels of a module's output channels, or of (parameter name, dimension)."""
-        if isinstance(part, tuple):
-            if part[0] not in self.tensors:
-                raise UsageError(f"There is no parameter {part[0]}.")
-            return self.traced.labels(*part)
-        return self.traced.labels(*self._side(part, "out"))
+        name, dim = part if isinstance(part, tuple) else self._channels(part, "out")
+        if name not in self.tensors:
+            raise UsageError(f"There is no parameter {name}.")
+        return self.traced.labels(name, dim)
 
     def keep(self, module: nn.Module) -> None:
         """Protects all parameters of a module from now on."""
@@ -141,20 +146,16 @@ class DependencyGraph(NodeLookup):
         Raises:
             UsageError: if there are no such nodes, or a layer would be emptied.
         """
-        rows = nodes.detach().cpu().numpy() if isinstance(nodes, Tensor) else nodes
-        rows = rows if isinstance(rows, np.ndarray) else [getattr(node, "index", node) for node in _listed(rows)]
-        chosen = np.asarray(rows)
+        chosen, count = _numbers_of(nodes), self.structure.count
         if chosen.dtype == bool:
-            if len(chosen) != self.structure.count:
-                raise UsageError(f"A mask over nodes needs {self.structure.count} entries, not {len(chosen)}.")
+            if len(chosen) != count:
+                raise UsageError(f"A mask over nodes needs {count} entries, not {len(chosen)}.")
             chosen = np.flatnonzero(chosen)
         if chosen.dtype.kind not in "iuf" or (chosen % 1 != 0).any():
             raise UsageError("Nodes are given by whole numbers or by a mask over all of them.")
         chosen = np.unique(chosen.astype(np.int64))
-        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= self.structure.count:
-            raise UsageError(
-                f"Nodes are numbered 0 to {self.structure.count - 1}; none of them, or others, were asked for."
-            )
+        if not len(chosen) or chosen[0] < 0 or chosen[-1] >= count:
+            raise UsageError(f"Nodes are numbered 0 to {count - 1}; none of them, or others, were asked for.")
         return make_plan(self.traced, self.couplings, chosen)
 
     def get_pruning_plan(
@@ -164,7 +165,7 @@ class DependencyGraph(NodeLookup):
 
         Args:
             module: a part of the network with a weight.
-            function: one of the cuts in pruning/functions.py; it says which side is meant. Output channels without it.
+            function: one of the cuts in pruning/cut/by_hand.py, which says what side is meant; outputs without it.
             idxs: positions of the channels.
             side: "out" or "in", instead of a function.
 
@@ -174,22 +175,24 @@ class DependencyGraph(NodeLookup):
         """
         if side not in ("", "out", "in") or not (function is None or callable(function)):
             raise UsageError(f"A side is 'out' or 'in', or a function that cuts it, not {side or function!r}.")
-        name, dim = self._side(module, side or getattr(function, "side", "out"))
+        name, dim = self._channels(module, side or getattr(function, "side", "out"))
         self.traced.refresh()
         size = self.tensors[name].shape[dim]
         positions = whole_numbers(idxs)
         if not positions or positions[0] < 0 or positions[-1] >= size:
             raise UsageError(f"{name} has channels 0 to {size - 1} along dimension {dim}, not {positions}.")
         nodes = self.nodes_along(name, dim)[positions]
-        if (nodes < 0).any():
+        must_stay = nodes < 0
+        if must_stay.any():
             labels = self.traced.labels(name, dim)
-            fixed = labels[np.array(positions)[nodes < 0]] if len(labels) else labels
-            raise UsageError(f"Channels of {name} have to stay: {self._pin_reason(fixed)}.")
+            if len(labels):  # a dimension of size 1 has none
+                labels = labels[np.array(positions)[must_stay]]
+            raise UsageError(f"Channels of {name} have to stay: {self._pin_reason(labels)}.")
         asked = self.traced.dimension(name, dim)
         return make_plan(self.traced, self.couplings, np.unique(nodes), asked=(asked,) if asked else ())
 
     def to_networkx(self) -> nx.DiGraph:
-        """Returns layers as nodes and channels as edges; see `pruning.drawing.to_networkx`."""
+        """Returns layers as nodes and channels as edges; see `pruning.graph.render.to_networkx`."""
         return render.to_networkx(self)
 
     def tree(self) -> str:
@@ -197,9 +200,15 @@ class DependencyGraph(NodeLookup):
         return render.tree(self)
 
     def draw(self, path: str | Path) -> None:
-        """Writes a picture (`.svg`) or the text (`.txt`) to a file."""
+        """Writes a picture (`.svg`, `.png`), Mermaid (`.md`, `.mmd`, which GitHub draws), or the text tree (`.txt`)."""
         render.draw(self, path)
 
 
-def _listed(nodes: Any) -> list[Any]:
-    return [nodes] if isinstance(nodes, (int, Node)) else list(nodes)
+def _numbers_of(nodes: Any) -> np.ndarray:
+    """Returns numbers of nodes, or a mask over them, as an array."""
+    if isinstance(nodes, Tensor):
+        return nodes.detach().cpu().numpy()
+    if isinstance(nodes, np.ndarray):
+        return nodes
+    several = [nodes] if isinstance(nodes, (int, Node)) else list(nodes)
+    return np.asarray([node.index if isinstance(node, Node) else node for node in several])

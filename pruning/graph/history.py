@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning.cut.tensors import cut
+from pruning.cut.tensors import Keep, cut
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 
@@ -24,7 +24,8 @@ def kept_indices_of(graph: DependencyGraph) -> dict[str, dict[int, Tensor]]:
     """Returns parameter or buffer name -> dimension -> bool per index of the start, for dimensions that lost some."""
     found: dict[str, dict[int, Tensor]] = {}
     for dimension in graph.structure.dimensions:
-        alive = graph.structure.alive[dimension.start : dimension.start + dimension.size]
+        end = dimension.start + dimension.size
+        alive = graph.structure.alive[dimension.start : end]
         if not alive.all():
             found.setdefault(dimension.name, {})[dimension.dim] = torch.from_numpy(alive.copy())
     return found
@@ -35,7 +36,7 @@ def cut_like(graph: DependencyGraph, kept_indices: Survivors) -> bool:
 
     Args:
         graph: built before anything was cut; its network has the smaller shapes by now.
-        survivors: what `survivors_of` said of the network that was cut.
+        kept_indices: what `kept_indices_of` said of the network that was cut.
     """
     structure = graph.structure
     dead = np.zeros(structure.total, dtype=bool)
@@ -45,9 +46,12 @@ def cut_like(graph: DependencyGraph, kept_indices: Survivors) -> bool:
             continue
         if len(kept) != dimension.size:
             return False
-        dead[dimension.start : dimension.start + dimension.size] = ~kept.cpu().numpy()
+        end = dimension.start + dimension.size
+        dead[dimension.start : end] = ~kept.cpu().numpy()
     # Values in flight go with the slices that make them.
-    removed = np.isin(structure.component, np.unique(structure.component[dead])) & structure.alive
+    gone = np.unique(structure.component[dead])
+    removed = np.isin(structure.component, gone) & structure.alive
+    # A node goes as a whole: where only a part of its slices is dead, another network was cut.
     if not structure.alive.all() or removed[: structure.slice_labels].sum() != dead.sum():
         return False
     try:
@@ -59,11 +63,13 @@ def cut_like(graph: DependencyGraph, kept_indices: Survivors) -> bool:
 
 def cut_state(state: Mapping[str, Any], kept_indices: Survivors) -> dict[str, Any]:
     """Returns a dense network's state dict with the same indices cut out."""
-    # Tied tensors have several names, of which the survivors know the first.
-    kept = {state[name].data_ptr(): masks for name, masks in kept_indices.items() if name in state}
-    return {name: cut(value, _indices(kept.get(value.data_ptr(), {}))) if isinstance(value, Tensor) else value
-            for name, value in state.items()}  # fmt: skip
-
-
-def _indices(masks: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    return {dim: mask.nonzero().flatten() for dim, mask in masks.items()}
+    # Tied tensors have several names, of which the kept indices know the first.
+    keeps: dict[int, Keep] = {}
+    for name, masks in kept_indices.items():
+        if name in state:
+            keeps[state[name].data_ptr()] = {dim: mask.nonzero().flatten() for dim, mask in masks.items()}
+    found = dict(state)
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[name] = cut(value, keeps.get(value.data_ptr(), {}))
+    return found

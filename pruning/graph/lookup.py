@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.graph.nodes import Group, Node, NodeList, Pin, Slices
+from pruning.modules.weights import channel_dims
 from pruning.trace.components import Couplings, Structure
 from pruning.trace.labels import CONSUMER, NORM, PRODUCER, ROLES, Labels
 from pruning.trace.traced import TracedNetwork
+
+# Where a module's channels can be counted, the best place first.
+_WITH_CHANNELS = ("weight", "weight_v", "weight_orig", "weight_ih_l0", "running_mean")
+
+# (parameter name, dimension, role) -> (positions along it that count, their nodes), None where none count.
+Positions = dict[tuple[str, int, str], tuple[Tensor, Tensor] | None]
 
 
 class NodeLookup:
@@ -24,7 +29,7 @@ class NodeLookup:
     def __init__(self, traced: TracedNetwork) -> None:
         self.traced = traced
         self.model = traced.model
-        self._indices: dict[Any, Any] = {}
+        self._positions: Positions = {}
         self._couplings = Couplings(traced.structure)
         self._generation = traced.structure.generation
 
@@ -32,13 +37,14 @@ class NodeLookup:
         """Forgets what was looked up before nodes were numbered anew."""
         if self._generation != self.structure.generation:
             self._generation = self.structure.generation
-            self._indices, self._couplings = {}, Couplings(self.structure)
+            self._positions = {}
+            self._couplings = Couplings(self.structure)
 
     @property
-    def indices(self) -> dict[Any, Any]:
+    def positions(self) -> Positions:
         """What `reduce_to_nodes` looked up, kept until nodes are numbered anew."""
         self._follow_cuts()
-        return self._indices
+        return self._positions
 
     @property
     def couplings(self) -> Couplings:
@@ -60,21 +66,19 @@ class NodeLookup:
         """Returns every parameter and buffer by all its names."""
         return self.traced.named()
 
-    def _side(self, module: nn.Module, side: str) -> tuple[str, int]:
-        """Returns (parameter name, dimension) of a module's output or input channels."""
-        self.path_of(module)
+    def _channels(self, module: nn.Module, side: str) -> tuple[str, int]:
+        """Returns (parameter name, dimension) of a module's output or input channels, side "out" or "in"."""
+        self.path_of(module)  # or UsageError
         if isinstance(module, nn.MultiheadAttention):
             module = module.out_proj
-        own = {**module._parameters, **module._buffers}
-        for originals in getattr(module, "parametrizations", {}).values():
-            own = {"weight": getattr(originals, "original", getattr(originals, "original1", None)), **own}
-        names = ("weight", "weight_v", "weight_orig", "weight_ih_l0", "running_mean")
-        tensor = next((own[name] for name in names if own.get(name) is not None), None)
+        tensor = _counted_tensor(module)
         if tensor is None or id(tensor) not in self.traced.names:
             raise UsageError(f"{type(module).__name__} has no weight whose channels could be named.")
-        flipped = getattr(module, "transposed", False) or isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        dim = 0 if tensor.dim() == 1 else int(flipped) if side == "out" else 1 - int(flipped)
-        return self.traced.names[id(tensor)], dim
+        name = self.traced.names[id(tensor)]
+        if tensor.dim() == 1:  # a norm hands every channel on by itself
+            return name, 0
+        output_dim, input_dim = channel_dims(module)
+        return name, output_dim if side == "out" else input_dim
 
     def path_of(self, module: nn.Module) -> str:
         """Returns a module's path; UsageError if it is not part of the network."""
@@ -91,15 +95,20 @@ class NodeLookup:
     @property
     def groups(self) -> list[Group]:
         """Nodes by the dimensions they consist of."""
-        structure = self.structure
-        order = np.argsort(structure.group_of_node, kind="stable")
-        ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
-        parts = [order[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
-        return [Group(index, nodes, self._layers(nodes[0])) for index, nodes in enumerate(parts)]
+        group_of_node = self.structure.group_of_node
+        order = np.argsort(group_of_node, kind="stable")
+        starts = np.searchsorted(group_of_node[order], np.arange(1, self.structure.group_count))
+        found = []
+        for index, nodes in enumerate(np.split(order, starts)):
+            if len(nodes):  # a network without nodes has no group either
+                found.append(Group(index, nodes, self._layers(nodes[0])))
+        return found
 
     def _layers(self, node: int) -> tuple[tuple[str, int], ...]:
-        owners = np.unique(self.structure.owners(self.structure.labels_of_node(node)))
-        return tuple((self.structure.dimensions[owner].name, self.structure.dimensions[owner].dim) for owner in owners)
+        structure = self.structure
+        owners = np.unique(structure.owners(structure.labels_of_node(node)))
+        dimensions = [structure.dimensions[owner] for owner in owners]
+        return tuple((dimension.name, dimension.dim) for dimension in dimensions)
 
     def node(self, index: int) -> Node:
         """Returns one node with all its slices."""
@@ -116,10 +125,13 @@ class NodeLookup:
         )
 
     def _slices(self, labels: Labels) -> Slices:
+        structure = self.structure
+        owners = structure.owners(labels)
         found: Slices = {}
-        for label, owner in zip(labels.tolist(), self.structure.owners(labels).tolist(), strict=True):
-            dimension = self.structure.dimensions[owner]
-            position = int(self.structure.alive[dimension.start : label].sum())
+        for label, owner in zip(labels.tolist(), owners.tolist(), strict=True):
+            dimension = structure.dimensions[owner]
+            # Labels are of the start; positions count what is left in front.
+            position = int(structure.alive[dimension.start : label].sum())
             found.setdefault((dimension.name, dimension.dim), []).append(position)
         return found
 
@@ -137,16 +149,20 @@ class NodeLookup:
         """What has to stay, by the operation and module that pins it."""
         structure, facts = self.structure, self.structure.facts
         labels = np.flatnonzero(structure.alive[: structure.slice_labels])
-        fact = structure.pinned_by[structure.component[labels]]
-        labels, fact = labels[fact >= 0], fact[fact >= 0]
+        fact_of_label = structure.pinned_by[structure.component[labels]]
+        is_pinned = fact_of_label >= 0
+        owners = structure.owners(labels[is_pinned])
+        pairs, counts = np.unique(np.stack([fact_of_label[is_pinned], owners]), axis=1, return_counts=True)
+        # Several facts may say the same of a dimension; their indices are told together.
         found: dict[tuple[str, str, str], dict[tuple[str, int], int]] = {}
-        pairs, counts = np.unique(np.stack([fact, structure.owners(labels)]), axis=1, return_counts=True)
-        for one, owner, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-            _, place, why = facts.pins[one]
+        for fact, owner, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+            _, place, why = facts.pins[fact]
+            operation, module = facts.places[place]
+            slices = found.setdefault((operation, module, why), {})
             dimension = structure.dimensions[owner]
-            slices = found.setdefault((*facts.places[place], why), {})
-            slices[dimension.name, dimension.dim] = slices.get((dimension.name, dimension.dim), 0) + count
-        return [Pin(slices, *place) for place, slices in found.items()]
+            key = (dimension.name, dimension.dim)
+            slices[key] = slices.get(key, 0) + count
+        return [Pin(slices, *said) for said, slices in found.items()]
 
     def node_of(self, name: str, dim: int, index: int) -> int | None:
         """Returns the node that an index of a parameter's dimension belongs to, None if it has to stay."""
@@ -163,7 +179,10 @@ class NodeLookup:
         if not len(labels):
             return np.full(self.tensors[name].shape[dim], -1)
         nodes = self.structure.node_of_label[labels]
-        return nodes if role == "all" else np.where(self.structure.roles[labels] & ROLES[role] > 0, nodes, -1)
+        if role == "all":
+            return nodes
+        plays_it = self.structure.roles[labels] & ROLES[role] > 0
+        return np.where(plays_it, nodes, -1)
 
     def one_per_group(self, nodes: np.ndarray) -> np.ndarray:
         """Returns one node of each group that a choice touches."""
@@ -172,8 +191,9 @@ class NodeLookup:
     def _pin_reason(self, labels: Labels) -> str:
         if not len(labels):
             return "there is only one"
-        facts = self.structure.facts
-        return facts.told(facts.pins[self.structure.pinned_by[self.structure.component[labels[0]]]])
+        structure = self.structure
+        fact = structure.pinned_by[structure.component[labels[0]]]
+        return structure.facts.told(structure.facts.pins[fact])
 
     def owner_path(self, path: str) -> str:
         """Returns the path of the module that a user knows: parametrised weights belong to their layer."""
@@ -182,3 +202,16 @@ class NodeLookup:
     def owner(self, path: str) -> nn.Module:
         """Returns the module that a user knows."""
         return self.traced.owner(path)
+
+
+def _counted_tensor(module: nn.Module) -> Tensor | None:
+    """Returns the tensor along which a module's channels are counted; of a computed weight, what it is made from."""
+    own: dict[str, Tensor | None] = {}
+    for name, originals in getattr(module, "parametrizations", {}).items():
+        own[name] = getattr(originals, "original", getattr(originals, "original1", None))
+    own |= {**module._parameters, **module._buffers}
+    for name in _WITH_CHANNELS:
+        tensor = own.get(name)
+        if tensor is not None:
+            return tensor
+    return None

@@ -1,20 +1,23 @@
-"""Pictures of a dependency graph: networkx, SVG, text."""
+"""Pictures of a dependency graph: networkx, Mermaid, SVG and PNG, text."""
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from pruning.errors import UsageError
 from pruning.graph.lookup import NodeLookup
+from pruning.graph.nodes import Slices
 from pruning.trace.labels import CONSUMER, PRODUCER
 
-_WIDE, _HIGH, _GAP = 250, 34, 26
-
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+_GREY = "#888888"  # channels that have to stay
+
+_INCHES_WIDE, _INCHES_HIGH = 2.6, 0.9  # of a picture, per layer: room for two lines of text and an arrow
 
 
 def to_networkx(graph: NodeLookup) -> nx.DiGraph:
@@ -24,49 +27,70 @@ def to_networkx(graph: NodeLookup) -> nx.DiGraph:
     many of its indices have to stay). Edge attributes: `channels`, and `groups`, empty where the channels have to stay.
     """
     structure, found = graph.structure, nx.DiGraph()
-    labels = np.flatnonzero(structure.alive[: structure.slice_labels])
-    roles, owners, component = structure.roles[labels], structure.owners(labels), structure.component[labels]
     layers = [graph.owner_path(dimension.name.rpartition(".")[0]) for dimension in structure.dimensions]
     for path in dict.fromkeys(layers):
-        found.add_node(path, kind=type(graph.model.get_submodule(path)).__name__, produces=[], reads=[], pinned=0)
-    for label, owner in zip(labels.tolist(), owners.tolist(), strict=True):
-        found.nodes[layers[owner]]["pinned"] += int(structure.node_of_label[label] < 0)
-    sides = []
-    for role in (PRODUCER, CONSUMER):
-        chosen = roles & role > 0
-        sides.append(np.unique(np.stack([component[chosen], owners[chosen]]), axis=1))
-    for made, read, count in _meetings(*sides):
+        kind = type(graph.model.get_submodule(path)).__name__
+        found.add_node(path, kind=kind, produces=[], reads=[], pinned=0)
+    labels = np.flatnonzero(structure.alive[: structure.slice_labels])
+    owners = structure.owners(labels)
+    for owner in owners[structure.node_of_label[labels] < 0]:
+        found.nodes[layers[owner]]["pinned"] += 1
+    roles, component = structure.roles[labels], structure.component[labels]
+    makes, reads = roles & PRODUCER > 0, roles & CONSUMER > 0
+    makers = np.unique(np.stack([component[makes], owners[makes]]), axis=1)
+    readers = np.unique(np.stack([component[reads], owners[reads]]), axis=1)
+    for made, read, count in _meetings(makers, readers):
         start, end = layers[made], layers[read]
-        if start != end:
-            edge = found.edges.get((start, end), {"channels": 0, "groups": []})
-            found.add_edge(start, end, channels=edge["channels"] + count, groups=edge["groups"])
-    for group in graph.groups:
-        owners_of = {
-            (dimension.name, dimension.dim): path for dimension, path in zip(structure.dimensions, layers, strict=True)
-        }
-        node = graph.nodes[int(group.nodes[0])]
-        makers = list(dict.fromkeys(owners_of[key] for key in node.producers))
-        readers = list(dict.fromkeys(owners_of[key] for key in node.consumers))
-        for paths, name in ((makers, "produces"), (readers, "reads")):
-            for path in paths:
-                found.nodes[path][name].append(group.index)
-        for start in makers:
-            for end in readers:
-                if found.has_edge(start, end):
-                    found.edges[start, end]["groups"].append(group.index)
+        if start == end:
+            continue
+        if not found.has_edge(start, end):
+            found.add_edge(start, end, channels=0, groups=[])
+        found.edges[start, end]["channels"] += count
+    _name_groups(graph, found)
     return found
 
 
 def _meetings(makers: np.ndarray, readers: np.ndarray) -> list[tuple[int, int, int]]:
-    """Returns (dimension that makes, dimension that reads, how many components they share)."""
+    """Returns (dimension that makes, dimension that reads, how many components they share).
+
+    Args:
+        makers: (2, n) components in order, and the dimensions that make them.
+        readers: (2, m) the same of dimensions that read them.
+    """
     first = np.searchsorted(readers[0], makers[0], "left")
     last = np.searchsorted(readers[0], makers[0], "right")
-    pairs = np.concatenate(
-        [np.stack([np.full(end - start, owner), readers[1, start:end]]) for owner, start, end in
-         zip(makers[1], first, last, strict=True)] or [np.empty((2, 0), np.int64)], axis=1
-    )  # fmt: skip
-    unique, counts = np.unique(pairs, axis=1, return_counts=True)
+    pairs = [np.empty((2, 0), np.int64)]
+    for maker, start, end in zip(makers[1], first, last, strict=True):
+        own_readers = readers[1, start:end]
+        pairs.append(np.stack([np.full_like(own_readers, maker), own_readers]))
+    unique, counts = np.unique(np.concatenate(pairs, axis=1), axis=1, return_counts=True)
     return list(zip(*unique.tolist(), counts.tolist(), strict=True))
+
+
+def _name_groups(graph: NodeLookup, found: nx.DiGraph) -> None:
+    """Notes the groups at the layers that make or read their channels, and at the edges between these."""
+    for group in graph.groups:
+        # All nodes of a group consist of slices of the same tensors.
+        node = graph.nodes[int(group.nodes[0])]
+        makers = _layers_of(graph, node.producers)
+        readers = _layers_of(graph, node.consumers)
+        for path in makers:
+            found.nodes[path]["produces"].append(group.index)
+        for path in readers:
+            found.nodes[path]["reads"].append(group.index)
+        for start in makers:
+            for end in readers:
+                if found.has_edge(start, end):
+                    found.edges[start, end]["groups"].append(group.index)
+
+
+def _layers_of(graph: NodeLookup, slices: Slices) -> list[str]:
+    """Returns the layers that some slices belong to, each once."""
+    paths = [graph.owner_path(name.rpartition(".")[0]) for name, _ in slices]
+    return list(dict.fromkeys(paths))
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
 
 
 def tree(graph: NodeLookup) -> str:
@@ -74,7 +98,7 @@ def tree(graph: NodeLookup) -> str:
     lines = [f"{type(graph.model).__name__}: {len(graph.nodes)} nodes in {len(graph.groups)} groups"]
     for group in graph.groups:
         node = graph.nodes[int(group.nodes[0])]
-        flag = "" if not node.inexact else f"  (not exact: {node.inexact})"
+        flag = f"  (not exact: {node.inexact})" if node.inexact else ""
         lines.append(f"+- group {group.index}: {len(group.nodes)} nodes{flag}")
         for title, slices in (("made by", node.producers), ("normed by", node.norms), ("read by", node.consumers)):
             lines += [f"|  {title} {name}[{dim}]" for name, dim in slices]
@@ -82,61 +106,104 @@ def tree(graph: NodeLookup) -> str:
     return "\n".join(lines)
 
 
+def mermaid(graph: NodeLookup) -> str:
+    """Returns the layers as a Mermaid flow chart; the border's colour names the group, edges say how many channels."""
+    network = _connected(graph)
+    numbers = {path: number for number, path in enumerate(network)}
+    lines = ["flowchart TD"]
+    for path, data in network.nodes(data=True):
+        # Mermaid takes no double quotes in a text, and HTML for a new line.
+        text = _caption(path, data, new_line="<br>").replace('"', "'")
+        lines.append(f'    layer{numbers[path]}["{text}"]')
+        lines.append(f"    style layer{numbers[path]} stroke:{_colour(data['produces'])}")
+    for number, (start, end, data) in enumerate(network.edges(data=True)):
+        lines.append(f"    layer{numbers[start]} -->|{data['channels']}| layer{numbers[end]}")
+        lines.append(f"    linkStyle {number} stroke:{_colour(data['groups'])}")
+    return "\n".join(lines)
+
+
+def _connected(graph: NodeLookup) -> nx.DiGraph:
+    """Returns the layers that make channels for others or read them; norms, which follow one of these, take room."""
+    network = to_networkx(graph)
+    linked = [path for path, degree in network.degree if degree]
+    return network.subgraph(linked) if linked else network
+
+
+def _caption(path: str, data: dict[str, Any], *, new_line: str = "\n") -> str:
+    groups = ", ".join(str(group) for group in data["produces"])
+    made = f"makes group {groups}" if groups else "outputs stay"
+    return f"{path or '(network)'}{new_line}{data['kind']}, {made}"
+
+
+def _colour(groups: list[int]) -> str:
+    return _COLOURS[groups[0] % len(_COLOURS)] if groups else _GREY
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
 def draw(graph: NodeLookup, path: str | Path) -> None:
-    """Writes a picture (`.svg`) or the text tree (`.txt`) to a file.
+    """Writes the graph to a file: a picture (.svg, .png), Mermaid (.md, .mmd), or the text tree (.txt).
 
     Raises:
-        UsageError: for another kind of file.
+        UsageError: for another kind of file, or a picture where matplotlib is not installed.
     """
     target = Path(path)
-    if target.suffix == ".txt":
-        target.write_text(tree(graph) + "\n", encoding="utf-8")
-    elif target.suffix == ".svg":
-        target.write_text(svg(graph), encoding="utf-8")
+    writers: dict[str, Callable[[], str]] = {
+        ".txt": lambda: tree(graph),
+        ".mmd": lambda: mermaid(graph),
+        ".md": lambda: f"```mermaid\n{mermaid(graph)}\n```",
+    }
+    if target.suffix in writers:
+        target.write_text(writers[target.suffix]() + "\n", encoding="utf-8")
+    elif target.suffix in (".svg", ".png"):
+        _picture(_connected(graph), target)
     else:
-        raise UsageError(f"A graph is drawn as .svg or .txt, not {target.suffix or target.name}.")
+        given = target.suffix or target.name
+        raise UsageError(f"A graph is drawn as .svg, .png, .md, .mmd or .txt, not {given}.")
 
 
-def svg(graph: NodeLookup) -> str:
-    """Returns the layers as boxes, in rows by their distance from the input; the border's colour names the group."""
-    network = to_networkx(graph)
-    places = _places(network)
-    width = 40 + max((column for _, column in places.values()), default=0) * (_WIDE + _GAP) + _WIDE
-    height = 40 + max((row for row, _ in places.values()), default=0) * (_HIGH + _GAP) + _HIGH
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-             'font-size="11">', '<rect width="100%" height="100%" fill="white"/>']  # fmt: skip
-    corner = {path: (20 + column * (_WIDE + _GAP), 20 + row * (_HIGH + _GAP)) for path, (row, column) in places.items()}
-    for start, end, data in network.edges(data=True):
-        (x1, y1), (x2, y2) = corner[start], corner[end]
-        colour = _COLOURS[data["groups"][0] % len(_COLOURS)] if data["groups"] else "#888888"
-        bend = f"C{x1 + _WIDE // 2},{y1 + _HIGH + _GAP} {x2 + _WIDE // 2},{y2 - _GAP}"
-        parts.append(
-            f'<path d="M{x1 + _WIDE // 2},{y1 + _HIGH} {bend} {x2 + _WIDE // 2},{y2}" fill="none" stroke="{colour}"/>'
-        )
-    for path, data in network.nodes(data=True):
-        x, y = corner[path]
-        made = data["produces"]
-        colour = _COLOURS[made[0] % len(_COLOURS)] if made else "#888888"
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="{_WIDE}" height="{_HIGH}" rx="4" fill="#f7f7f7" '
-            f'stroke="{colour}" stroke-width="2"/>'
-        )
-        parts.append(f'<text x="{x + 8}" y="{y + 15}">{escape(path or "(network)")}</text>')
-        told = f"{data['kind']}" + (f", makes group {', '.join(map(str, made))}" if made else ", outputs stay")
-        parts.append(f'<text x="{x + 8}" y="{y + 28}" fill="#666666">{escape(told)}</text>')
-    return "\n".join([*parts, "</svg>"])
-
-
-def _places(network: nx.DiGraph) -> dict[str, tuple[int, int]]:
-    """Returns (row, column) per layer: below everything it reads from; layers used in a circle share a row."""
-    condensed = nx.condensation(network)
-    rows: dict[int, int] = {}
-    for part in nx.topological_sort(condensed):
-        rows[part] = 1 + max((rows[before] for before in condensed.predecessors(part)), default=-1)
-    taken: dict[int, int] = {}
+def _picture(network: nx.DiGraph, target: Path) -> None:
+    """Draws the layers in rows, each below everything that it reads from."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        kind = target.suffix
+        raise UsageError(f"A {kind} picture needs matplotlib: pip install matplotlib; .md needs nothing.") from error
+    rows = _rows(network)
     places = {}
+    for row, paths in enumerate(rows):
+        for column, path in enumerate(paths):
+            places[path] = (column - (len(paths) - 1) / 2, row)  # each row in the middle
+    widest = max(len(paths) for paths in rows)
+    # A figure of its own, not pyplot's: whatever window or backend the user's program has stays as it is.
+    figure = Figure(figsize=(_INCHES_WIDE * widest, _INCHES_HIGH * len(rows)))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-widest / 2, widest / 2), ylim=(len(rows) - 0.5, -0.5))
+    axes.axis("off")
+    boxes = {}
+    for path, data in network.nodes(data=True):
+        box = {"boxstyle": "round", "facecolor": "#f7f7f7", "edgecolor": _colour(data["produces"]), "linewidth": 2}
+        text = axes.text(*places[path], _caption(path, data), fontsize=8, ha="center", va="center", bbox=box, zorder=2)
+        boxes[path] = text.get_bbox_patch()
+    for start, end, groups in network.edges(data="groups"):
+        # networkx would end its arrows at circles; these end at the boxes, and bend so that none hides another.
+        arrow = {"arrowstyle": "->", "color": _colour(groups), "connectionstyle": "arc3,rad=0.12"}
+        ends = {"patchA": boxes[start], "patchB": boxes[end]}
+        axes.annotate("", xy=places[end], xytext=places[start], zorder=1, arrowprops={**arrow, **ends})
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # letters stay letters, so that a picture can be searched
+        figure.savefig(target)
+
+
+def _rows(network: nx.DiGraph) -> list[list[str]]:
+    """Returns the layers by row: below everything it reads from; layers used in a circle share a row."""
+    condensed = nx.condensation(network)
+    row_of: dict[int, int] = {}
+    for part in nx.topological_sort(condensed):
+        above = [row_of[before] for before in condensed.predecessors(part)]
+        row_of[part] = 1 + max(above, default=-1)
+    rows: list[list[str]] = [[] for _ in range(1 + max(row_of.values()))]
     for path in network:
-        row = rows[condensed.graph["mapping"][path]]
-        places[path] = (row, taken.get(row, 0))
-        taken[row] = taken.get(row, 0) + 1
-    return places
+        part = condensed.graph["mapping"][path]
+        rows[row_of[part]].append(path)
+    return rows
