@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from utils import processes
+from utils.trainer import Moment, Trainer
 
 
 class Console:
@@ -89,7 +90,7 @@ class ProgressLines:
         self.console = console
         self.bar: Progress | None = None
 
-    def __call__(self, trainer: Any, moment: str) -> None:
+    def __call__(self, trainer: Trainer, moment: Moment) -> None:
         if moment == "train_start" and self.console.out.is_terminal and not self.console.quiet:
             self._start(trainer)
         elif moment == "batch_end" and self.bar is not None:
@@ -105,14 +106,14 @@ class ProgressLines:
             self.bar.stop()
             self.bar = None
 
-    def _start(self, trainer: Any) -> None:
+    def _start(self, trainer: Trainer) -> None:
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")]
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console.out, transient=True)
         total = trainer.epochs * len(trainer.train_batches)
         self.task = self.bar.add_task(f"epoch 1/{trainer.epochs}", total=total, state="")
         self.bar.start()
 
-    def _epoch(self, trainer: Any) -> None:
+    def _epoch(self, trainer: Trainer) -> None:
         state = describe_metrics({**trainer.metrics, "weight_sparsity": trainer.network.weight_sparsity()})
         line = f"epoch {trainer.epoch}/{trainer.epochs}  {state}"
         if self.bar is not None:

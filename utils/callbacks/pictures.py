@@ -16,6 +16,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Rows = Sequence[Mapping[str, float]]
+
+DARK, LIGHT, MARK = "#33669a", "#c9d6e4", "#b5443a"
+
+SAMPLES = 6  # pictures that saliency is shown of
+
+DPI = 100
+
+MANY_CLASSES = 20  # more have no names and numbers in the confusion matrix: they could not be read
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of so many inches."""
+    # Imported late, and without pyplot or a window: it takes longer than everything else that a short run needs.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+# -- confusion.png -----------------------------------------------------------------------------------------------------
+
 
 def draw_confusion(report: dict[str, Any], names: Sequence[str] | None = None) -> Figure | None:
     """Draws the confusion matrix, each row as shares of its class, and the calibration.
@@ -24,51 +48,72 @@ def draw_confusion(report: dict[str, Any], names: Sequence[str] | None = None) -
         report: of a `Tally`; of an empty one there is no picture.
         names: of the classes.
     """
-    # Late: it takes longer than everything else that a short run needs.
-    from matplotlib.figure import Figure
-
     if not report:
         return None
     counts = torch.tensor(report["confusion"], dtype=torch.float32)
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     classes = len(counts)
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    if names is not None and len(names) >= classes:
+        labels = [_shortened(str(name), 30) for name in names[:classes]]
+    else:
+        labels = [str(number) for number in range(classes)]
+    longest = max(map(len, labels)) if classes <= MANY_CLASSES else 3
+
+    # A layout that matplotlib works out by itself would draw everything several times.
+    figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2)
-    figure.colorbar(left.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues"), ax=left, label="share of the true class")
-    left.set(xlabel="predicted class", ylabel="true class")
-    if classes <= 20:
-        labels = list(names or ())[:classes] if names and len(names) >= classes else range(classes)
-        left.set_xticks(range(classes), labels=labels, rotation=90 if names else 0, fontsize=8)
-        left.set_yticks(range(classes), labels=labels, fontsize=8)
-        for row, column in counts.nonzero().tolist():
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            left.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)
+    room_for_names = 0.006 * longest
+    figure.subplots_adjust(
+        left=0.05 + room_for_names, right=0.98, bottom=0.1 + 2 * room_for_names, top=0.96, wspace=0.15
+    )
+    _draw_matrix(left, counts)
+    if classes <= MANY_CLASSES:
+        _name_classes(left, labels)
+        _write_counts(left, counts)
+    _draw_calibration(right, report)
+    return figure
+
+
+def _shares(counts: Tensor) -> Tensor:
+    """Returns each row as shares of its sum; of a class without samples all are 0."""
+    samples = counts.sum(1, keepdim=True)
+    return counts / samples.clamp(min=1)
+
+
+def _draw_matrix(axes: Axes, counts: Tensor) -> None:
+    shares = _shares(counts)
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.figure.colorbar(image, ax=axes, label="share of the true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
+
+
+def _name_classes(axes: Axes, labels: Sequence[str]) -> None:
+    places = range(len(labels))
+    slanted = any(len(label) > 2 for label in labels)
+    axes.set_xticks(places, labels=labels, rotation=90 if slanted else 0, fontsize=8)
+    axes.set_yticks(places, labels=labels, fontsize=8)
+
+
+def _write_counts(axes: Axes, counts: Tensor) -> None:
+    shares = _shares(counts)
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        count = int(counts[row, column])
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
+
+
+def _draw_calibration(axes: Axes, report: dict[str, Any]) -> None:
     calibration = report["calibration"]
-    there = [place for place, samples in enumerate(calibration["samples"]) if samples]
-    right.plot([0, 1], [0, 1], ":", color="grey", label="perfectly calibrated")
-    confidence, accuracy = ([calibration[what][place] for place in there] for what in ("confidence", "accuracy"))
-    right.plot(confidence, accuracy, marker="o", label=f"error {report['expected_calibration_error']:.4f}")
-    right.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    right.legend()
-    return figure
+    filled = [place for place, samples in enumerate(calibration["samples"]) if samples]
+    confidence = [calibration["confidence"][place] for place in filled]
+    accuracy = [calibration["accuracy"][place] for place in filled]
+    error = report["expected_calibration_error"]
+    axes.plot([0, 1], [0, 1], ":", color="grey", label="perfectly calibrated")
+    axes.plot(confidence, accuracy, marker="o", label=f"error {error:.4f}")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(loc="upper left")
 
 
-Rows = Sequence[Mapping[str, float]]
-
-DARK, LIGHT, MARK = "#33669a", "#c9d6e4", "#b5443a"
-
-SAMPLES = 6  # pictures that saliency is shown of
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure of so many inches."""
-    # Imported late, and without a window: it takes longer than everything else that a short run needs.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100)
-    FigureCanvasAgg(figure)
-    return figure
+# -- overview.png ------------------------------------------------------------------------------------------------------
 
 
 def draw_overview(rows: Rows, events: Sequence[int], curve: Rows) -> Figure:
@@ -76,74 +121,112 @@ def draw_overview(rows: Rows, events: Sequence[int], curve: Rows) -> Figure:
     figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.13, top=0.9, wspace=0.2)
-    epochs = [row["epoch"] for row in rows]
-    for name, style in (("test_accuracy", "-"), ("train_accuracy", "--"), ("weight_sparsity", ":")):
-        values, dots = [row[name] for row in rows], "." if len(rows) < 3 else ""
-        left.plot(epochs, values, style, label=name.replace("_", " "), marker=dots)
-    for number, epoch in enumerate(sorted(set(events))):
-        # An event before training is at epoch 0, one during epoch e at its end.
-        left.axvline(epoch + (epoch > 0), color=MARK, linewidth=0.8, alpha=0.6, label="" if number else "pruning")
-    left.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1.02))
-    left.xaxis.get_major_locator().set_params(integer=True)
+    _draw_epochs(left, rows)
+    _mark_events(left, events)
     left.legend(loc="lower right")
-    _score_curve(right, curve)
+    _draw_score_curve(right, curve)
     return figure
 
 
-def _score_curve(axes: Axes, curve: Rows) -> None:
+def _draw_epochs(axes: Axes, rows: Rows) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in rows]
+    marker = "." if len(rows) < 3 else ""  # one point alone makes no line
+    for name, style in (("test_accuracy", "-"), ("train_accuracy", "--"), ("weight_sparsity", ":")):
+        values = [row[name] for row in rows]
+        axes.plot(epochs, values, style, label=name.replace("_", " "), marker=marker)
+    axes.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def _mark_events(axes: Axes, events: Sequence[int]) -> None:
+    label = "pruning"
+    for epoch in sorted(set(events)):
+        # An event before training is at epoch 0, one during epoch e at its end.
+        place = epoch + 1 if epoch > 0 else 0
+        axes.axvline(place, color=MARK, linewidth=0.8, alpha=0.6, label=label)
+        label = ""  # the legend names the first one only
+
+
+def _draw_score_curve(axes: Axes, curve: Rows) -> None:
     axes.set(xlabel="share of the units, best first", ylabel="score")
     kept = [row for row in curve if row["kept"]]
-    if not kept or len(kept) == len(curve):
-        axes.set_title("no scores: no event ranked anything" if not curve else "scores of the last pruning event")
+    removed = [row for row in curve if not row["kept"]]
+    if not curve:
+        axes.set_title("no scores: no event ranked anything")
         return
-    rest = [row for row in curve if not row["kept"]]
-    for part, colour, name in ((kept, DARK, "stays"), (rest, MARK, "goes")):
-        axes.plot([row["share"] for row in part], [row["score"] for row in part], color=colour, label=name)
-    threshold, highest_gone = min(row["score"] for row in kept), max(row["score"] for row in rest)
+    axes.set_title("scores of the last pruning event")
+    if not kept or not removed:
+        return
+    for part, colour, name in ((kept, DARK, "stays"), (removed, MARK, "goes")):
+        shares = [row["share"] for row in part]
+        scores = [row["score"] for row in part]
+        axes.plot(shares, scores, color=colour, label=name)
     axes.axvline(kept[-1]["share"], color="grey", linewidth=0.8)
-    if threshold >= highest_gone:
+
+    threshold = min(row["score"] for row in kept)
+    highest_removed = max(row["score"] for row in removed)
+    if threshold >= highest_removed:
         axes.axhline(threshold, color="grey", linestyle="--", linewidth=0.8, label=f"threshold {threshold:.3g}")
     else:
         axes.plot([], [], " ", label="no single threshold: chosen layer by layer, or at random")
     if all(row["score"] >= 0 for row in curve) and kept[0]["score"] > 0:
         # Scores span many powers of ten; zeros stay on the picture, at its lower edge.
         axes.set_yscale("log", nonpositive="clip")
-    axes.set_title("scores of the last pruning event")
     axes.legend(loc="upper right")
+
+
+# -- layers.png --------------------------------------------------------------------------------------------------------
 
 
 def draw_layers(network: PrunableNetwork, weights: bool, nodes: bool) -> Figure:
     """Layers from input to output: the weights left of each, and the nodes that it has kept of those at the start."""
     names = list(network.prunable())
-    count, panels = len(names), weights + nodes
     labels = [_short(name) for name in names]
+    panels = weights + nodes
+    # Inches: the names, each panel, and a line per layer.
     margin = 0.3 + 0.07 * max(map(len, labels))
-    width, height = margin + 4.2 * panels, 1.1 + 0.19 * count
+    width = margin + 4.2 * panels
+    height = 1.1 + 0.19 * len(names)
     figure = new_figure(width, height)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     figure.subplots_adjust(left=margin / width, right=0.98, bottom=0.55 / height, top=1 - 0.5 / height, wspace=0.05)
     for place in axes:
-        place.set(ylim=(count - 0.4, -0.6))
-        place.set_yticks(range(count), labels=labels if place is axes[0] else [""] * count, fontsize=7)
+        shown = labels if place is axes[0] else [""] * len(names)
+        place.set(ylim=(len(names) - 0.4, -0.6))
+        place.set_yticks(range(len(names)), labels=shown, fontsize=7)
         place.tick_params(axis="y", length=0)
     if weights:
-        left = [1 - sparsity for sparsity in network.layer_sparsities().values()]
-        _bars(axes[0], [1.0] * count, left, [f"{1 - share:.1%} removed" for share in left], centred=False)
-        axes[0].set(title="weights: before and after", xlabel="fraction left", xticks=[0, 0.25, 0.5, 0.75, 1])
+        _draw_weights(axes[0], network)
     if nodes:
-        kept = _outputs_left(network)
-        start = [network.start_outputs[name] for name in names]
-        texts = [f"{now:,} of {then:,}" for now, then in zip(kept, start, strict=True)]
-        _bars(axes[-1], start, kept, texts, centred=True)
-        # A node whose weights are all masked is still there, but does nothing.
-        axes[-1].set(title="nodes with weights: before and after", xlabel="outputs of the layer", xticks=[])
+        _draw_nodes(axes[-1], network)
     return figure
+
+
+def _draw_weights(axes: Axes, network: PrunableNetwork) -> None:
+    sparsities = list(network.layer_sparsities().values())
+    before = [1.0] * len(sparsities)
+    left = [1 - sparsity for sparsity in sparsities]
+    texts = [f"{share:.1%} removed" for share in sparsities]
+    _bars(axes, before, left, texts, centred=False)
+    axes.set(title="weights: before and after", xlabel="fraction left", xticks=[0, 0.25, 0.5, 0.75, 1])
+
+
+def _draw_nodes(axes: Axes, network: PrunableNetwork) -> None:
+    # A node whose weights are all masked is still there, but does nothing.
+    left = _outputs_left(network)
+    before = [network.start_outputs[name] for name in network.prunable()]
+    texts = [f"{now:,} of {then:,}" for now, then in zip(left, before, strict=True)]
+    _bars(axes, before, left, texts, centred=True)
+    axes.set(title="nodes with weights: before and after", xlabel="outputs of the layer", xticks=[])
 
 
 def _bars(axes: Axes, before: Sequence[float], after: Sequence[float], texts: list[str], *, centred: bool) -> None:
     places = range(len(texts))
     for values, colour in ((before, LIGHT), (after, DARK)):
-        axes.barh(places, values, left=[-value / 2 if centred else 0 for value in values], color=colour, height=0.8)
+        starts = [-value / 2 for value in values] if centred else [0.0] * len(values)
+        axes.barh(places, values, left=starts, color=colour, height=0.8)
     # The texts stand beside the bars, in a column of their own.
     widest = max(before)
     start = widest / 2 if centred else widest
@@ -156,14 +239,27 @@ def _outputs_left(network: PrunableNetwork) -> list[int]:
     """Returns per prunable weight how many outputs it has with at least one weight."""
     left = []
     for name, weight in network.prunable().items():
-        there = network.masks.of(name, weight).movedim(network.output_dim(name), 0)
-        left.append(int(there.flatten(1).any(1).sum()))
+        mask = network.masks.of(name, weight)
+        by_output = mask.movedim(network.output_dim(name), 0).flatten(1)
+        left.append(int(by_output.any(1).sum()))
     return left
 
 
 def _short(name: str) -> str:
     name = name.removesuffix(".parametrizations.weight.original1").removesuffix(".weight")
-    return name if len(name) <= 40 else f"{name[:18]}…{name[-21:]}"
+    return _shortened(name, 40)
+
+
+def _shortened(text: str, most: int) -> str:
+    """Returns a text of at most so many letters: its middle goes, since names of layers differ at both ends."""
+    if len(text) <= most:
+        return text
+    start = most // 2 - 2
+    end = most - start - 1
+    return f"{text[:start]}…{text[-end:]}"
+
+
+# -- saliency.png ------------------------------------------------------------------------------------------------------
 
 
 def input_saliency(network: PrunableNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -173,9 +269,11 @@ def input_saliency(network: PrunableNetwork, batch: tuple[Tensor, Tensor]) -> tu
         return None
     pixels = inputs[:SAMPLES].detach().clone().requires_grad_()
     with scoring(network.model):
-        loss = network.loss(call(network.model, pixels), targets[:SAMPLES])
+        outputs = call(network.model, pixels)
+        loss = network.loss(outputs, targets[:SAMPLES])
         (slopes,) = torch.autograd.grad(loss, pixels)
-    return pixels.detach().float().cpu(), slopes.abs().amax(1).float().cpu()
+    largest = slopes.abs().amax(1)
+    return pixels.detach().float().cpu(), largest.float().cpu()
 
 
 def draw_saliency(seen: tuple[Tensor, Tensor] | None) -> Figure | None:
@@ -187,11 +285,18 @@ def draw_saliency(seen: tuple[Tensor, Tensor] | None) -> Figure | None:
     axes = figure.subplots(2, len(pixels), squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.88, wspace=0.05, hspace=0.05)
     for column, (picture, slope) in enumerate(zip(pixels, slopes, strict=True)):
-        shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
-        low, high = shown.amin(), shown.amax()
-        axes[0][column].imshow(((shown - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).numpy())
+        shown = _as_image(picture)
+        axes[0][column].imshow(shown.numpy())
         axes[1][column].imshow(slope.numpy(), cmap="magma", vmin=0)
     for place in axes.flat:
         place.set_axis_off()
     figure.suptitle("test pictures, and |d loss / d pixel| below")
     return figure
+
+
+def _as_image(picture: Tensor) -> Tensor:
+    """Returns (C, H, W) of any range as (H, W, 3) from 0 to 1; of one or two channels the first, in grey."""
+    shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
+    low, high = shown.amin(), shown.amax()
+    spread = (high - low).clamp_min(1e-12)  # a picture of one colour has none
+    return ((shown - low) / spread).permute(1, 2, 0)

@@ -7,9 +7,14 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pruning import UsageError
+from pruning import PrunableNetwork, UsageError
+from utils.runs.result import Result
+from utils.trainer import Moment, Trainer
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 HISTOGRAM_BINS = 64
 
@@ -27,15 +32,17 @@ class TensorBoard:
         images: PNG files by tag, written at the end.
     """
 
-    def __init__(self, folder: Path, result: Any, histograms: bool = True) -> None:
-        self.folder, self.result, self.histograms = folder, result, histograms
+    def __init__(self, folder: Path, result: Result, histograms: bool = True) -> None:
+        self.folder = folder
+        self.result = result
+        self.histograms = histograms
         # Taken now: by the time training starts, the network may have been pruned.
         self.before = _describe(result.network)
         self.file: EventFile | None = None
         self.scalars: dict[str, float] = {}
         self.images: dict[str, bytes] = {}
 
-    def __call__(self, trainer: Any, moment: str) -> None:
+    def __call__(self, trainer: Trainer, moment: Moment) -> None:
         if moment not in ("train_start", "epoch_end", "train_end"):
             return
         try:
@@ -43,16 +50,17 @@ class TensorBoard:
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
-    def _write(self, trainer: Any, moment: str) -> None:
+    def _write(self, trainer: Trainer, moment: Moment) -> None:
         if self.file is None:
             self.file = self._start(trainer)
         if moment == "epoch_end":
             self._write_scalars(trainer)
         elif moment == "train_end":
             # One step further than any epoch: a run stopped between here and its end writes this again, and only this.
-            self._look(trainer, "architecture/after", _describe(trainer.network), trainer.epoch + 1)
+            step = trainer.epoch + 1
+            self._look(trainer, "architecture/after", _describe(trainer.network), step)
             for tag, png in self.images.items():
-                self._add(_image(tag, png), trainer.epoch + 1)
+                self._add(_image(tag, png), step)
         # A run killed after its next checkpoint must not miss what came before it.
         self.file.flush()
         if moment == "train_end":
@@ -61,40 +69,46 @@ class TensorBoard:
     def close(self) -> None:
         """Writes what is still in memory."""
         if self.file is not None:
+            # Forgotten first: what fails to close must not be closed again.
             file, self.file = self.file, None
             file.close()
 
-    def _start(self, trainer: Any) -> EventFile:
+    def _start(self, trainer: Trainer) -> EventFile:
         # A resumed run repeats the steps after its checkpoint; what was written of them is dropped.
         go_on = trainer.resumed and any(self.folder.glob("*tfevents*"))
-        self.file = EventFile(self.folder, purge_step=trainer.epoch + 1 if go_on else 0)
+        purge_step = trainer.epoch + 1 if go_on else 0
+        self.file = EventFile(self.folder, purge_step)
         if not go_on:
             self._look(trainer, "architecture/before", self.before, 0)
         return self.file
 
-    def _write_scalars(self, trainer: Any) -> None:
+    def _write_scalars(self, trainer: Trainer) -> None:
         from torch.utils.tensorboard.summary import scalar
 
         values = dict(self.result.numbers(trainer))
         for name, sparsity in trainer.network.layer_sparsities().items():
             values[f"sparsity_per_layer/{name}"] = sparsity
-        for name, value in (values | self.scalars).items():
+        values |= self.scalars
+        for name, value in values.items():
             self._add(scalar(name, value), trainer.epoch)
 
-    def _look(self, trainer: Any, tag: str, architecture: str, step: int) -> None:
+    def _look(self, trainer: Trainer, tag: str, architecture: str, step: int) -> None:
         from torch.utils.tensorboard.summary import histogram, text
 
         self._add(text(tag, architecture), step)
+        if not self.histograms:
+            return
         for name, weight in trainer.network.prunable().items():
-            if weight.numel() and self.histograms:
-                self._add(histogram(f"weights/{name}", weight.detach().float().cpu().numpy(), HISTOGRAM_BINS), step)
+            if weight.numel():
+                values = weight.detach().float().cpu().numpy()
+                self._add(histogram(f"weights/{name}", values, HISTOGRAM_BINS), step)
 
-    def _add(self, summary: Any, step: int) -> None:
+    def _add(self, summary: Summary, step: int) -> None:
         assert self.file is not None
         self.file.add(step, summary=summary)
 
 
-def _image(tag: str, png: bytes) -> Any:
+def _image(tag: str, png: bytes) -> Summary:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     # The header of a PNG file holds width and height after its first sixteen bytes.
@@ -120,7 +134,8 @@ class EventFile:
 
         self.event = Event
         # Readers take files in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        moment = f"{time.time_ns():020d}"
+        name = f"events.out.tfevents.{moment}.{socket.gethostname()}.{os.getpid()}"
         self.file = open(folder / name, "xb")  # noqa: SIM115 - stays open as long as the run
         self.records = RecordWriter(self.file)
         self.add(purge_step, file_version="brain.Event:2")
@@ -128,7 +143,8 @@ class EventFile:
 
     def add(self, step: int, **content: Any) -> None:
         """Adds one record."""
-        self.records.write(self.event(wall_time=time.time(), step=step, **content).SerializeToString())
+        event = self.event(wall_time=time.time(), step=step, **content)
+        self.records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Hands everything to the disk."""
@@ -139,10 +155,13 @@ class EventFile:
         self.file.close()
 
 
-def _describe(network: Any) -> str:
+def _describe(network: PrunableNetwork) -> str:
     """Returns the modules and, per prunable weight, its shape and what is left of it, as Markdown."""
-    text = "\n".join("    " + line for line in str(network.model).splitlines())
-    rows = ["| weight | shape | left of the start |", "|---|---|---|"]
-    for (name, weight), sparsity in zip(network.prunable().items(), network.layer_sparsities().values(), strict=True):
-        rows.append(f"| {name} | {tuple(weight.shape)} | {1 - sparsity:.4f} |")
-    return text + "\n\n" + "\n".join(rows)
+    # Four spaces make a block of code.
+    lines = ["    " + line for line in str(network.model).splitlines()]
+    lines += ["", "| weight | shape | left of the start |", "|---|---|---|"]
+    sparsities = network.layer_sparsities().values()
+    for (name, weight), sparsity in zip(network.prunable().items(), sparsities, strict=True):
+        left = 1 - sparsity
+        lines.append(f"| {name} | {tuple(weight.shape)} | {left:.4f} |")
+    return "\n".join(lines)

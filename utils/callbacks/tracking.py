@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
 from pruning import PrunableNetwork
 from utils.callbacks.tensorboard import TensorBoard
 from utils.files import as_csv, read_rows, write_atomic
 from utils.runs.run_folder import RunFolder
+from utils.trainer import Moment, Trainer
+
+STATISTICS = ("sign_flips", "mean", "variance")
 
 
 class WeightTracking:
@@ -25,10 +27,12 @@ class WeightTracking:
     """
 
     def __init__(self, folder: RunFolder, network: PrunableNetwork, board: TensorBoard | None) -> None:
-        self.path, self.network, self.board = folder.output / "weights.csv", network, board
+        self.path = folder.output / "weights.csv"
+        self.network = network
+        self.board = board
         self.rows: list[dict[str, float]] = []
 
-    def __call__(self, trainer: Any, moment: str) -> None:
+    def __call__(self, trainer: Trainer, moment: Moment) -> None:
         if moment == "train_start":
             self.rows = read_rows(self.path, before=trainer.epoch)
             # Kept with the trainer: a stopped run compares with the same signs, and cuts of nodes reach them.
@@ -39,19 +43,28 @@ class WeightTracking:
             self.rows.append({"epoch": trainer.epoch, **values})
             write_atomic(self.path, as_csv(self.rows))
             if self.board is not None:
-                self.board.scalars |= {f"tracked_weights/{name}": value for name, value in values.items()}
+                tagged = {f"tracked_weights/{name}": value for name, value in values.items()}
+                self.board.scalars |= tagged
 
-    def _signs(self) -> dict[str, torch.Tensor]:
-        return {name: weight.detach().sign().to(torch.int8) for name, weight in self.network.prunable().items()}
-
-    def _values(self, before: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Returns "<layer> <statistic>" -> value; one transfer from the device for all of them."""
-        names, found = [], []
+    def _signs(self) -> dict[str, Tensor]:
+        signs = {}
         for name, weight in self.network.prunable().items():
-            there = weight.detach()[self.network.masks.of(name, weight)].float()
-            if there.numel():  # a layer cut to nothing has no statistics
-                then = before.get(name, weight.detach())  # a layer that was put in the place of another has no past
-                flips = (weight.detach().sign() * then.to(weight.device) < 0).sum() / there.numel()
-                names += [f"{name} {what}" for what in ("sign_flips", "mean", "variance")]
-                found += [flips, there.mean(), there.var(correction=0)]
-        return dict(zip(names, torch.stack(found).tolist(), strict=True)) if found else {}
+            signs[name] = weight.detach().sign().to(torch.int8)
+        return signs
+
+    def _values(self, before: dict[str, Tensor]) -> dict[str, float]:
+        """Returns "<layer> <statistic>" -> value; one transfer from the device for all of them."""
+        names: list[str] = []
+        found: list[Tensor] = []
+        for name, weight in self.network.prunable().items():
+            now = weight.detach()
+            there = now[self.network.masks.of(name, weight)].float()
+            if not there.numel():  # a layer cut to nothing has no statistics
+                continue
+            then = before.get(name, now)  # a layer that was put in the place of another has no past
+            flipped = now.sign() * then.to(now.device) < 0
+            names += [f"{name} {what}" for what in STATISTICS]
+            found += [flipped.sum() / there.numel(), there.mean(), there.var(correction=0)]
+        if not found:
+            return {}
+        return dict(zip(names, torch.stack(found).tolist(), strict=True))

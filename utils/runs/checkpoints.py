@@ -40,7 +40,9 @@ def read(path: Path, *, written_here: bool = False) -> Any:
         UsageError: if the file is missing, damaged, or holds code.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is a folder; a file is needed." if path.is_dir() else f"There is no file {path}.")
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder; a file is needed.")
+        raise UsageError(f"There is no file {path}.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if written_here:
@@ -99,36 +101,52 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     """
     if not isinstance(content, dict):
         raise UsageError(f"{source} holds no state dict.")
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    state = _without_wrappers(state)
-    sizes, survivors = content.get("start_sizes"), content.get("survivors")
-    if isinstance(sizes, dict) and undivided(sizes, network.start_sizes) == network.start_sizes:
-        # Pruned from this very network: it takes the file's layers and smaller shapes.
-        if set(sizes) != set(network.start_sizes):
-            network.replace_layers(
-                partial(_decompose, network.model, state, content), sizes, content.get("nodes_total")
-            )
-        resize_like(network.model, state, content.get("extras"))
-        network.reshaped(survivors)
+    # A checkpoint of one's own, of timm or of a training script, or the state dict itself.
+    inner = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)]
+    state = _without_wrappers(inner[0] if inner else content)
+    _take_shapes(network, state, content)
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
-    network.masks.keep.clear()
+    _take_masks(network, content.get("masks", {}) if inner else {}, source)
+
+
+def _take_shapes(network: PrunableNetwork, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Gives the network the file's layers and smaller shapes, if the file's network was pruned from this very one."""
+    sizes, survivors = content.get("start_sizes"), content.get("survivors")
+    if not isinstance(sizes, dict) or undivided(sizes, network.start_sizes) != network.start_sizes:
+        return
+    if set(sizes) != set(network.start_sizes):
+        # Layers were replaced by two of lower rank.
+        decompose = partial(_decompose, network.model, state, content)
+        network.replace_layers(decompose, sizes, content.get("nodes_total"))
+    resize_like(network.model, state, content.get("extras"))
+    network.reshaped(survivors)
+
+
+def _take_masks(network: PrunableNetwork, saved: Mapping[str, Tensor], source: Path) -> None:
+    """Puts saved masks into the network in the place of its own."""
     parameters = network.prunable()
-    masks = content.get("masks", {}) if state is not content else {}
-    masks = {name: mask.to(parameters[name].device) for name, mask in masks.items() if name in parameters}
-    wrong = next((name for name, mask in masks.items() if mask.shape != parameters[name].shape), None)
-    if wrong is not None:
-        raise UsageError(f"{source} is damaged: the mask of {wrong!r} is of another shape than the weight.")
+    network.masks.keep.clear()
+    masks = {}
+    for name, mask in saved.items():
+        if name not in parameters:
+            continue
+        if mask.shape != parameters[name].shape:
+            raise UsageError(f"{source} is damaged: the mask of {name!r} is of another shape than the weight.")
+        masks[name] = mask.to(parameters[name].device)
     network.masks.set(masks)
     network.enforce()
 
 
 def _decompose(model: nn.Module, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    changes = decompose_like(model, state, content.get("survivors")).items()
-    pairs = [(new, old) for new, old in changes if isinstance(new, LowRank) and isinstance(old, Layer)]
-    if any(new.weight.shape != old.weight.shape for new, old in pairs):
-        # Channels were gone before the layer was decomposed: it runs in the smaller network only.
-        resize_like(model, state, content.get("extras"))
+    changes = decompose_like(model, state, content.get("survivors"))
+    for new, old in changes.items():
+        if not isinstance(new, LowRank) or not isinstance(old, Layer):
+            continue
+        if new.weight.shape != old.weight.shape:
+            # Channels were gone before the layer was decomposed: it runs in the smaller network only.
+            resize_like(model, state, content.get("extras"))
+            return
 
 
 def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,10 +163,12 @@ def _check_fits(model: nn.Module, state: Mapping[str, Any], source: Path) -> Non
     for key, tensor in own.items():
         if key not in state:
             raise UsageError(f"{source} is of another network than {name}: it lacks {key!r}.")
-        if isinstance(tensor, Tensor) and not isinstance(state[key], Tensor):
+        if not isinstance(tensor, Tensor):
+            continue  # what modules keep beside tensors is their own business
+        if not isinstance(state[key], Tensor):
             raise UsageError(f"{source} is damaged: {key!r} is no tensor.")
-        if isinstance(tensor, Tensor) and tuple(state[key].shape) != tuple(tensor.shape):
-            there, here = tuple(state[key].shape), tuple(tensor.shape)
+        there, here = tuple(state[key].shape), tuple(tensor.shape)
+        if there != here:
             raise UsageError(f"{source} is of another shape than {name}: {key!r} is {there} there and {here} here.")
     unknown = next((key for key in state if key not in own), None)
     if unknown is not None:
@@ -159,10 +179,12 @@ def random_state() -> dict[str, Any]:
     """Returns the state of every global random generator."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
+    # As tensors and plain values: what is saved must be readable without unpickling anything else.
+    numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), gauss],
+        "numpy": [str(kind), numbers, int(position), int(has_gauss), gauss],
         "python": [version, list(internal), gauss_next],
     }
 

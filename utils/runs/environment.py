@@ -28,12 +28,17 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: if the device asked for is not there.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = ["cpu"]
+    if torch.cuda.is_available():
+        usable.append("cuda")
+    if torch.backends.mps.is_available():
+        usable.append("mps")
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
-        usable = ", ".join(kind for kind, here in there.items() if here)
-        raise UsageError(f"--device {name}: this machine or this torch has none. Usable here: {usable}.")
+        # The first accelerator that is there.
+        name = (usable[1:] or usable)[0]
+    if name not in usable:
+        known = ", ".join(usable)
+        raise UsageError(f"--device {name}: this machine or this torch has none. Usable here: {known}.")
     if name == "cuda" and processes.launched() > 1:
         torch.cuda.set_device(processes.local_gpu())
         return torch.device("cuda", processes.local_gpu())
@@ -42,15 +47,12 @@ def pick_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Returns git commit, package versions, hardware and thread count, for result.json."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    hardware = {"device": str(device), "gpu": gpu, "cpu": _cpu_name(), "cpu_count": os.cpu_count()}
     return {
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "hardware": {
-            "device": str(device),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            "cpu": _cpu_name(),
-            "cpu_count": os.cpu_count(),
-        },
+        "hardware": hardware,
         "threads": torch.get_num_threads(),
         "processes": distributed.world(),
     }
@@ -61,7 +63,7 @@ def forget_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # 5 sets the peak back to what is held now
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -71,7 +73,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     with contextlib.suppress(OSError, StopIteration):
         # On Linux, since getrusage also knows the peak of the process that started this one.
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        peak = next(line for line in lines if line.startswith("VmHWM"))
+        kibibytes = int(peak.split()[1])
+        return 1024 * kibibytes
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -79,7 +83,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 def _cpu_name() -> str:
     """The processor's model; on Linux only the kernel's table knows more than its architecture."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -90,14 +95,15 @@ def _git_commit() -> str | None:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None  # a copy without its history
+    return done.stdout.strip() or None
 
 
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
-        try:
+        # What is not installed was not used.
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found

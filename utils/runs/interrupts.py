@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from pruning.distributed import largest, world
+from utils.trainer import Moment, Trainer
 
 TIME_IS_OVER, ALONE = 1000, 1001  # greater than any signal's number
 
@@ -34,7 +35,7 @@ class StopRequests:
     """
 
     def __init__(self, max_minutes: float | None) -> None:
-        self.max_seconds = max_minutes * 60 if max_minutes is not None else None
+        self.max_seconds = None if max_minutes is None else max_minutes * 60
         self.seconds_before: float | None = None
         self.received: int | None = None
         self.process = os.getpid()
@@ -43,16 +44,16 @@ class StopRequests:
         self.handlers: dict[int, Any] = {}
         # Python hands signals to the main thread only; in another one they stay with whoever runs us.
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._receive)
 
-    def __call__(self, trainer: Any, moment: str) -> None:
+    def __call__(self, trainer: Trainer, moment: Moment) -> None:
         if moment == "train_end":
             self.close()
         if moment not in STOPPING_POINTS:
             return
         # Of several processes all stop at the same batch, for the reason of any.
-        alone = self.parent is not None and os.getppid() != self.parent
-        reason = largest(self.received or (ALONE if alone else TIME_IS_OVER if self._is_over(trainer) else 0))
+        reason = largest(self._reason(trainer))
         if reason == ALONE:
             raise Interrupted("the end of torchrun", 143)
         if reason == TIME_IS_OVER:
@@ -60,7 +61,15 @@ class StopRequests:
         if reason:
             raise Interrupted(signal.Signals(reason).name, 128 + reason)
 
-    def _is_over(self, trainer: Any) -> bool:
+    def _reason(self, trainer: Trainer) -> int:
+        """Returns the number of a signal, ALONE, TIME_IS_OVER, or 0 for going on."""
+        if self.received is not None:
+            return self.received
+        if self.parent is not None and os.getppid() != self.parent:
+            return ALONE
+        return TIME_IS_OVER if self._is_over(trainer) else 0
+
+    def _is_over(self, trainer: Trainer) -> bool:
         if self.max_seconds is None:
             return False
         trained = trainer.totals["seconds_training"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,37 +11,54 @@ from pruning import PrunableNetwork
 from pruning.measure.flops import parameter_bytes
 from utils.runs.environment import describe, peak_memory_bytes
 from utils.settings.resolve import Settings
+from utils.trainer import PruningCallback, Trainer
+
+METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
+
+Row = tuple[str, str]  # of the table at the end: what, and how much
 
 
 class Result:
     """Collects the numbers of a run, each measured the same way for every method."""
 
-    def __init__(self, settings: Settings, network: PrunableNetwork, pruning: Any, device: torch.device) -> None:
-        self.settings, self.network, self.pruning, self.device = settings, network, pruning, device
+    def __init__(
+        self, settings: Settings, network: PrunableNetwork, pruning: PruningCallback, device: torch.device
+    ) -> None:
+        self.settings = settings
+        self.network = network
+        self.pruning = pruning
+        self.device = device
 
-    def numbers(self, trainer: Any) -> dict[str, float]:
+    def numbers(self, trainer: Trainer) -> dict[str, float]:
         """Returns every number that changes while the run goes on."""
         network, totals = self.network, trainer.totals
-        seconds = totals["seconds_training"]
+        samples, seconds = totals["samples_seen"], totals["seconds_training"]
+        # Forward once, and backward at twice the price.
+        dense_flops = 3 * network.start_flops() * samples
         return {
-            **{name: trainer.metrics.get(name, float("nan")) for name in METRICS},
+            **{name: trainer.metrics.get(name, math.nan) for name in METRICS},
             **_sizes(network),
             "training_flops": totals["training_flops"],
-            "training_flops_dense": 3 * network.start_flops() * totals["samples_seen"],
+            "training_flops_dense": dense_flops,
             "sparsity_asked": self.pruning.asked,
             "sparsity_reached": network.reached(self.pruning.counted),
             "seconds_training": seconds,
-            "samples_per_second": totals["samples_seen"] / seconds if seconds else 0.0,
+            "samples_per_second": samples / seconds if seconds else 0.0,
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
-    def record(self, trainer: Any, status: str) -> dict[str, Any]:
-        """Returns the content of result.json."""
-        core = self.settings.core
+    def record(self, trainer: Trainer, status: str) -> dict[str, Any]:
+        """Returns the content of result.json.
+
+        Args:
+            trainer: as it is at the end.
+            status: "finished", which becomes "interrupted" where a scheduled event has not taken place,
+                "interrupted" or "failed".
+        """
+        core, steps = self.settings.core, self.pruning.steps
         if status == "finished" and not self.pruning.complete:
             status = "interrupted"
-        steps = self.pruning.steps
-        return {
+        record: dict[str, Any] = {
             "model": core.model,
             "data_set": core.data_set,
             "prune_criterion": core.prune_criterion,
@@ -51,15 +69,18 @@ class Result:
             **self.numbers(trainer),
             **_measured(self.network, latency=core.measure_latency, paths=status == "finished"),
             "target": self.pruning.counted,
-            "sparsity_reason": (steps[-1].reason if steps else "") or self._surplus(),
+            "sparsity_reason": self._reason(),
             "pruning_events": len(steps),
-            **({"layers": steps[-1].layers, "layers_note": steps[-1].note} if steps and steps[-1].layers else {}),
-            "limit_batches": core.limit_batches,
-            **describe(self.device),
         }
+        if steps and steps[-1].layers:
+            record |= {"layers": steps[-1].layers, "layers_note": steps[-1].note}
+        return record | {"limit_batches": core.limit_batches} | describe(self.device)
 
-    def _surplus(self) -> str:
-        """Why more is gone than was asked for, where no event has a reason."""
+    def _reason(self) -> str:
+        """Returns why more or less is gone than was asked for, "" where that is not so or not known."""
+        steps = self.pruning.steps
+        if steps and steps[-1].reason:
+            return steps[-1].reason
         more = self.network.reached(self.pruning.counted) > self.pruning.asked
         return "weights of dead nodes went too" if self.settings.core.shrink_dead and more else ""
 
@@ -81,64 +102,89 @@ def _sizes(network: PrunableNetwork) -> dict[str, float]:
 
 
 def _measured(network: PrunableNetwork, *, latency: bool, paths: bool = True) -> dict[str, float | None]:
-    """What takes a look at the whole network: once, at the end."""
-    times = {"latency_seconds_dense": network.start_latency(), "latency_seconds": network.latency()} if latency else {}
-    return {"effective_weight_sparsity": network.effective_sparsity() if paths else None, **times}
+    """Returns what takes a look at the whole network: once, at the end."""
+    found: dict[str, float | None] = {"effective_weight_sparsity": None}
+    if paths:
+        found["effective_weight_sparsity"] = network.effective_sparsity()
+    if latency:
+        found["latency_seconds_dense"] = network.start_latency()
+        found["latency_seconds"] = network.latency()
+    return found
 
 
-METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
+# -- the table at the end ----------------------------------------------------------------------------------------------
 
 
-def result_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
+def result_rows(record: dict[str, Any]) -> list[Row]:
     """Returns the lines of the table at the end of a run."""
+    unit = record["target"]
+    now, dense = record["training_flops"], record["training_flops_dense"]
+    seconds, speed = record["seconds_training"], record["samples_per_second"]
     return [
         ("test accuracy", _share(record["test_accuracy"])),
         ("train accuracy", _share(record["train_accuracy"])),
-        (f"sparsity asked ({record['target']})", _asked(record["sparsity_asked"])),
-        (f"sparsity reached ({record['target']})", _reached(record)),
+        (f"sparsity asked ({unit})", _asked(record["sparsity_asked"])),
+        (f"sparsity reached ({unit})", _reached(record)),
         *_size_rows(record),
-        ("training FLOPs", f"{record['training_flops']:.3g} of {record['training_flops_dense']:.3g} dense"),
-        ("training time", f"{record['seconds_training']:.1f} s, {record['samples_per_second']:,.0f} samples/s"),
+        ("training FLOPs", f"{now:.3g} of {dense:.3g} dense"),
+        ("training time", f"{seconds:.1f} s, {speed:,.0f} samples/s"),
         ("status", _status(record)),
     ]
 
 
-def _size_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is left of the network, and what that costs."""
-    dense, now, nonzero = (record[f"flops_per_sample{which}"] for which in ("_dense", "", "_nonzero"))
-    effective, seconds = record.get("effective_weight_sparsity"), record.get("latency_seconds")
+def _size_rows(record: dict[str, Any]) -> list[Row]:
+    """Returns what is left of the network, and what that costs."""
+    weights = f"{record['weights_left']:,} of {record['weights_total']:,}"
+    nodes = f"{record['nodes_left']:,} of {record['nodes_total']:,}"
+    size = f"{record['parameter_bytes']:,} of {record['parameter_bytes_dense']:,} dense"
+    now, dense = record["flops_per_sample"], record["flops_per_sample_dense"]
+    nonzero = record["flops_per_sample_nonzero"]
+
     rows = [("weight sparsity", f"{record['weight_sparsity']:.4f} of all prunable weights")]
+    effective = record.get("effective_weight_sparsity")
     if effective is not None:
         rows.append(("effective sparsity", f"{effective:.4f} with weights on no path from input to output"))
-    rows += [
-        ("nodes left", f"{record['nodes_left']:,} of {record['nodes_total']:,}"),
-        ("weights left", f"{record['weights_left']:,} of {record['weights_total']:,}"),
-        ("parameter bytes", f"{record['parameter_bytes']:,} of {record['parameter_bytes_dense']:,} dense"),
-        ("FLOPs per sample", f"{now:,.0f} of {dense:,.0f} dense; {nonzero:,.0f} without masked weights"),
-    ]
+    rows.append(("nodes left", nodes))
+    rows.append(("weights left", weights))
+    rows.append(("parameter bytes", size))
+    rows.append(("FLOPs per sample", f"{now:,.0f} of {dense:,.0f} dense; {nonzero:,.0f} without masked weights"))
+    seconds = record.get("latency_seconds")
     if seconds is not None:
-        before = record["latency_seconds_dense"]
-        times = f"{seconds * 1e3:.3g} ms of {before * 1e3:.3g} ms dense"
-        rows.append(("latency, one sample", f"{times}: {before / seconds:.2f} times as fast"))
+        rows.append(("latency, one sample", _speed_up(seconds, record["latency_seconds_dense"])))
     return rows
 
 
+def _speed_up(seconds: float, before: float) -> str:
+    now, dense = seconds * 1e3, before * 1e3
+    return f"{now:.3g} ms of {dense:.3g} ms dense: {before / seconds:.2f} times as fast"
+
+
 def _share(value: float | None) -> str:
-    return "not measured" if value is None or value != value else f"{value:.4f}"
+    return "not measured" if _is_unknown(value) else f"{value:.4f}"
 
 
 def _asked(value: float | None) -> str:
-    return "none: it is an outcome of the method" if value is None or value != value else f"{value:.4f}"
+    return "final sparsity is not fixed in advance" if _is_unknown(value) else f"{value:.4f}"
+
+
+def _is_unknown(value: float | None) -> bool:
+    """Says whether a number is NaN, or None, which stands for NaN in a result.json that was read."""
+    return value is None or math.isnan(value)
 
 
 def _reached(record: dict[str, Any]) -> str:
-    reason = f" ({record['sparsity_reason']})" if record["sparsity_reason"] else ""
-    return f"{record['sparsity_reached']:.4f}{reason}"
+    reason = record["sparsity_reason"]
+    reached = f"{record['sparsity_reached']:.4f}"
+    return f"{reached} ({reason})" if reason else reached
 
 
 def _status(record: dict[str, Any]) -> str:
-    limited = f"; only {record['limit_batches']} batches an epoch" if record["limit_batches"] else ""
-    return f"{record['status']} after {record['epochs_trained']} of {record['epochs']} epochs{limited}"
+    status = f"{record['status']} after {record['epochs_trained']} of {record['epochs']} epochs"
+    limit = record["limit_batches"]
+    return f"{status}; only {limit} batches an epoch" if limit else status
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 def evaluation_record(
@@ -146,18 +192,30 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """Returns the content of result.json for --eval."""
     core = settings.core
-    names = {"model": core.model, "data_set": core.data_set, "test_scheme": core.test_scheme, "seed": core.seed}
-    checkpoint = core.checkpoint_name or core.weights
-    sizes = {**_sizes(network), **_measured(network, latency=core.measure_latency), "limit_batches": core.limit_batches}
-    return {**names, "status": "finished", "checkpoint": checkpoint, **found, **sizes, **describe(device)}
+    return {
+        "model": core.model,
+        "data_set": core.data_set,
+        "test_scheme": core.test_scheme,
+        "seed": core.seed,
+        "status": "finished",
+        "checkpoint": core.checkpoint_name or core.weights,
+        **found,
+        **_sizes(network),
+        **_measured(network, latency=core.measure_latency),
+        "limit_batches": core.limit_batches,
+        **describe(device),
+    }
 
 
-def evaluation_rows(tester: Any, found: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str]]:
+def evaluation_rows(tester: object, found: dict[str, Any], record: dict[str, Any]) -> list[Row]:
     """Returns the lines of the table after --eval; a tester with a method `rows` says its own."""
-    own = getattr(tester, "rows", None)
-    rows = own(found) if own else [(name.replace("_", " "), _plain(value)) for name, value in found.items()]
-    return [*rows, *_size_rows(record)]
+    rows_of = getattr(tester, "rows", _plain_rows)
+    return [*rows_of(found), *_size_rows(record)]
 
 
-def _plain(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _plain_rows(found: dict[str, Any]) -> list[Row]:
+    rows = []
+    for name, value in found.items():
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        rows.append((name.replace("_", " "), text))
+    return rows

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -18,6 +18,10 @@ from utils.settings import registry
 from utils.settings.core import Core
 from utils.settings.earlier_runs import known_runs, taken_over
 from utils.settings.resolve import Settings
+from utils.trainer import Moment, PruningCallback, Trainer
+
+# What a checkpoint of a run holds at least; one of a network alone holds the first two.
+PARTS = {"state_dict", "masks", "trainer", "pruning", "random"}
 
 
 class Saving:
@@ -29,7 +33,8 @@ class Saving:
         pruning: the pruning callback, whose events belong to the state.
         model: the model's name, which names the files (with - for /).
         save_freq: epochs between checkpoints.
-        keep_epochs: numbers of epochs after which the network is kept in a file of its own too.
+        keep_epochs: numbers of epochs after which the network is also kept as models/<Model>_epoch_<number>; 0 keeps
+            that of the start.
     """
 
     def __init__(
@@ -37,27 +42,32 @@ class Saving:
         *,
         folder: RunFolder,
         network: PrunableNetwork,
-        pruning: Any,
+        pruning: PruningCallback,
         model: str,
-        save_freq: int,
-        keep_epochs: Collection[int] = (),
+        save_freq: Annotated[int, {"at_least": 1}] = 1,
+        keep_epochs: tuple[int, ...] = (),
     ) -> None:
         self.folder = folder
+        self.stem = _stem(model)
         self.checkpoint = checkpoint_of(folder, model)
-        self.finished = self.checkpoint.with_name(self.checkpoint.name.removesuffix("checkpoint") + "finished")
-        self.network, self.pruning, self.save_freq, self.keep_epochs = network, pruning, save_freq, keep_epochs
+        self.finished = folder.models / f"{self.stem}_finished"
+        self.network = network
+        self.pruning = pruning
+        self.save_freq = save_freq
+        self.keep_epochs = keep_epochs
 
-    def __call__(self, trainer: Any, moment: str) -> None:
-        if moment in ("train_start", "epoch_end") and trainer.epoch in self.keep_epochs and not trainer.batch:
-            path = self.finished.with_name(self.finished.name.replace("_finished", f"_epoch_{trainer.epoch}"))
-            checkpoints.save(path, checkpoints.network_state(self.network) | {"epoch": trainer.epoch})
-        if moment == "train_start" or (moment == "epoch_end" and trainer.epoch % self.save_freq == 0):
+    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+        between_epochs = moment in ("train_start", "epoch_end") and trainer.batch == 0
+        if between_epochs and trainer.epoch in self.keep_epochs:
+            state = checkpoints.network_state(self.network) | {"epoch": trainer.epoch}
+            checkpoints.save(self.folder.models / f"{self.stem}_epoch_{trainer.epoch}", state)
+        is_due = moment == "epoch_end" and trainer.epoch % self.save_freq == 0
+        if is_due or moment in ("train_start", "train_end"):
             self.save(trainer)
-        elif moment == "train_end":
-            self.save(trainer)
+        if moment == "train_end":
             checkpoints.save(self.finished, checkpoints.network_state(self.network))
 
-    def save(self, trainer: Any) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Writes everything that the run needs to go on exactly from here.
 
         Raises:
@@ -72,12 +82,12 @@ class Saving:
         }
         checkpoints.save(self.checkpoint, state)
 
-    def restore(self, trainer: Any) -> bool:
+    def restore(self, trainer: Trainer) -> bool:
         """Goes back to the checkpoint, if there is one; says whether there was."""
         if not self.checkpoint.exists():
             return False
         state = checkpoints.read(self.checkpoint, written_here=True)
-        if not isinstance(state, dict) or not {"state_dict", "masks", "trainer", "pruning", "random"} <= set(state):
+        if not isinstance(state, dict) or not set(state) >= PARTS:
             raise UsageError(f"{self.checkpoint} is no checkpoint of a run.")
         checkpoints.load_network(self.network, state, self.checkpoint)
         try:
@@ -91,7 +101,12 @@ class Saving:
 
 def checkpoint_of(folder: RunFolder, model: str) -> Path:
     """Returns the file that a run of this model goes on from."""
-    return folder.models / f"{model.replace('/', '-')}_checkpoint"
+    return folder.models / f"{_stem(model)}_checkpoint"
+
+
+def _stem(model: str) -> str:
+    """Returns the name of a model's files; names of libraries' models hold a slash."""
+    return model.replace("/", "-")
 
 
 def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None = None) -> None:
@@ -103,19 +118,24 @@ def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None =
         return
     if core.checkpoint_name and core.weights:
         raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
-    if core.checkpoint_name or core.weights:
-        path = checkpoint_path(core) if core.checkpoint_name else Path(core.weights).expanduser()
-        try:
-            checkpoints.load_network(network, checkpoints.read(path), path)
-        except UsageError as error:
-            raise UsageError(f"{error}{_made_with(core)}") from error
+    if core.checkpoint_name:
+        path = checkpoint_path(core)
+    elif core.weights:
+        path = Path(core.weights).expanduser()
     elif core.eval:
         raise UsageError(f"--eval needs --checkpoint_name RUN (or --weights FILE). {known_runs(core.results_dir)}")
+    else:
+        return
+    try:
+        checkpoints.load_network(network, checkpoints.read(path), path)
+    except UsageError as error:
+        raise UsageError(f"{error}{_made_with(core)}") from error
 
 
 def early_network(path: str, model: nn.Module, like: PrunableNetwork) -> tuple[nn.Module, int]:
     """Returns a fresh dense model with the weights that --keep_epochs kept in a file, and after how many epochs."""
-    early, content = PrunableNetwork(model, like.example_inputs), checkpoints.read(Path(path).expanduser())
+    content = checkpoints.read(Path(path).expanduser())
+    early = PrunableNetwork(model, like.example_inputs)
     checkpoints.load_network(early, content, Path(path))
     return model, int(content.get("epoch", 0))
 
@@ -131,16 +151,20 @@ def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mappin
     """
     core = replace(chosen.core, checkpoint_name=name, checkpoint_model="", weights="")
     folder = RunFolder.open(name, core.results_dir)
-    values = chosen.values | taken_over(folder.path, {"plugin_dir": core.plugin_dir, "data_set": core.data_set})
-    model = registry.build("models", values["model"], values, shapes).to(device_of(like.model))
-    network = PrunableNetwork(model, like.example_inputs)
+    # The network is the other run's, the data are this one's.
+    own = {"plugin_dir": core.plugin_dir, "data_set": core.data_set}
+    values = chosen.values | taken_over(folder.path, own)
+    model = registry.build("models", values["model"], values, shapes)
+    network = PrunableNetwork(model.to(device_of(like.model)), like.example_inputs)
     load_start(network, core)
     return network
 
 
 def _made_with(core: Core) -> str:
-    """A hint where the run that a checkpoint is of had another model."""
-    saved = RunFolder.open(core.checkpoint_name, core.results_dir).settings() if core.checkpoint_name else {}
+    """Returns a hint where the run that a checkpoint is of had another model."""
+    if not core.checkpoint_name:
+        return ""
+    saved = RunFolder.open(core.checkpoint_name, core.results_dir).settings()
     model = saved.get("model", core.model)
     return "" if model == core.model else f" That run was made with --model {model}."
 
@@ -149,8 +173,10 @@ def checkpoint_path(core: Core) -> Path:
     """Returns the file that --checkpoint_name and --checkpoint_model name; the finished model by default."""
     folder = RunFolder.open(core.checkpoint_name, core.results_dir)
     there = sorted(path.name for path in folder.models.iterdir() if not path.name.startswith("."))
-    wanted = core.checkpoint_model or next((name for name in there if name.endswith("_finished")), "")
+    finished = [name for name in there if name.endswith("_finished")]
+    wanted = core.checkpoint_model or next(iter(finished), "")
     if wanted not in there:
         known = f"It holds {', '.join(there)}." if there else "It holds none."
-        raise UsageError(f"{folder.models} has no model {wanted or '..._finished'!r}.{nearest(wanted, there)} {known}")
+        asked = wanted or "..._finished"
+        raise UsageError(f"{folder.models} has no model {asked!r}.{nearest(wanted, there)} {known}")
     return folder.models / wanted
