@@ -21,6 +21,14 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """Runs command lines in this process; their run folders come to `tmp_path / "results"`."""
+    from tests.support.running import Commands
+
+    return Commands(capsys, tmp_path / "results")
+
+
+@pytest.fixture
 def cells(tmp_path: Path) -> Callable[..., Any]:
     """Writes an experiment's file and returns its cells, whose folder is made."""
     from tests.support.running import TINY

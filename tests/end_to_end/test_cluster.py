@@ -15,7 +15,7 @@ import pytest
 
 from pruning.errors import UsageError
 from tests.end_to_end.test_experiments import pretend
-from tests.support.running import TINY, Commands
+from tests.support.running import TINY
 from utils.console import Console
 from utils.experiments import cluster, experiment
 from utils.experiments.cells import Cells
@@ -26,13 +26,8 @@ from utils.experiments.demand import Demand
 
 
 @pytest.fixture
-def command(capsys, tmp_path):
-    (tmp_path / "tiny.yaml").write_text(textwrap.dedent(TINY))
-    return Commands(capsys, tmp_path / "results")
-
-
-@pytest.fixture
 def file(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(textwrap.dedent(TINY))
     return tmp_path / "tiny.yaml"
 
 

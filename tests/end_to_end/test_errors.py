@@ -15,12 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.running import QUICK, Commands, write_plug_in
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
+from tests.support.running import QUICK, write_plug_in
 
 
 @pytest.fixture

@@ -271,11 +271,6 @@ def test_no_more_workers_than_cells(cells):
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
-
-
 def test_plan_and_status_run_nothing(command, cells, tmp_path):
     grid = cells()
     planned = command("--experiment", tmp_path / "tiny.yaml", "--dry_run")

@@ -8,17 +8,11 @@ import torch
 
 from models.MLP5 import MLP5
 from pruning import UsageError, load_pruned
-from tests.support.running import Commands
 from utils.callbacks import attach
 
 # Runs of one second are sorted by their names; the later of two must come last.
 LATER = ["--run_name", "later"]
 SPARSE = ["--prune_criterion", "SNIP", "--pruning_limit", "0.98", "--hidden", "48"]
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def load(run):

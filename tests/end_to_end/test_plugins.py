@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from tests.support.running import QUICK, Commands, write_plug_in
+from tests.support.running import QUICK, write_plug_in
 from utils.runs.run_folder import CODE
 from utils.settings.registry import KINDS, ROOT
 
@@ -164,11 +164,6 @@ PLUG_INS = {
         r"--threshold FLOAT +what an output must exceed\. \(default: 0\.0\)",
     ),
 }
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def typed(kind):

@@ -18,8 +18,7 @@ from models.MLP5 import MLP5
 from pruning import PrunableNetwork, load_pruned
 from pruning.cut.plan import PruningPlan
 from pruning.measure import flops
-from tests.support.running import Commands
-from tests.support.small_networks import data
+from tests.support.zoo.small import data
 from trainers.DefaultTrainer import DefaultTrainer
 from utils.callbacks import attach
 from utils.files import read_rows
@@ -36,13 +35,11 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def run(capsys, tmp_path):
-    commands = Commands(capsys, tmp_path / "results")
-
+def run(command):
     def start(*argv):
-        return commands(*TINY, *argv)
+        return command(*TINY, *argv)
 
-    start.commands = commands
+    start.commands = command
     return start
 
 

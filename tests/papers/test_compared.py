@@ -11,7 +11,7 @@ from criterions.HRank import HRank
 from criterions.ThiNet import ThiNet, removal_order
 from criterions.Wanda import Wanda
 from pruning import PrunableNetwork
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 
 
 def network_of(model, shape):

@@ -12,7 +12,7 @@ from criterions.SNIP import SNIP
 from criterions.SNIPitDuring import SNIPitDuring
 from pruning import PrunableNetwork, UsageError
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, build, conv_net, data
+from tests.support.zoo.small import SHAPES, build, conv_net, data
 from trainers._optimization import Optimization
 from trainers._pruning import Pruning
 from trainers.DefaultTrainer import DefaultTrainer

@@ -16,7 +16,7 @@ from criterions.SET import SET
 from criterions.SNIP import SNIP
 from pruning import NodeCriterion, PrunableNetwork, UsageError, WeightCriterion, regrow
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 from trainers._optimization import Optimization
 from trainers._pruning import Pruning
 from trainers.DefaultTrainer import DefaultTrainer

@@ -14,9 +14,8 @@ from criterions.PFPTop import PFPTop
 from criterions.SiPP import SiPP
 from criterions.SiPPRand import SiPPRand
 from criterions.UniformWeights import UniformWeights
-from pruning import PrunableNetwork, UsageError
-from tests.support.running import Commands
-from tests.support.small_networks import SHAPES, build, conv_net
+from pruning import NodeCriterion, PrunableNetwork, UsageError
+from tests.support.zoo.small import SHAPES, build, conv_net
 
 DELTA, DRAWS, WIDE, HEAVY = 0.1, 200, 200, 10
 
@@ -54,7 +53,7 @@ def shuffled(cls):
 def promised_and_measured(cls, number):
     """One random network, one S, one draw, one fresh point: epsilon of the last layer, and its error."""
     generator = torch.Generator().manual_seed(number)
-    model = wide_network(generator, nodes=issubclass(cls, PFP))
+    model = wide_network(generator, nodes=issubclass(cls, NodeCriterion))
     width = model[0].in_features
     network = PrunableNetwork(model, torch.zeros(1, width))
     network.number, size = number, points_needed(network, DELTA)
@@ -201,8 +200,7 @@ def test_a_channel_of_many_entries_is_promised_as_a_whole(channel_reduce):
     assert 0 < lost < 1 / 3 and row["epsilon"] == pytest.approx(3 * lost, rel=1e-4)
 
 
-def test_a_run_shows_the_promise_and_keeps_it_when_it_is_resumed(capsys, tmp_path):
-    command = Commands(capsys, tmp_path)
+def test_a_run_shows_the_promise_and_keeps_it_when_it_is_resumed(command):
     options = ["--model", "LeNet300", "--prune_criterion", "PFP", "--keep_ratio", "0.5", "--limit_batches", "1"]
     done = command(*options, "--epochs", "2", "--no-tensorboard")
     assert "measured error" in done.out and "cut theorem" in " ".join(done.out.split())
@@ -214,6 +212,6 @@ def test_a_run_shows_the_promise_and_keeps_it_when_it_is_resumed(capsys, tmp_pat
     assert command("--resume", str(done.folder)).result["layers"] == rows
 
 
-def test_a_control_promises_nothing(capsys, tmp_path):
-    controlled = Commands(capsys, tmp_path).quick("--prune_criterion", "SiPP", "--mask_control", "shuffle")
+def test_a_control_promises_nothing(command):
+    controlled = command.quick("--prune_criterion", "SiPP", "--mask_control", "shuffle")
     assert "layers" not in controlled.result and "measured error" not in controlled.out

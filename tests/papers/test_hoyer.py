@@ -10,15 +10,9 @@ from torch import nn
 from criterions.GroupHoyerSquare import GroupHoyerSquare
 from criterions.HoyerSquare import HoyerSquare
 from pruning import NodeRules, PrunableNetwork
-from tests.support.nodes_by_hand import NETWORKS, in_groups, node_numbers
-from tests.support.running import Commands
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, mlp
+from tests.support.zoo.by_hand import BY_HAND, in_groups, node_numbers
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, mlp
 from trainers.DefaultTrainer import DefaultTrainer
-
-
-@pytest.fixture
-def run(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def network_of(maker, **options):
@@ -58,9 +52,9 @@ def test_no_layer_is_emptied_and_no_other_weight_pays_for_it():
     assert all(torch.equal(network.masks.keep[n], before[n] >= 0.3) for n in ("0.weight", "6.weight"))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_exactly_the_nodes_under_the_threshold_go(kind):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network()
     with torch.no_grad():  # some nodes small in everything
         for name, parameter in network.model.named_parameters():
@@ -94,14 +88,14 @@ def test_controls_and_shapes_hold_for_a_threshold_too():
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_a_threshold_that_makes_no_sense_is_refused(value, run):
+def test_a_threshold_that_makes_no_sense_is_refused(value, command):
     for criterion in ("HoyerSquare", "GroupHoyerSquare"):
-        line = run.refused("--prune_criterion", criterion, "--hoyer_threshold", value)
+        line = command.refused("--prune_criterion", criterion, "--hoyer_threshold", value)
         assert f"Criterion {criterion}: hoyer_threshold must be at least 0" in line or "hoyer_threshold" in line
 
 
 @pytest.mark.parametrize("criterion", ["HoyerSquare", "GroupHoyerSquare"])
-def test_a_run_ends_finished_with_the_sparsity_as_an_outcome(criterion, run, monkeypatch):
+def test_a_run_ends_finished_with_the_sparsity_as_an_outcome(criterion, command, monkeypatch):
     penalties, loss = [], DefaultTrainer.loss
 
     def watch(self, outputs, targets):
@@ -111,7 +105,7 @@ def test_a_run_ends_finished_with_the_sparsity_as_an_outcome(criterion, run, mon
     monkeypatch.setattr(DefaultTrainer, "loss", watch)
     flags = ["--prune_criterion", criterion, "--hoyer_reg", "1e-3", "--hoyer_threshold", "0.95"]
     flags += ["--epochs", "5", "--prune_delay", "1"]
-    done = run.quick(*flags)
+    done = command.quick(*flags)
     result = done.result
     assert [epoch for epoch, penalty in penalties if penalty > 0] == [0, 1, 2]
     assert [epoch for epoch, penalty in penalties if penalty == 0] == [3, 4]
@@ -124,17 +118,17 @@ def test_a_run_ends_finished_with_the_sparsity_as_an_outcome(criterion, run, mon
     assert f"loss: {criterion}" in settings
 
 
-def test_the_switches_choose_criterion_and_loss(run):
+def test_the_switches_choose_criterion_and_loss(command):
     for switch, name in (("--hoyer_square", "HoyerSquare"), ("--group_hoyer_square", "GroupHoyerSquare")):
-        settings = (run.quick(switch, "--hoyer_reg", "1e-5", "--epochs", "3").folder / "settings.yaml").read_text()
+        settings = (command.quick(switch, "--hoyer_reg", "1e-5", "--epochs", "3").folder / "settings.yaml").read_text()
         assert f"prune_criterion: {name}" in settings and f"loss: {name}" in settings
-        assert name in run.refused(switch, "--loss", "CrossEntropy")
+        assert name in command.refused(switch, "--loss", "CrossEntropy")
 
 
 @pytest.mark.parametrize("criterion", ["HoyerSquare", "GroupHoyerSquare"])
-def test_a_run_taken_up_after_the_event_goes_on_without_the_penalty(criterion, run, monkeypatch):
+def test_a_run_taken_up_after_the_event_goes_on_without_the_penalty(criterion, command, monkeypatch):
     flags = ["--prune_criterion", criterion, "--hoyer_reg", "1e-3", "--epochs", "5", "--hoyer_threshold", "0"]
-    whole = run.quick(*flags)
+    whole = command.quick(*flags)
     epochs, train_epoch = [], DefaultTrainer.train_epoch
 
     def stop(self):
@@ -144,8 +138,8 @@ def test_a_run_taken_up_after_the_event_goes_on_without_the_penalty(criterion, r
         train_epoch(self)
 
     monkeypatch.setattr(DefaultTrainer, "train_epoch", stop)
-    assert run.quick(*flags).code == 130
-    assert run("--resume", run.runs()[-1]).code == 0 and epochs == [0, 1, 2, 3, 3, 4]
-    files = [next((folder / "models").glob("*_finished")) for folder in (whole.folder, run.runs()[-1])]
+    assert command.quick(*flags).code == 130
+    assert command("--resume", command.runs()[-1]).code == 0 and epochs == [0, 1, 2, 3, 3, 4]
+    files = [next((folder / "models").glob("*_finished")) for folder in (whole.folder, command.runs()[-1])]
     one, other = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert all(torch.equal(one[name], other[name]) for name in one)

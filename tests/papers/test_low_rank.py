@@ -14,7 +14,7 @@ from criterions.SVDEnergy import SVDEnergy
 from models.ResNet20 import ResNet20
 from pruning import LowRank, LowRankCriterion, PrunableNetwork, UsageError
 from pruning.low_rank.ranks import Choice, Options, allocate
-from tests.support.small_networks import data
+from tests.support.zoo.small import data
 from utils.settings import registry
 
 NAMES = [n for n in registry.names("criterions") if issubclass(registry.find("criterions", n), LowRankCriterion)]

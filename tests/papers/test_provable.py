@@ -25,7 +25,7 @@ from models.LeNet300 import LeNet300
 from models.ResNet20 import ResNet20
 from pruning import PrunableNetwork, UsageError
 from pruning.scores.activations import channel_sensitivities, weight_sensitivities
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 
 DRAWN = [SiPPRand, SiPPHybrid, UniformWeights]
 

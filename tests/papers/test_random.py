@@ -12,7 +12,7 @@ from criterions.SNIPit import SNIPit
 from criterions.UnstructuredRandom import UnstructuredRandom
 from pruning import Criterion, PrunableNetwork
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, Residual, bias_free, build, data
+from tests.support.zoo.small import SHAPES, Residual, bias_free, build, data
 
 
 def network_of(*widths):

@@ -11,7 +11,7 @@ from criterions.SNIP import SNIP
 from criterions.SynFlow import SynFlow
 from pruning import PrunableNetwork, UsageError
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, Attention, bias_free, build, data, tokens
+from tests.support.zoo.small import SHAPES, Attention, bias_free, build, data, tokens
 
 CASES = [(maker, dtype) for maker in SHAPES for dtype in (torch.float32, torch.float64)]
 each_network = pytest.mark.parametrize(("maker", "dtype"), CASES, ids=lambda v: getattr(v, "__name__", str(v)))

@@ -12,8 +12,8 @@ from losses.HoyerSquare import HoyerSquare
 from losses.SlimmingL1 import SlimmingL1
 from pruning import PrunableNetwork, UsageError
 from tests.support import slow_reference_nodes as slow
-from tests.support.nodes_by_hand import NETWORKS
-from tests.support.small_networks import build, mlp
+from tests.support.zoo.by_hand import BY_HAND
+from tests.support.zoo.small import build, mlp
 from utils.settings import registry
 
 PENALTIES = {
@@ -26,7 +26,7 @@ DOUBLE = {"dtype": torch.float64}
 
 
 def network_of(kind):
-    return NETWORKS[kind].network(torch.float64)
+    return BY_HAND[kind].network(torch.float64)
 
 
 def slopes_of(loss, network):
@@ -72,7 +72,7 @@ def test_one_weight_counts_one_and_n_equal_ones_count_n():
         assert scaled == pytest.approx(float(loss.penalty(single(weights)).detach()), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_hoyer_square_and_its_slope_are_the_papers(kind):
     network = network_of(kind)
     value, slopes = slopes_of(HoyerSquare(hoyer_reg=0.5), network)
@@ -106,9 +106,9 @@ def slow_group_hoyer(model, groups):
     return total
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_group_hoyer_square_and_its_slope_are_the_papers(kind):
-    case, network = NETWORKS[kind], network_of(kind)
+    case, network = BY_HAND[kind], network_of(kind)
     value, slopes = slopes_of(GroupHoyerSquare(hoyer_reg=0.5), network)
     assert value == pytest.approx(slow_group_hoyer(network.model, case.groups), rel=1e-10)
     name, weight = list(network.prunable().items())[1]
@@ -120,9 +120,9 @@ def test_group_hoyer_square_and_its_slope_are_the_papers(kind):
     assert slopes_of(GroupHoyerSquare(hoyer_reg=0.5), network)[0] == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_depgraphs_regulariser_is_the_papers(kind):
-    case, network = NETWORKS[kind], network_of(kind)
+    case, network = BY_HAND[kind], network_of(kind)
     factors, expected = [], 0.0
     for squares in slow.group_squares(network.model, case.groups):
         top, low = float(squares.max()), float(squares.min())

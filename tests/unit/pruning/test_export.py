@@ -12,7 +12,7 @@ from pruning import PrunableNetwork, UsageError, shrink_dead
 from pruning import export as exporting
 from pruning.export import SUFFIXES, check_export, export
 from pruning.modules.calls import tensors_in
-from tests.support.small_networks import Attention, build
+from tests.support.zoo.small import Attention, build
 
 # The exporter to ONNX takes seconds to try and fail.
 # ONNX is an optional extra; a plain installation has not got it.

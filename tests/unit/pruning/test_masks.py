@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 from criterions.Magnitude import Magnitude
 from criterions.SNIP import SNIP
 from pruning import PrunableNetwork, UsageError, WeightMasks
-from tests.support.small_networks import SHAPES, Residual, bias_free, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, bias_free, build, conv_net, data, mlp
 from trainers._optimization import Optimization
 from trainers.DefaultTrainer import DefaultTrainer
 

@@ -12,7 +12,7 @@ from criterions.SNIP import SNIP
 from criterions.SNIPit import SNIPit
 from pruning import PrunableNetwork, UsageError, WeightCriterion
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, Residual, bias_free, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, bias_free, build, conv_net, data, mlp
 
 
 def residual(**options):

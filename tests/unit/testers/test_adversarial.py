@@ -16,14 +16,9 @@ from testers._intervals import difference, wilson
 from testers._memory import memory_advice
 from testers._pixels import OnPixels, Pixels, clean_pass
 from testers.AdversarialEvaluation import AdversarialEvaluation, Name
-from tests.support.running import Commands, write_plug_in
+from tests.support.running import write_plug_in
 
 LATER = ["--run_name", "zz"]
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def network(classes=3, shape=(1, 4, 4)):

@@ -8,14 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from testers._corruptions import CORRUPTIONS, blur, corrupted
-from tests.support.running import Commands, write_plug_in
+from tests.support.running import write_plug_in
 
 LATER = ["--run_name", "zz"]
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def in_output(done, name):

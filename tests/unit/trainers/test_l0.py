@@ -13,7 +13,6 @@ from data_sets._batches import make_batches
 from losses.CrossEntropy import CrossEntropy
 from losses.L0CrossEntropy import L0CrossEntropy
 from pruning import PrunableNetwork, UsageError
-from tests.support.running import Commands
 from trainers._average import Average
 from trainers._optimization import Optimization
 from trainers.DefaultTrainer import DefaultTrainer
@@ -143,8 +142,7 @@ def test_what_does_not_fit_is_one_line():
         make(gate_rate=-1.0)
 
 
-def test_a_run_from_the_command_line(capsys, tmp_path):
-    command = Commands(capsys, tmp_path / "results")
+def test_a_run_from_the_command_line(command):
     strong = ["--l0", "--l0_reg", "30", "--gate_rate", "100", "--ema_decay", "0.5", "--epochs", "9"]
     done = command.quick(*strong, "--limit_batches", "4", "--hidden", "32", "--measure_latency")
     result = done.result

@@ -14,19 +14,13 @@ from criterions.GateDecorators import GateDecorators
 from criterions.SNAP import SNAP
 from pruning import NodeCriterion, PrunableNetwork, UsageError
 from tests.papers.test_during import Batches
-from tests.support.running import Commands
-from tests.support.small_networks import build, data
+from tests.support.zoo.small import build, data
 from trainers._optimization import Optimization
 from trainers._pruning import Pruning
 from trainers.DefaultTrainer import DefaultTrainer
 from trainers.TickTock import TickTock, gate_of, gated
 
 DOUBLE = {"dtype": torch.float64}
-
-
-@pytest.fixture
-def run(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def conv_net():
@@ -199,7 +193,7 @@ def test_however_few_epochs_there_are_ticks_come_first_and_something_follows(epo
     assert epochs < 30 or (criterion.ticks, criterion.tocks) == (10, 10)
 
 
-def test_a_run_has_the_events_and_learning_rates_of_its_phases(run, monkeypatch):
+def test_a_run_has_the_events_and_learning_rates_of_its_phases(command, monkeypatch):
     seen, train_batch = [], TickTock.train_batch
 
     def watch(self, inputs, targets):
@@ -209,7 +203,7 @@ def test_a_run_has_the_events_and_learning_rates_of_its_phases(run, monkeypatch)
 
     monkeypatch.setattr(TickTock, "train_batch", watch)
     flags = ["--prune_criterion", "GateDecorators", "--ticks", "2", "--tocks", "2", "--epochs", "12"]
-    done = run.quick(*flags, "--pruning_limit", "0.6", "--limit_batches", "2")
+    done = command.quick(*flags, "--pruning_limit", "0.6", "--limit_batches", "2")
     events = json.loads((done.folder / "output" / "pruning_events.json").read_text())
     assert [event["epoch"] for event in events] == [0, 1, 4, 5]
     assert [event["asked"] for event in events] == pytest.approx([0.15, 0.3, 0.45, 0.6])
@@ -248,10 +242,10 @@ def test_every_layer_keeps_a_tenth_of_what_it_had_or_half_of_what_the_target_lea
 
 
 @pytest.mark.parametrize("stop", [(1, 1), (3, 2), (6, 1)], ids=["in a tick", "in a tock", "in fine-tuning"])
-def test_a_stopped_run_ends_with_the_same_numbers(stop, run, monkeypatch):
+def test_a_stopped_run_ends_with_the_same_numbers(stop, command, monkeypatch):
     flags = ["--prune_criterion", "GateDecorators", "--ticks", "2", "--tocks", "3", "--epochs", "8"]
     flags += ["--pruning_limit", "0.5", "--limit_batches", "4"]
-    whole = run.quick(*flags)
+    whole = command.quick(*flags)
     train_batch, stopped = DefaultTrainer.train_batch, []
 
     def interrupt(self, inputs, targets):
@@ -261,8 +255,8 @@ def test_a_stopped_run_ends_with_the_same_numbers(stop, run, monkeypatch):
         return train_batch(self, inputs, targets)
 
     monkeypatch.setattr(DefaultTrainer, "train_batch", interrupt)
-    assert run.quick(*flags).code == 130 and stopped
-    again = run("--resume", run.runs()[-1])
+    assert command.quick(*flags).code == 130 and stopped
+    again = command("--resume", command.runs()[-1])
     assert f"going on at epoch {stop[0]}, batch {stop[1] + 1}" in again.out
     states = []
     for folder in (whole.folder, again.folder):
@@ -278,33 +272,34 @@ def test_a_stopped_run_ends_with_the_same_numbers(stop, run, monkeypatch):
     [["ResNet20", "--width_multiplier", "0.25"], ["MLP5", "--hidden", "16", "--no-norm"], ["LeNet300"]],
     ids=lambda network: network[0],
 )
-def test_it_starts_from_a_trained_network_with_or_without_norms(network, run):
+def test_it_starts_from_a_trained_network_with_or_without_norms(network, command):
     short = ["--limit_batches", "2", "--no-tensorboard", "--data_set", "DIGITS"]
-    dense = run("--model", *network, "--prune_criterion", "EmptyCrit", "--epochs", "1", *short)
+    dense = command("--model", *network, "--prune_criterion", "EmptyCrit", "--epochs", "1", *short)
     (file,) = (dense.folder / "models").glob("*_finished")
     start = ["--checkpoint_name", dense.folder.name, "--checkpoint_model", file.name, "--model", *network]
     flags = ["--prune_criterion", "GateDecorators", "--pruning_limit", "0.5", "--epochs", "6", *short]
-    done = run(*flags, *start)
+    done = command(*flags, *start)
     assert done.result["status"] == "finished" and not done.result["sparsity_reason"]
     assert done.result["nodes_left"] == done.result["nodes_total"] // 2
     states = [torch.load(f, weights_only=True)["state_dict"] for f in (file, done.folder / "models" / file.name)]
     assert states[0].keys() == states[1].keys(), "a gated network is saved as an ordinary one"
-    assert run("--eval", "--checkpoint_name", done.folder.name, *start[4:], *short[2:]).code == 0
+    assert command("--eval", "--checkpoint_name", done.folder.name, *start[4:], *short[2:]).code == 0
 
 
-def test_what_does_not_fit_is_one_line(run):
-    line = run.refused("--prune_criterion", "SNAP", "--train_scheme", "TickTock")
+def test_what_does_not_fit_is_one_line(command):
+    line = command.refused("--prune_criterion", "SNAP", "--train_scheme", "TickTock")
     assert "TickTock trains in the phases of a criterion such as GateDecorators; SNAP has none" in line
-    assert "epochs must be at least 2" in run.refused("--prune_criterion", "GateDecorators", "--epochs", "1")
-    assert "ticks must be at least 1" in run.refused("--prune_criterion", "GateDecorators", "--ticks", "0")
+    assert "epochs must be at least 2" in command.refused("--prune_criterion", "GateDecorators", "--epochs", "1")
+    assert "ticks must be at least 1" in command.refused("--prune_criterion", "GateDecorators", "--ticks", "0")
     flags = ["--prune_criterion", "GateDecorators", "--gate_reg"]
-    assert "gate_reg must be at least 0" in run.refused(*flags, "-0.5") and run.refused(*flags, "nan")
+    assert "gate_reg must be at least 0" in command.refused(*flags, "-0.5")
+    assert "gate_reg must be at least 0" in command.refused(*flags, "nan")
     network = PrunableNetwork(build(conv_net, **DOUBLE), torch.zeros(2, 2, 6, 6, **DOUBLE))
     with pytest.raises(UsageError, match="SNAP has none"):
         TickTock(criterion=SNAP(), network=network)
 
 
-def test_another_trainer_scores_on_the_score_batches(run):
+def test_another_trainer_scores_on_the_score_batches(command):
     flags = ["--prune_criterion", "GateDecorators", "--train_scheme", "DefaultTrainer", "--epochs", "4"]
-    done = run.quick(*flags, "--pruning_limit", "0.5")
+    done = command.quick(*flags, "--pruning_limit", "0.5")
     assert done.result["status"] == "finished" and done.result["nodes_left"] == 32

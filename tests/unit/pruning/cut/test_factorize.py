@@ -18,7 +18,7 @@ from models.ResNet20 import ResNet20
 from pruning import DependencyGraph, LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.cut.factorize import blocks_of, factored, truncated
 from pruning.export import export
-from tests.support.small_networks import Attention, Residual, data, tokens
+from tests.support.zoo.small import Attention, Residual, data, tokens
 from tests.unit.pruning.test_export import NEEDS_ONNX
 from utils.runs.checkpoints import load_network, network_state
 

@@ -14,8 +14,9 @@ from torch import nn
 from pruning.cut.load import extras_of, load_pruned, resize_like
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
-from pruning.modules.calls import tensors_in
-from tests.support.networks import NETWORKS, plain
+from tests.support.zoo import NETWORKS
+from tests.support.zoo.plain import plain
+from tests.support.zoo.registry import call
 
 # `weight_norm_of_old` keeps its product as an attribute that deepcopy refuses.
 LOADABLE = [name for name in NETWORKS if name != "weight_norm_of_old"]
@@ -32,12 +33,6 @@ def shrunken(name: str) -> tuple[nn.Module, object]:
     return model, inputs
 
 
-def outputs(model: nn.Module, inputs: object) -> list[torch.Tensor]:
-    positional = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-    with torch.no_grad():
-        return tensors_in(model(*positional, **(inputs if isinstance(inputs, dict) else {})))
-
-
 @pytest.mark.parametrize("name", LOADABLE)
 def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
     model, inputs = shrunken(name)
@@ -48,7 +43,7 @@ def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
     assert [parameter.shape for parameter in fresh.parameters()] == [
         parameter.shape for parameter in model.parameters()
     ]
-    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+    for got, wanted in zip(call(fresh, inputs), call(model, inputs), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -60,7 +55,7 @@ def test_a_bare_state_dict_is_enough(name: str) -> None:
     own = name in ("CellByHand", "Res2", "SeveralHeads")
     with pytest.warns(UserWarning, match="guessed from shapes") if own else contextlib.nullcontext():
         fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
-    for got, wanted in zip(outputs(fresh, inputs), outputs(model, inputs), strict=True):
+    for got, wanted in zip(call(fresh, inputs), call(model, inputs), strict=True):
         assert torch.equal(got, wanted)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.graph.graph import DependencyGraph
-from tests.support.small_networks import with_zeros
+from tests.support.zoo.small import with_zeros
 
 
 class Attention(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
-from tests.support.small_networks import with_zeros
+from tests.support.zoo.small import with_zeros
 
 Move = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, nn.ModuleList], Tensor]

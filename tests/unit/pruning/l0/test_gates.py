@@ -13,8 +13,8 @@ from pruning import PrunableNetwork, UsageError
 from pruning.l0.gates import NodeGates, deterministic, probability_open, sampled
 from pruning.modules.calls import tensors_in
 from pruning.modules.modes import look
-from tests.support.networks import NETWORKS
-from tests.unit.pruning.graph.test_equality import randomise
+from tests.support.zoo import NETWORKS
+from tests.support.zoo.registry import randomise
 
 # Layers of other kinds read their nodes too, or weights that are computed from others.
 WITHOUT = ["Recurrent", "CellByHand", "WidthFromInput", "CrossAttention", "Mixture", "weight_norm", "spectral_norm"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from pruning.measure import confusion
 from pruning.measure.confusion import BINS, Tally, tally_of
-from tests.support.small_networks import SHAPES, build, conv_net, data
+from tests.support.zoo.small import SHAPES, build, conv_net, data
 from utils.callbacks.pictures import draw_confusion
 
 

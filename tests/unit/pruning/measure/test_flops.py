@@ -9,7 +9,7 @@ from criterions.Magnitude import Magnitude
 from pruning import PrunableNetwork, shrink_dead
 from pruning.measure import flops
 from pruning.modules import calls, modes
-from tests.support.small_networks import Attention, build, conv_net, mlp
+from tests.support.zoo.small import Attention, build, conv_net, mlp
 
 
 @pytest.mark.parametrize("samples", [1, 3])

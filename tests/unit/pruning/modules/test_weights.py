@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pruning.modules.weights import normalised_dimension, prunable_weights
-from tests.support.small_networks import Attention, Residual, bias_free, build, conv_net
+from tests.support.zoo.small import Attention, Residual, bias_free, build, conv_net
 
 
 def test_linear_and_convolution_weights_only():

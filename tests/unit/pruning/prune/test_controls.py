@@ -5,7 +5,7 @@ from torch import nn
 
 from criterions.Magnitude import Magnitude
 from pruning import PrunableNetwork
-from tests.support.small_networks import build, conv_net
+from tests.support.zoo.small import build, conv_net
 
 
 def pruned():

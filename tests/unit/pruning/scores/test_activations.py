@@ -8,7 +8,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from pruning import PrunableNetwork, UsageError
 from pruning.scores.activations import channel_sensitivities, weight_sensitivities
-from tests.support.small_networks import Attention, build, tokens
+from tests.support.zoo.small import Attention, build, tokens
 
 LAYERS = {
     "linear": (lambda: nn.Linear(5, 4), (3, 5)),

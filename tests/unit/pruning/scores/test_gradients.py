@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pruning import PrunableNetwork
 from pruning.scores.gradients import accumulate_gradients, hessian_gradient_products, require_signal, scoring
 from tests.support import slow_reference as slow
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 
 
 def network_of(maker, dtype=torch.float64):

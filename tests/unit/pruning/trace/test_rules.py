@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pruning.graph.graph import DependencyGraph
 from pruning.trace.rules.table import RULES, Rule
-from tests.support.networks import NETWORKS
+from tests.support.zoo import NETWORKS
 
 LAYERS = {  # what no small network of the others has between its layers; (2, 5, 8) goes in
     "softmax": lambda x: x.softmax(1),

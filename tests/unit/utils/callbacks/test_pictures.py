@@ -12,7 +12,7 @@ from criterions.Magnitude import Magnitude
 from criterions.SNAP import SNAP
 from criterions.UnstructuredRandom import UnstructuredRandom
 from pruning import PrunableNetwork
-from tests.support.small_networks import SHAPES, build, conv_net, data, mlp
+from tests.support.zoo.small import SHAPES, build, conv_net, data, mlp
 from utils.callbacks import pictures
 from utils.callbacks.recorder import score_curve
 

@@ -9,7 +9,7 @@ import torch
 
 from criterions.SNAPitDuring import SNAPitDuring
 from pruning import PrunableNetwork
-from tests.support.small_networks import SHAPES, build, data, mlp
+from tests.support.zoo.small import SHAPES, build, data, mlp
 from utils.callbacks.tracking import WeightTracking
 
 

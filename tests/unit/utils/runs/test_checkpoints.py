@@ -7,7 +7,7 @@ from torch import nn
 
 from criterions.StructuredRandom import StructuredRandom
 from pruning import PrunableNetwork, UsageError
-from tests.support.networks import NETWORKS
+from tests.support.zoo import NETWORKS
 from utils.runs import checkpoints
 
 

@@ -2,13 +2,7 @@ import json
 
 import pytest
 
-from tests.support.running import Commands
 from utils.runs.result import result_rows
-
-
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
 
 
 def test_the_table_says_what_the_record_says(command):

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from pruning import UsageError
-from tests.support.running import Commands
 from utils.runs.run_folder import RunFolder
 from utils.settings import presets, resolve
 
@@ -103,20 +102,19 @@ def test_switches_stay_off_with_the_presets(config):
     values("--disable_autoconfig", "--gmp_steps", "4", prune_criterion="SNIPit")
 
 
-def test_switches_are_checked_and_harm_only_those_who_give_them(autoconfig, capsys, tmp_path):
+def test_switches_are_checked_and_harm_only_those_who_give_them(autoconfig, command):
     broken = {"odd": {"epoch": 3}, "odder": {"epochs": "many"}, "gone": {"loss": "Gone"}}
     autoconfig({"switch": broken})
     assert "switch odd: there is no setting 'epoch'. Did you mean epochs" in refusal("--odd")
     assert "switch odder: epochs takes a whole number; 'many' was given" in refusal("--odder")
     assert "There is no loss 'Gone'" in refusal("--gone")
     values(epochs=80)
-    assert "short for --loss Gone" in Commands(capsys, tmp_path)("--help").out
+    assert "short for --loss Gone" in command("--help").out
     autoconfig({"switch": {"fast": 3}})
     assert "must hold" in refusal()
 
 
-def test_help_says_what_a_switch_stands_for(capsys, tmp_path):
-    command = Commands(capsys, tmp_path)
+def test_help_says_what_a_switch_stands_for(command):
     text = " ".join(command("--help").out.split())
     assert "--fast, --no-fast short for --model LogisticRegression --epochs 1 --learning_rate 1e-2" in text
     assert "--gmp_steps INT pruning events; most is removed in the first ones. Chooses --prune_criterion GMP." in text

@@ -1,0 +1,69 @@
+"""What the code of a forward method does besides computing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tests.support.zoo.blocks import Head, conv
+from tests.support.zoo.registry import case, picture, rows
+
+
+@case(rows(), 4)
+class WritesInPlace(nn.Module):
+    """Fills a tensor made in forward, in place, part by part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        both = x.new_zeros(x.shape[0], x.shape[1], one.shape[-1] + two.shape[-1])
+        both[..., : one.shape[-1]] = one
+        both[..., one.shape[-1] :] = two.sigmoid_()
+        return self.out(both)
+
+
+@case(picture(), 6)
+class AuxiliaryHead(nn.Module):
+    """A second head that runs in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.more, self.head, self.aux = conv(3, 6), conv(6, 7), Head(7), Head(6)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(x)
+        out = self.head(self.more(x))
+        return (out, self.aux(x)) if self.training else out
+
+
+@case(picture(), 6)
+class KeepsFeatures(nn.Module):
+    """Leaves a tensor in an attribute: somebody may read it, so it must stay; `body` is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.more, self.head = conv(3, 6), conv(6, 7), Head(7)
+        self.features: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.more(self.body(x))
+        return self.head(self.features)
+
+
+@case(picture(), 6)
+class DependsOnData(nn.Module):
+    """A branch on a value: cannot run without data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 6), Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if x.abs().max().item() > 1e9:
+            x = x / 2
+        return self.head(x)
