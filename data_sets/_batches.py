@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from pruning.errors import UsageError
 
 PARTS = ("train", "test", "score")
 HELD_OUT = 0.2  # of the training data, for tuning
+SHARE = {"at_least": 0, "below": 1, "words": "is a share of the training data, 0 to below 1"}
 SPLIT_SEED = 20  # constant: every run that tunes or holds out must hold out the same samples
 
 
@@ -122,14 +123,14 @@ def make_batches(
     data_set: Any,
     part: str,
     *,
-    batch_size: int,
+    batch_size: Annotated[int, {"at_least": 1}] = 512,
     device: torch.device | str,
     seed: int = 0,
     tuning: bool = False,
-    hold_out: float = 0.0,
-    augment: bool | None = None,
+    hold_out: Annotated[float, SHARE] = 0.0,
+    augment: bool = True,
     limit: int | None = None,
-    workers: int | None = None,
+    workers: Annotated[int | None, {"at_least": 0}] = None,
     random_shuffle_labels: bool = False,
 ) -> Batches:
     """Makes the batches of one part of a data set.
@@ -140,13 +141,16 @@ def make_batches(
         batch_size: samples per batch.
         device: where the batches are wanted.
         seed: of order and augmentation.
-        tuning: split the training data 80 : 20 (stratified, the same for every seed); "test" is then the second part.
-        hold_out: share of the training data (stratified, the same for every seed) that is "score", and not in "train".
-        augment: None or True does what the data set declares, False nothing.
+        tuning: train on 80 % of the training data and evaluate on the other 20 % instead of the test set.
+        hold_out: share of the training data that is not trained on but scored on, the same samples for every seed.
+        augment: random flips and crops of training images, as the data set declares them.
         limit: batches per epoch at most.
-        workers: processes that read a Dataset; None chooses.
-        random_shuffle_labels: permute the labels of the training samples, the same for "train" and "score"; those of
-            "test" stay (Zhang et al. 2017, arXiv:1611.03530: what a network can learn by heart).
+        workers: processes that load data sets too large for memory.
+        random_shuffle_labels: train on labels permuted among the training samples, which tells what a network can learn
+            by heart; the test data stay as they are.
+
+    "tuning" and "hold_out" split by class, the same for every seed; "score" is then what is held out. Labels are
+    permuted as in Zhang et al. 2017 (arXiv:1611.03530), the same for "train" and "score".
 
     Raises:
         UsageError: the data set is empty, or its samples or labels are not what it declares.
@@ -156,7 +160,7 @@ def make_batches(
     device = torch.device(device)
     form = _form(data_set)
     normalise = _normaliser(data_set, form, device)
-    augmented = part == "train" and augment is not False
+    augmented = part == "train" and augment
     crop, flip = _declared_augmentation(data_set, form) if augmented else (0, False)
     delivery = Delivery(batch_size, device, seed, part != "test", crop, flip, limit)  # checks before anything is read
     source = _source(data_set, "test" if part == "test" and not tuning else "train", form, device)

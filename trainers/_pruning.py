@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from pruning.prune.criterion import Moment
 from pruning.prune.recalibrate import recalibrate
 from pruning.prune.regrow import grows
 from trainers._growing import Growing
+
+FRACTIONS = {"at_least": 0, "below": 1, "words": "is a fraction removed, 0 to below 1"}
 
 
 @dataclass
@@ -44,11 +46,16 @@ class Pruning:
         fresh_model: makes the network anew with other initial values, for the control "reinit".
         report: told of each event.
         pruning_limit: sparsity to reach, in the criterion's unit.
-        prune_through: sparsities to reach before that, in events of their own.
+        prune_through: sparsities that are pruned to on the way to pruning_limit, with scores taken anew at each.
         early_model: makes the network with the early weights to which those that stay go back, and says after how many
             epochs they were; None for no going back.
-        epochs, prune_delay, prune_freq: when events during training fall, see `Timing`.
-        mask_control: "none", "shuffle", "reinit" or "invert", see `pruning.controls`.
+        epochs: passes over the training data.
+        prune_delay: events of criteria that prune during training come after this epoch.
+        prune_freq: epochs between such events; one falls at the end of epoch e where e > delay and (e - delay) is a
+            multiple of it, never at the end of the last epoch.
+        mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
+            ranking (keep the worst).
+        recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
         seed: of the shuffle and of the other initial values.
     """
 
@@ -62,11 +69,11 @@ class Pruning:
         report: Callable[[str], None],
         pruning_limit: float,
         epochs: int,
-        prune_delay: int = 0,
-        prune_freq: int = 1,
-        mask_control: str = "none",
-        recalibrate: int = 0,
-        prune_through: Sequence[float] = (),
+        prune_delay: Annotated[int, {"at_least": 0}] = 0,
+        prune_freq: Annotated[int, {"at_least": 1}] = 1,
+        mask_control: Literal["none", "shuffle", "reinit", "invert"] = "none",
+        recalibrate: Annotated[int, {"at_least": 0}] = 0,
+        prune_through: Annotated[tuple[float, ...], FRACTIONS] = (),
         early_model: Callable[[], tuple[nn.Module, int]] | None = None,
         seed: int = 0,
     ) -> None:

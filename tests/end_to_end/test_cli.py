@@ -20,10 +20,12 @@ from models.MLP5 import MLP5
 from tests.support.running import QUICK, Commands, write_plug_in
 from utils.settings import resolve
 from utils.settings.core import Core
+from utils.settings.parts import fixed_flags
 from utils.settings.registry import KINDS, ROOT, names
 
-# Typed in many scripts and notebooks by now: changing one is a decision, not an accident.
-CORE_OPTIONS = Path(__file__).with_name("core_options.txt").read_text().split()
+# Typed in many scripts and notebooks by now: changing one is a decision, not an accident. Each stands with its part.
+OPTIONS = [line.split() for line in Path(__file__).with_name("core_options.txt").read_text().splitlines()]
+CORE_OPTIONS = [name for part, name in OPTIONS if part == "core"]
 
 # Section 4 of the architecture page, and what the run ran on.
 RESULT_KEYS = set(
@@ -40,26 +42,31 @@ RESULT_KEYS = set(
 )
 
 
-@pytest.fixture
-def command(capsys, tmp_path):
-    return Commands(capsys, tmp_path / "results")
-
-
 # -- flags -----------------------------------------------------------------------------------------------------------
 
 
-def test_core_options_are_frozen():
+def test_options_of_every_run_are_frozen():
     # A new option is added to the list on purpose; one that is gone or renamed breaks what people have written.
     assert [field.name for field in fields(Core)] == CORE_OPTIONS
+    assert [[flag.group, flag.name] for flag in fixed_flags()] == OPTIONS
 
 
-def test_every_core_option_is_explained(command):
-    text = command("--help").out.split("\ncore:\n")[1].split("\n\n")[0]
-    entries = re.split(r"\n  (?=--)", "\n" + text)[1:]
-    explained = {re.match(r"--(\w+)", entry)[1]: entry for entry in entries}
-    assert set(CORE_OPTIONS) | {"pruning_rate", "keep_ratio"} == set(explained)
-    for name, entry in explained.items():
-        assert re.search(r"[a-z]{2,} [a-z]", entry.split(None, 2)[2]), f"--{name} has no meaning in --help"
+def test_the_core_is_what_many_parts_share():
+    # Settings that only one kind of part uses are declared by that part; the core must not grow back.
+    assert len(CORE_OPTIONS) <= 40
+
+
+def test_every_option_is_explained_under_its_part(command):
+    text = command("--help").out
+    others = {"core": {"pruning_rate", "keep_ratio"}}
+    for part in dict.fromkeys(part for part, _ in OPTIONS):
+        section = text.split(f"\n{part}:\n")[1].split("\n\n")[0]
+        entries = re.split(r"\n  (?=--)", "\n" + section)[1:]
+        explained = {re.match(r"--(\w+)", entry)[1]: entry for entry in entries}
+        wanted = {name for title, name in OPTIONS if title == part}
+        assert set(explained) == wanted | others.get(part, set())
+        for name, entry in explained.items():
+            assert re.search(r"[a-z]{2,} [a-z]", entry.split(None, 2)[2]), f"--{name} has no meaning in --help"
 
 
 def test_help_groups_the_flags_of_the_chosen_parts(command):

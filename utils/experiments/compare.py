@@ -11,61 +11,67 @@ from pruning.errors import UsageError
 from utils import processes
 from utils.console import Console
 from utils.experiments import experiment
+from utils.experiments.asked import Asked
 from utils.experiments.cells import Cells, Run
 from utils.experiments.report import gather, gather_runs, write
 from utils.experiments.runner import LocalRunner, Runner, check_all, duration
 from utils.settings import resolve
-from utils.settings.core import Core
+from utils.settings.command_line import CommandLine
 
 Check = Callable[[Any, Console], Any]
 
 OWN = ("experiment", "status", "dry_run", "workers", "ray", "results_dir", "quiet", "report")
 
 
-def compare(argv: Sequence[str], console: Console, run: Run, check: Check) -> int | None:
+def compare(typed: CommandLine, console: Console, run: Run, check: Check) -> int | None:
     """Does what --experiment or --report ask for; returns the exit code, None if neither was given.
 
     Args:
-        argv: the command line.
+        typed: the command line.
         console: what the person sees.
         run: runs the command line of one run; a function of a module.
         check: builds a run from its settings without starting it, and raises what would keep it from running.
     """
-    typed, others = resolve.typed(argv)
-    asked = next((name for name in ("experiment", "report") if name in typed), None)
-    if asked is None or {"-h", "--help"} & set(others):
+    if typed.wants_help:
+        return None
+    given, others = resolve.read_fixed(typed)
+    asked = next((name for name in ("experiment", "report") if name in given), None)
+    if asked is None:
         return None
     if processes.launched() > 1:
         raise UsageError(f"--{asked} is for one process that starts others (--workers); torchrun is for one long run.")
     if others:
         raise UsageError(f"{others[0]} cannot be given with --{asked}; settings of the runs stand in the file.")
-    core = Core(**typed)
-    console.take(quiet=core.quiet, warnings=[])
-    results = Path(core.results_dir)
+    chosen = resolve.settle_fixed(given)
+    console.take(quiet=chosen.core.quiet, warnings=[])
+    results = Path(chosen.core.results_dir)
+    wanted: Asked = chosen.construct(Asked)
+    workers = chosen.values["workers"] or 1
     if asked == "report":
-        folder = write(gather_runs(core.report, results), _report_folder(core.report, results))
+        folder = write(gather_runs(wanted.report, results), _report_folder(wanted.report, results))
         console.out.print(f"report: {folder / 'report.html'}", markup=False)
         return 0
-    over = {name: value for name, value in typed.items() if name not in OWN}
+    over = {name: value for name, value in given.items() if name not in OWN}
     forbidden = next((name for name in over if name in experiment.RUNNERS), None)
     if forbidden:
         raise UsageError(f"--{forbidden} cannot be given with --experiment; the runner sets it.")
-    plan = experiment.read(core.experiment, over)
+    plan = experiment.read(wanted.experiment, over)
     for warning in plan.warnings:
         console.warn(warning)
     cells = Cells(plan, results / plan.slug)
-    if core.status or core.dry_run:
-        (_status if core.status else _plan)(cells, core.workers or 1, console)
+    if wanted.status or wanted.dry_run:
+        show = _status if wanted.status else _plan
+        show(cells, workers, console)
         return 0
-    return _run(cells, core, console, run, check)
-
-
-def _run(cells: Cells, core: Core, console: Console, run: Run, check: Check) -> int:
-    kind: Callable[..., Runner] = partial(LocalRunner, workers=core.workers or 1)
-    if core.ray:
+    kind: Callable[..., Runner] = partial(LocalRunner, workers=workers)
+    if wanted.ray:
         from utils.experiments.cluster import ClusterRunner, connect  # which few need
 
-        kind = partial(ClusterRunner, ray=connect(core.ray, cells.experiment.demand))
+        kind = partial(ClusterRunner, ray=connect(wanted.ray, cells.experiment.demand))
+    return _run(cells, kind, console, run, check)
+
+
+def _run(cells: Cells, kind: Callable[..., Runner], console: Console, run: Run, check: Check) -> int:
     argv_of: Callable[[Any], list[str]] = lambda cell: experiment.command(dict(cell.settings) | {"device": "cpu"})  # noqa: E731
     check_all(cells, lambda argv: check(resolve.parse(argv), console), argv_of)
     cells.make_folders()

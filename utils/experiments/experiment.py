@@ -17,8 +17,10 @@ from utils.experiments.demand import Demand
 from utils.experiments.report_data import Wanted
 from utils.experiments.spacing import spaced
 from utils.settings import registry, resolve
-from utils.settings.core import Core, core_flags
+from utils.settings.core import Core
 from utils.settings.flags import Flag, canonical
+from utils.settings.known import aliases, every_flag
+from utils.settings.parts import fixed_flags
 from utils.settings.presets import Lines, checked, read_yaml, switches
 from utils.settings.switches import Switches
 
@@ -223,11 +225,11 @@ class _Reader:
             return
         self.seen.append(values)
         try:
-            chosen = resolve.parse(command(values))
+            chosen = resolve.settle(values)
         except UsageError as error:
             raise UsageError(f"{method.where}: {error}") from error
         for name in values.keys() - self.typed.keys():
-            said = [line for line in chosen.warnings if re.search(rf"--(no-)?{name}\b", line)] if chosen else []
+            said = [line for line in chosen.warnings if re.search(rf"--(no-)?{name}\b", line)]
             place = (self._line_of(name, method), name)
             # Whoever uses it once settles the matter.
             self.idle[place] = self.idle.get(place, said[0]) if said else ""
@@ -387,7 +389,7 @@ def command(values: Mapping[str, Any]) -> list[str]:
 
 def _known(asked: Iterable[str] = ()) -> dict[str, Flag]:
     """Every setting that may stand in a file, by name and by other spellings."""
-    known = resolve.every_flag(asked)
-    known |= {alias: known[name] for alias, name in resolve.aliases(list(known.values())).items()}
-    short = Switches(switches(), core_flags())
+    known = every_flag(asked)
+    known |= {alias: known[name] for alias, name in aliases(known.values()).items()}
+    short = Switches(switches(), fixed_flags())
     return {flag.name: flag for flag in short.flags} | known

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from utils.callbacks.attach import DeadNodes, Export
+from utils.callbacks.finishing import DeadNodes, Export
 from utils.console import Console
+from utils.jobs.parts import Parts
 from utils.runs.result import evaluation_record, evaluation_rows
 from utils.runs.run_folder import RunFolder
 from utils.runs.saving import load_start
 from utils.settings.resolve import Settings
 
 
-def evaluate(chosen: Settings, parts: Mapping[str, Any], console: Console, argv: Sequence[str]) -> None:
+def evaluate(chosen: Settings, parts: Parts, console: Console, argv: Sequence[str]) -> None:
     """Runs a tester on a checkpoint.
 
     Args:
@@ -22,13 +22,13 @@ def evaluate(chosen: Settings, parts: Mapping[str, Any], console: Console, argv:
         console: what the person sees.
         argv: the command line.
     """
-    network = parts["network"]
+    network = parts.network
     load_start(network, chosen.core)
-    tester = chosen.build("testers", **parts)
+    tester = chosen.build("testers", **parts.by_name())
     folder = RunFolder.create(chosen, argv)
     chosen.construct(DeadNodes, network=network, report=console.info).shrink()
     # A tester that only writes files returns nothing.
     found = chosen.construct(tester.evaluate, folder=folder, console=console) or {}
-    folder.write_result(evaluation_record(chosen, network, found, parts["device"]))
+    folder.write_result(evaluation_record(chosen, network, found, parts.device))
     console.table("Evaluation", evaluation_rows(tester, found, folder.result()), folder.path)
     chosen.construct(Export, network=network, report=console.info, folder=folder).write()

@@ -1,48 +1,22 @@
-"""How a run ends, well or badly: the result is written, the state is kept, and the person is told in one line."""
+"""Training to its end, good or bad: the result is written, the state is kept, and the person is told in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shlex
-import traceback
-from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from pruning import PrunableNetwork
 from pruning.errors import UsageError
 from utils import processes
-from utils.callbacks.attach import DeadNodes
+from utils.callbacks.finishing import DeadNodes
 from utils.console import Console
 from utils.runs.interrupts import Interrupted, StopRequests
 from utils.runs.result import Result, result_rows
 from utils.runs.run_folder import RunFolder
 from utils.runs.saving import Saving
 from utils.settings.resolve import Settings
-
-
-def guarded(console: Console, action: Callable[[], int]) -> int:
-    """Runs an action and turns what it raises into one line and an exit code: 2 for what the user can mend, else 1."""
-    try:
-        return action()
-    except UsageError as error:
-        console.log(traceback.format_exc())
-        if processes.is_local_first():
-            console.error(str(error))
-        return 2
-    except KeyboardInterrupt as stop:
-        if processes.is_local_first():
-            console.error(str(stop) or "stopped; what was saved before stays")
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last resort: one line for the person, the traceback for the log
-        if _out_of_memory(error):
-            console.log(traceback.format_exc())
-            console.error("There is not enough memory for that: a smaller network or --batch_size takes less.")
-            return 2
-        _unexpected(console, error)
-        return 1
 
 
 def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
@@ -117,17 +91,3 @@ def close(trainer: Any) -> None:
     for callback in trainer.callbacks:
         with contextlib.suppress(UsageError, OSError):
             getattr(callback, "close", lambda: None)()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # On the CPU torch has no class of its own for it.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _unexpected(console: Console, error: Exception) -> None:
-    console.log(traceback.format_exc())
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{type(error).__name__} in {frame.filename}, line {frame.lineno}: {error}"
-    console.error(f"{where} (traceback: {console.log_file})" if console.log_file else where)
-    if console.log_file is None:
-        console.err.print(traceback.format_exc(), markup=False)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pruning import Criterion, WeightCriterion
 from pruning.errors import UsageError
-from pruning.export import check_export
+from pruning.prune.criterion import Criterion, WeightCriterion
 from pruning.state import NodeRules
-from utils.settings.flags import Flag, flags_of
 from utils.settings.registry import ROOT
+from utils.settings.values import Limits
 
 # A field of NodeRules -> the flag that fills it, where they are not called the same.
 FLAG_OF_RULE = {"counted": "target"}
 
+# Other spellings -> the flag.
 CORE_ALIASES = {"pruning_rate": "pruning_limit", "keep_ratio": "pruning_limit"}
+
+AT_LEAST_0: Limits = {"at_least": 0}
+AT_LEAST_1: Limits = {"at_least": 1}
+POSITIVE: Limits = {"above": 0}
+REMOVED: Limits = {"at_least": 0, "below": 1, "words": "is a fraction removed, 0 to below 1"}
+SEEDS: Limits = {"at_least": 0, "below": 2**63}  # what torch's generators take
 
 
 @dataclass
@@ -34,31 +40,11 @@ class Core:
         pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1; --keep_ratio k
             says 1 - k.
         outer_layer_pruning: rank the first and last layer too (default: on for criteria of weights, off for nodes).
-        recalibrate: training batches on which norm statistics are measured anew after each cut of nodes.
-        mask_control: control experiment on the mask: shuffle it within each layer, reinit all values, or invert the
-            ranking (keep the worst).
-        prune_through: sparsities that are pruned to on the way to pruning_limit, with scores taken anew at each.
-        rewind_from: file with early weights of this network (see keep_epochs) to which those that stay go back after
-            the last pruning event; training that has not begun by then begins with the epoch after them.
         epochs: passes over the training data; 0 prunes and tests without any training.
-        prune_delay: events of criteria that prune during training come after this epoch.
-        prune_freq: epochs between such events; one falls at the end of epoch e where e > delay and (e - delay) is a
-            multiple of it, never at the end of the last epoch.
-        score_batches: training batches, not augmented, on which each pruning event scores.
-        batch_size: samples per batch.
         seed: of initial values, data order and draws.
         device: where to compute.
-        augment: random flips and crops of training images, as the data set declares them.
-        tuning: train on 80 % of the training data and evaluate on the other 20 % instead of the test set.
-        hold_out: share of the training data that is not trained on but scored on, the same samples for every seed.
-        random_shuffle_labels: train on labels permuted among the training samples, which tells what a network can learn
-            by heart; the test data stay as they are.
         limit_batches: train and evaluate on this many batches an epoch only, for trying things out.
-        workers: processes that load data sets too large for memory.
         eval_freq: epochs between evaluations.
-        save_freq: epochs between checkpoints.
-        keep_epochs: numbers of epochs after which the network is also kept as models/<Model>_epoch_<number>; 0 keeps
-            that of the start.
         max_training_minutes: stop after this many minutes of training in one session; the run can be resumed.
         rank_timeout: minutes after which a run in several processes (torchrun) ends if one of them no longer answers.
         eval: evaluate a checkpoint instead of training.
@@ -78,12 +64,6 @@ class Core:
         measure_latency: measure the forward pass of one sample on this device, dense and pruned.
         export: also write the pruned network in this format, and check that it computes the same.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
-        experiment: YAML file that says what to compare; --workers is then the number of runs at a time.
-        status: with --experiment, print what is finished, running, failed and left, and the time left.
-        dry_run: with --experiment, print every run that the file stands for, and an estimate of the time.
-        ray: with --experiment, make the runs on a Ray cluster: auto for the one that this machine belongs to, or
-            HOST:PORT, or ray://HOST:PORT.
-        report: make a report of the finished runs whose folders match this pattern.
         quiet: print warnings and the result only.
         list: print every plug-in with one line each.
     """
@@ -94,30 +74,15 @@ class Core:
     loss: str = "CrossEntropy"
     train_scheme: str = "DefaultTrainer"
     test_scheme: str = "Accuracy"
-    pruning_limit: float = 0.9
+    pruning_limit: Annotated[float, REMOVED] = 0.9
     outer_layer_pruning: bool | None = None
-    recalibrate: int = 0
-    mask_control: Literal["none", "shuffle", "reinit", "invert"] = "none"
-    prune_through: tuple[float, ...] = ()
-    rewind_from: str = ""
-    epochs: int = 80
-    prune_delay: int = 0
-    prune_freq: int = 1
-    score_batches: int = 5
-    batch_size: int = 512
-    seed: int = 333
+    epochs: Annotated[int, AT_LEAST_0] = 80
+    seed: Annotated[int, SEEDS] = 333
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    augment: bool = True
-    tuning: bool = False
-    hold_out: float = 0.0
-    random_shuffle_labels: bool = False
-    limit_batches: int | None = None
-    workers: int | None = None
-    eval_freq: int = 1
-    save_freq: int = 1
-    keep_epochs: tuple[int, ...] = ()
-    max_training_minutes: float | None = None
-    rank_timeout: float = 10.0
+    limit_batches: Annotated[int | None, AT_LEAST_1] = None
+    eval_freq: Annotated[int, AT_LEAST_1] = 1
+    max_training_minutes: Annotated[float | None, POSITIVE] = None
+    rank_timeout: Annotated[float, POSITIVE] = 10.0
     eval: bool = False
     checkpoint_name: str = ""
     checkpoint_model: str = ""
@@ -134,64 +99,60 @@ class Core:
     measure_latency: bool = False
     export: Literal["none", "onnx", "torch_export"] = "none"
     tensorboard: bool = True
-    experiment: str = ""
-    status: bool = False
-    dry_run: bool = False
-    ray: str = ""
-    report: str = ""
     quiet: bool = False
     list: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 0, "prune_delay": 0, "prune_freq": 1, "score_batches": 1, "batch_size": 1, "seed": 0}
-        at_least |= {"recalibrate": 0, "limit_batches": 1, "workers": 0, "eval_freq": 1, "save_freq": 1}
-        if self.seed >= 2**63:
-            raise UsageError(f"--seed must be below 2**63; {self.seed} was given.")
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} must be at least {least}; {value} was given.")
-        for name, limits in (("pruning_limit", [self.pruning_limit]), ("prune_through", self.prune_through)):
-            wrong = next((limit for limit in limits if not 0 <= limit < 1), None)
-            if wrong is not None:
-                raise UsageError(f"--{name} is a fraction removed, 0 to below 1; {wrong} was given.")
-        steps = [*self.prune_through, self.pruning_limit]
-        if steps != sorted(set(steps)):
-            raise UsageError(f"--prune_through rises towards --pruning_limit; {' '.join(map(str, steps))} does not.")
-        never = next((epoch for epoch in self.keep_epochs if not 0 <= epoch <= self.epochs), None)
-        if never is not None:
-            raise UsageError(f"--keep_epochs takes numbers from 0 to --epochs, {self.epochs}; {never} was given.")
-        if self.checkpoint_model and not self.checkpoint_name:
-            raise UsageError(f"--checkpoint_model {self.checkpoint_model} is of a run; add --checkpoint_name RUN.")
-        if not 0 <= self.hold_out < 1:
-            raise UsageError(f"--hold_out is a share of the training data, 0 to below 1; {self.hold_out} was given.")
-        alone = next((name for name in ("status", "dry_run", "ray") if getattr(self, name)), None)
-        if alone and not self.experiment:
-            raise UsageError(f"--{alone} needs --experiment FILE.")
-        if self.ray and self.workers is not None:
-            raise UsageError("--ray and --workers both say where the runs of an experiment are made; give one.")
-        if self.export != "none":
-            check_export(self.export)
-        for name in ("results_dir", "data_dir"):
-            # The defaults lie beside main.py, wherever it is called from.
-            start = ROOT if getattr(self, name) == getattr(type(self), name) else Path()
-            setattr(self, name, str((start / Path(getattr(self, name)).expanduser()).resolve()))
+        # The defaults lie beside main.py, wherever it is called from.
+        if self.results_dir == Core.results_dir:
+            self.results_dir = str(ROOT / self.results_dir)
+        if self.data_dir == Core.data_dir:
+            self.data_dir = str(ROOT / self.data_dir)
+        self.results_dir = _absolute(self.results_dir)
+        self.data_dir = _absolute(self.data_dir)
         if self.plugin_dir:
-            self.plugin_dir = str(Path(self.plugin_dir).expanduser().resolve())
-        for name, minutes in (("max_training_minutes", self.max_training_minutes), ("rank_timeout", self.rank_timeout)):
-            if minutes is not None and not minutes > 0:
-                raise UsageError(f"--{name} must be positive; {minutes} was given.")
+            self.plugin_dir = _absolute(self.plugin_dir)
 
 
-def core_flags() -> list[Flag]:
-    """Returns the flags of the core settings."""
-    rules = [replace(flag, name=FLAG_OF_RULE.get(flag.name, flag.name)) for flag in flags_of(NodeRules, "nodes")]
-    return flags_of(Core, "core") + rules + flags_of(Plots, "pictures")
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Checks what relates several settings, each of which has its own type and limits already.
+
+    Raises:
+        UsageError: in one line, for two that do not go together.
+    """
+    steps = [*values["prune_through"], values["pruning_limit"]]
+    if steps != sorted(set(steps)):
+        raise UsageError(f"--prune_through rises towards --pruning_limit; {' '.join(map(str, steps))} does not.")
+    epochs = values["epochs"]
+    for epoch in values["keep_epochs"]:
+        if not 0 <= epoch <= epochs:
+            raise UsageError(f"--keep_epochs takes numbers from 0 to --epochs, {epochs}; {epoch} was given.")
+    if values["checkpoint_model"] and not values["checkpoint_name"]:
+        model = values["checkpoint_model"]
+        raise UsageError(f"--checkpoint_model {model} is of a run; add --checkpoint_name RUN.")
+    for name in ("status", "dry_run", "ray"):
+        if values[name] and not values["experiment"]:
+            raise UsageError(f"--{name} needs --experiment FILE.")
+    if values["ray"] and values["workers"] is not None:
+        raise UsageError("--ray and --workers both say where the runs of an experiment are made; give one.")
+    if values["export"] != "none":
+        from pruning.export import check_export  # which few need
+
+        check_export(values["export"])
 
 
 def node_rules(values: Mapping[str, Any]) -> NodeRules:
     """Returns the rules for shapes that the user's settings ask for."""
-    return NodeRules(**{rule.name: values[FLAG_OF_RULE.get(rule.name, rule.name)] for rule in fields(NodeRules)})
+    given = {rule.name: values[_flag_of(rule.name)] for rule in fields(NodeRules)}
+    return NodeRules(**given)
+
+
+def _flag_of(rule: str) -> str:
+    return FLAG_OF_RULE.get(rule, rule)
 
 
 def without_effect(values: Mapping[str, Any], criterion: Criterion) -> str:
@@ -200,14 +161,17 @@ def without_effect(values: Mapping[str, Any], criterion: Criterion) -> str:
         idle = ["outer_layer_pruning"] if values["outer_layer_pruning"] is not None else []
         why = "of nodes, the network's inputs and outputs always stay"
     elif isinstance(criterion, WeightCriterion) and criterion.sparsities(values["pruning_limit"]):
-        plain = {FLAG_OF_RULE.get(rule.name, rule.name): rule.default for rule in fields(NodeRules)}
-        plain |= {"recalibrate": 0}
-        # A target that does not fit is an error.
-        idle = [name for name, default in plain.items() if values[name] != default and name != "target"]
+        plain = {_flag_of(rule.name): rule.default for rule in fields(NodeRules)}
+        plain["recalibrate"] = 0
+        del plain["target"]  # one that does not fit is an error
+        idle = [name for name, default in plain.items() if values[name] != default]
         why = f"{type(criterion).__name__} removes weights, not nodes"
     else:
         return ""
-    return f"{', '.join(f'--{name}' for name in idle)} changes nothing: {why}." if idle else ""
+    if not idle:
+        return ""
+    typed = ", ".join(f"--{name}" for name in idle)
+    return f"{typed} changes nothing: {why}."
 
 
 @dataclass

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pruning.errors import UsageError, nearest
 from utils.settings import registry
 from utils.settings.presets import checked
@@ -37,6 +35,8 @@ def known_runs(results_dir: str) -> str:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """Returns the settings that a run saved."""
+    import yaml  # --help and --list do without
+
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -56,9 +56,11 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     """
     file = run / "settings.yaml"
     saved = {name: value for name, value in read_settings(file).items() if value is not None}
-    # A run of another machine names folders that are not here; the checkpoint makes pretrained weights needless.
-    gone = {name for name in ("plugin_dir", "data_dir") if not Path(str(saved.get(name) or "")).is_dir()}
-    saved = {name: value for name, value in saved.items() if name not in gone | {"pretrained"}}
+    saved.pop("pretrained", None)  # the checkpoint makes pretrained weights needless
+    for place in ("plugin_dir", "data_dir"):
+        # A run of another machine names folders that are not here.
+        if not Path(str(saved.get(place) or "")).is_dir():
+            saved.pop(place, None)
     taken: dict[str, Any] = {}
     if "plugin_dir" in saved and not users.get("plugin_dir"):
         taken["plugin_dir"] = saved["plugin_dir"]
@@ -66,7 +68,10 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("models", "data_sets"):
         setting = KINDS[kind][0]
         name = saved.get(setting)
-        if isinstance(name, str) and users.get(setting, name) == name:
-            flags = {flag.name: flag for flag in registry.flags(kind, name) if flag.name in saved}
-            taken |= {setting: name, **checked({one: saved[one] for one in flags}, flags, lambda _: str(file))}
+        if not isinstance(name, str) or users.get(setting, name) != name:
+            continue
+        flags = {flag.name: flag for flag in registry.flags(kind, name) if flag.name in saved}
+        own = {flag: saved[flag] for flag in flags}
+        taken[setting] = name
+        taken |= checked(own, flags, lambda *_: str(file))
     return taken

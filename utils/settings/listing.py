@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pruning import Criterion
 from pruning.errors import UsageError
+from pruning.prune.criterion import Criterion
 from utils.console import Console
 from utils.settings import registry
 
@@ -16,8 +16,10 @@ LIBRARIES = {"models": [("torchvision/NAME", "any classifier of torchvision"), (
 def print_list(console: Console) -> None:
     """Prints every plug-in of every kind; a broken file is named with its error."""
     for kind, (setting, word) in registry.KINDS.items():
-        console.out.print(f"\n{word}s (--{setting})".replace("losss", "losses"), style="bold", markup=False)
-        rows = [describe(kind, name) for name in registry.names(kind)] + LIBRARIES.get(kind, [])
+        several = "losses" if word == "loss" else f"{word}s"
+        console.out.print(f"\n{several} (--{setting})", style="bold", markup=False)
+        rows = [describe(kind, name) for name in registry.names(kind)]
+        rows += LIBRARIES.get(kind, [])
         width = max(len(name) for name, _ in rows)
         for name, text in rows:
             console.out.print(f"  {name:<{width}}  {text}", markup=False)
@@ -28,7 +30,8 @@ def describe(kind: str, name: str) -> tuple[str, str]:
     try:
         part = registry.find(kind, name)
     except UsageError as error:
-        return name, f"cannot be used: {' '.join(str(error).split())}"
+        why = " ".join(str(error).split())
+        return name, f"cannot be used: {why}"
     text = first_line(part)
     if isinstance(part, type) and issubclass(part, Criterion):
         text = f"{part.unit:<7}  {part.moment:<6}  {text}"
@@ -37,7 +40,8 @@ def describe(kind: str, name: str) -> tuple[str, str]:
 
 def first_line(part: Any) -> str:
     """Returns the first line of a docstring."""
-    return ((part.__doc__ or "").strip().splitlines() or ["(no description)"])[0]
+    lines = (part.__doc__ or "").strip().splitlines()
+    return lines[0] if lines else "(no description)"
 
 
 def paper(part: Any) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import UsageError, nearest
 from utils.settings.flags import Flag, canonical
 from utils.settings.registry import KINDS
+
+if TYPE_CHECKING:
+    import yaml
 
 AUTOCONFIG = Path(__file__).parents[1] / "autoconfig.json"
 
@@ -30,15 +31,20 @@ def read_yaml(path: str, flag: str = "--config") -> tuple[dict[str, Any], Lines]
     Raises:
         UsageError: naming the file and, where there is one, the line.
     """
+    import yaml  # --help and --list do without
+
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
-        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)  # the same once more, with the lines
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{flag} {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{flag} {path} cannot be read: {why}.") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{flag} {path}{line}: no valid YAML, {problem or ' '.join(str(error).split())}.") from error
+        why = problem or " ".join(str(error).split())
+        raise UsageError(f"{flag} {path}{line}: no valid YAML, {why}.") from error
     if content is None:
         return {}, lambda *names: path
     if not isinstance(content, dict):
@@ -50,21 +56,24 @@ def read_yaml(path: str, flag: str = "--config") -> tuple[dict[str, Any], Lines]
         lines[place] = number
 
     def where(*names: Any) -> str:
-        known = next((lines[names[:size]] for size in range(len(names), 0, -1) if names[:size] in lines), None)
-        return f"{path}, line {known}" if known else path
+        # What has no line of its own, such as a default, stands where its block does.
+        for size in range(len(names), 0, -1):
+            if names[:size] in lines:
+                return f"{path}, line {lines[names[:size]]}"
+        return path
 
     return content, where
 
 
 def _places(node: yaml.Node, above: Place) -> Iterator[tuple[Place, int]]:
     """Yields every key of a tree, and every number of a list's entry, with its line."""
-    if isinstance(node, yaml.MappingNode):
-        inner = [((*above, key.value), key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = [((*above, number), value, value) for number, value in enumerate(node.value)]
-    else:
-        return
-    for place, marked, value in inner:
+    inner: list[tuple[Any, yaml.Node, yaml.Node]] = []  # the key, where it stands, and what is below it
+    if node.id == "mapping":
+        inner = [(key.value, key, value) for key, value in node.value]
+    elif node.id == "sequence":
+        inner = [(number, value, value) for number, value in enumerate(node.value)]
+    for key, marked, value in inner:
+        place = (*above, key)
         yield place, marked.start_mark.line + 1
         yield from _places(value, place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -9,13 +10,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from pruning import Criterion
 from pruning.errors import UsageError, nearest
-from utils.settings.flags import Flag, flags_of, parameters_of
+from pruning.prune.criterion import Criterion
+from utils.settings.flags import Flag, flags_of
+from utils.settings.signatures import REQUIRED, Part, parameters_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,23 +53,29 @@ def use_plugin_dir(directory: str) -> None:
         directory: the folder, in place of the one added before; empty for none.
     """
     folder = Path(directory).expanduser().resolve()
-    if directory and not folder.is_dir():
-        raise UsageError(f"--plugin_dir {directory}: there is no such folder.")
-    rooms = [kind for kind in KINDS if directory and (folder / kind).is_dir()]
-    if directory and not rooms:
-        raise UsageError(f"--plugin_dir {directory} holds none of the folders {', '.join(KINDS)}.")
+    rooms: list[str] = []
+    if directory:
+        if not folder.is_dir():
+            raise UsageError(f"--plugin_dir {directory}: there is no such folder.")
+        rooms = [kind for kind in KINDS if (folder / kind).is_dir()]
+        if not rooms:
+            raise UsageError(f"--plugin_dir {directory} holds none of the folders {', '.join(KINDS)}.")
     for kind in KINDS:
-        path = importlib.import_module(kind).__path__
-        path[:] = [str(folder / kind)] * (kind in rooms) + [str(ROOT / kind)]
+        # A package's path may hold several folders; what is in the first one is found first.
+        folders = [str(ROOT / kind)]
+        if kind in rooms:
+            folders.insert(0, str(folder / kind))
+        importlib.import_module(kind).__path__[:] = folders
     importlib.invalidate_caches()  # files may have been put there a moment ago
 
 
 def names(kind: str) -> list[str]:
     """Returns the plug-ins of one kind, without importing them."""
-    return sorted({file.stem for file in _files(kind) if not file.stem.startswith("_")}, key=str.lower)
+    stems = {file.stem for file in _files(kind)}
+    return sorted((stem for stem in stems if not stem.startswith("_")), key=str.lower)
 
 
-def find(kind: str, name: str) -> type | Callable[..., Any]:
+def find(kind: str, name: str) -> Part:
     """Returns the class (or, for `library/name`, the builder function) of a plug-in.
 
     Raises:
@@ -77,7 +85,8 @@ def find(kind: str, name: str) -> type | Callable[..., Any]:
     if "/" in name:
         library, rest = name.split("/", 1)
         if any(file.stem == f"_{library}" for file in _files(kind)):
-            return _import(kind, f"_{library}").resolve(rest)
+            resolve: Callable[[str], Part] = _import(kind, f"_{library}").resolve
+            return resolve(rest)
     known = names(kind)
     if name not in known:
         word = KINDS[kind][1]
@@ -85,10 +94,14 @@ def find(kind: str, name: str) -> type | Callable[..., Any]:
     module = _import(kind, name)
     found = getattr(module, name, None)
     if not inspect.isclass(found):
-        own = [n for n, o in vars(module).items() if inspect.isclass(o) and o.__module__ == module.__name__]
+        own = [cls.__name__ for cls in vars(module).values() if _is_class_of(module, cls)]
         raise UsageError(f"{module.__file__} must hold `class {name}`; it defines {', '.join(own) or 'no class'}.")
     _check_contract(kind, found, module)
     return found
+
+
+def _is_class_of(module: ModuleType, found: Any) -> bool:
+    return inspect.isclass(found) and found.__module__ == module.__name__
 
 
 def _check_contract(kind: str, found: type, module: ModuleType) -> None:
@@ -114,8 +127,12 @@ def loaded_aliases() -> dict[str, str]:
     for module in list(sys.modules.values()):
         kind, _, name = getattr(module, "__name__", "").partition(".")
         if kind in KINDS and name:
-            found |= getattr(getattr(module, name, None), "aliases", {})
+            plug_in = getattr(module, name, None)
+            found |= getattr(plug_in, "aliases", {})
     return found
+
+
+# -- making parts -----------------------------------------------------------------------------------------------------
 
 
 def build(kind: str, name: str, values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Any:
@@ -131,34 +148,49 @@ def build(kind: str, name: str, values: Mapping[str, Any], given: Mapping[str, A
         raise UsageError(f"{KINDS[kind][1].capitalize()} {name}: {error}.") from error
 
 
-def construct(part: type | Callable[..., Any], values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+def construct(part: Part, values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """Calls a constructor with what it names; dataclasses and criteria among its parameters are built first."""
-    arguments = {}
-    for parameter, annotation, _ in parameters_of(part):
-        name = parameter.name
+    arguments: dict[str, Any] = {}
+    for parameter in parameters_of(part):
+        name, annotation = parameter.name, parameter.annotation
         if name in given:
             arguments[name] = given[name]
-        elif hasattr(annotation, "__dataclass_fields__"):
-            arguments[name] = construct(annotation, values, given)
+        elif dataclasses.is_dataclass(annotation):
+            arguments[name] = construct(cast(type, annotation), values, given)
         elif name in values:
-            nested = Flag(name, annotation, None, "", "").nested and isinstance(values[name], str)
-            # Inside, the name stands for its default: a criterion that took itself as its inner one would never end.
-            inner = {other: value for other, value in values.items() if other != name}
-            arguments[name] = build("criterions", values[name], inner, given) if nested else values[name]
-        elif parameter.default is parameter.empty:
+            arguments[name] = _value_for(name, annotation, values, given)
+        elif parameter.default is REQUIRED:
             raise UsageError(f"{getattr(part, '__name__', part)} needs --{name}.")
     return part(**arguments)
+
+
+def _value_for(name: str, annotation: Any, values: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Returns a setting's value; where a constructor wants a criterion and the value is a name, the criterion."""
+    value = values[name]
+    flag = Flag(name, annotation, default=None, help="", group="")
+    if not (flag.nested and isinstance(value, str)):
+        return value
+    # Inside, the name stands for its default: a criterion that took itself as its inner one would never end.
+    inner = {other: own for other, own in values.items() if other != name}
+    return build("criterions", value, inner, given)
 
 
 def _raised_outside(error: ValueError, part: Any) -> bool:
     """Whether an error came from deeper than the constructor's own checks, and so is no wrong setting."""
     frames = traceback.extract_tb(error.__traceback__)
-    return not frames or frames[-1].name not in ("__init__", "__post_init__", getattr(part, "__name__", ""))
+    own = ("__init__", "__post_init__", getattr(part, "__name__", ""))
+    return not frames or frames[-1].name not in own
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _files(kind: str) -> list[Path]:
-    path = importlib.import_module(kind).__path__
-    return [file for folder in path for file in sorted(Path(folder).glob("*.py")) if file.stem != "__init__"]
+    """The Python files of a kind, the user's own first."""
+    found: list[Path] = []
+    for folder in importlib.import_module(kind).__path__:
+        found += sorted(Path(folder).glob("*.py"))
+    return [file for file in found if file.stem != "__init__"]
 
 
 def _import(kind: str, name: str) -> ModuleType:
@@ -178,5 +210,8 @@ def _import(kind: str, name: str) -> ModuleType:
 
 
 def _line_in(error: BaseException, file: Path) -> int | str:
+    """The last line of a file that an error went through."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    return frames[-1].lineno or "?" if frames else "?"
+    if not frames:
+        return "?"
+    return frames[-1].lineno or "?"

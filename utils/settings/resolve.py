@@ -1,7 +1,7 @@
 """From what the user typed to one set of checked values.
 
-What the user typed wins over --config, that over what the run of a checkpoint was made with (its network and data),
-that over the presets in autoconfig.json, those over what the chosen parts want, that over defaults.
+Precedence: command line > --config > the run of a checkpoint (its network and data) > presets in autoconfig.json > what
+the chosen parts want > defaults.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pruning.errors import UsageError, nearest
+from pruning.errors import UsageError
 from utils.settings import registry
-from utils.settings.core import CORE_ALIASES, Core, core_flags
+from utils.settings.command_line import CommandLine, InFile
+from utils.settings.core import Core, check_together
 from utils.settings.earlier_runs import find_run, taken_over
-from utils.settings.flags import OWN, REQUIRED, Flag, canonical
+from utils.settings.flags import OWN, Flag, canonical
+from utils.settings.known import aliases, check_leftover, every_flag, unused
 from utils.settings.parser import make_parser
+from utils.settings.parts import TITLES, default_of, fixed_flags
 from utils.settings.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
 from utils.settings.registry import KINDS
+from utils.settings.signatures import REQUIRED
 from utils.settings.switches import Switches
+
+Layer = dict[str, Any]
 
 
 @dataclass
@@ -45,128 +50,193 @@ class Settings:
 
 
 def parse(argv: Sequence[str]) -> Settings | None:
-    """Returns the settings for a command line, or None after --help was printed.
+    """Returns the settings for the words of a command line, or None after --help was printed."""
+    return choose(CommandLine(argv))
+
+
+def choose(typed: CommandLine | InFile) -> Settings | None:
+    """Returns the settings that were typed, or None after --help was printed.
+
+    The parts are chosen first, by what was typed as text: only then is it known which flags there are. With all of them
+    the command line is read, once.
 
     Raises:
         UsageError: in one line, for anything that does not fit.
     """
-    config, short = _read_config(argv)
-    users = short.expand([config, typed(argv, short.flags)[0]])
-    start = _of_checkpoint(_merged(users))
-    values, _ = _resolve([start, *users])
-    outer = _chosen(values)
-    # Only with the flags of the parts is it known whether one of them was given a criterion, which has flags too.
-    flags = _chosen(values | vars(make_parser(outer, aliases(outer)).parse_known_args(list(argv))[0]))
-    if {"-h", "--help"} & set(argv):
-        _print_help([start, *users], flags)
+    config, short = _read_config(typed)
+    rough = short.expand([config, typed.rough((*fixed_flags(), *short.flags))])
+    start = _of_checkpoint(_merged(rough))
+    values, _ = _resolve([start, *rough])
+    flags = _chosen(values)
+    if typed.wants_help:
+        _print_help([start, *rough], flags)
         return None
-    typable = [*flags, *short.flags]
-    namespace, extras = make_parser(typable, aliases(flags)).parse_known_args(list(argv))
-    warnings = _check_extras(extras, typable, values)
-    values, origins = _resolve([start, *short.expand([config, _without_aliases(vars(namespace), flags)])])
+    usable = [*flags, *short.flags]
+    given, leftover = typed.read(usable, aliases(flags))
+    warnings = check_leftover(leftover, usable, values)
+    users = [config, _without_aliases(given, flags)]
+    short.refuse_contradictions(users)
+    values, origins = _resolve([start, *short.expand(users)])
     values |= _checked_wishes(values, origins, flags)
-    names = {flag.name for flag in typable}
-    warnings += [_unused(name, every_flag([name])[name]) for name in start | config if name not in names]
-    # A file may be the settings of another run, which name a tester too.
-    idle = [f"--{flag.name}" for flag in flags if flag.name in vars(namespace) and _of_testers(flag)]
-    if idle and not values.get("eval"):
-        warnings.append(f"Not used without --eval --checkpoint_name RUN: {', '.join(idle)}.")
+    warnings += _idle(start | config, given, usable, evaluates=bool(values.get("eval")))
     return _finish(values, flags, warnings)
 
 
-def typed(argv: Sequence[str], switches: Iterable[Flag] = ()) -> tuple[dict[str, Any], list[str]]:
-    """Returns the core settings and switches that were typed, and the arguments that are none of them."""
-    flags = [*core_flags(), *switches]
-    namespace, others = make_parser(flags, aliases(flags)).parse_known_args(list(argv))
-    return vars(namespace), others
+def settle(values: Mapping[str, Any]) -> Settings:
+    """Returns the settings for values that have their types already, by flag name, checked as if they were typed."""
+    chosen = choose(InFile(values))
+    assert chosen is not None, "only a command line asks for help"
+    return chosen
 
 
-def load(saved: Mapping[str, Any], changed: Mapping[str, Any], source: Path) -> Settings:
+def read_fixed(typed: CommandLine) -> tuple[Layer, list[str]]:
+    """Reads a command line that no plug-ins are chosen for: to resume a run, or to compare many.
+
+    Returns:
+        The settings that were typed, and the words that are no flags that every run has.
+    """
+    flags = list(fixed_flags())
+    given, leftover = typed.read(flags, aliases(flags))
+    return _without_aliases(given, flags), leftover
+
+
+def settle_fixed(given: Layer) -> Settings:
+    """Returns the settings that every run has: those that were given, and defaults."""
+    return _finish(given, list(fixed_flags()), [])
+
+
+def load(saved: Mapping[str, Any], changed: Mapping[str, Any], source: Any) -> Settings:
     """Returns the settings of a stopped run (the content of its settings.yaml), with `changed` put on top."""
     registry.use_plugin_dir(str(saved.get("plugin_dir") or ""))
     flags = _chosen(saved)
-    lacking = next((flag for flag in flags if flag.name not in saved and flag.default is not OWN), None)
-    if lacking:
-        raise UsageError(f"{source} lacks {lacking.name}; a run is taken up again only with all its settings.")
-    values = {flag.name: flag.check(saved[flag.name], str(source)) for flag in flags if flag.name in saved}
+    values: Layer = {}
+    for flag in flags:
+        if flag.name in saved:
+            values[flag.name] = flag.check(saved[flag.name], str(source))
+        elif flag.default is not OWN:
+            raise UsageError(f"{source} lacks {flag.name}; a run is taken up again only with all its settings.")
     return _finish(values | dict(changed), flags, [])
 
 
-def _finish(values: dict[str, Any], flags: list[Flag], warnings: list[str]) -> Settings:
-    complete = {flag.name: values.get(flag.name, flag.default) for flag in flags}
-    missing = next((flag for flag in flags if complete[flag.name] is REQUIRED), None)
-    if missing:
-        raise UsageError(f"--{missing.name} is needed by {missing.group}: {missing.help or 'it has no default'}.")
-    complete = {flag.name: _value(flag, values) for flag in flags if complete[flag.name] is not OWN}
-    core = Core(**{f.name: complete[f.name] for f in dataclasses.fields(Core)})
+# -- the end: every flag has a value ----------------------------------------------------------------------------------
+
+
+def _finish(values: Layer, flags: list[Flag], warnings: list[str]) -> Settings:
+    complete = _complete(values, flags)
+    names = [one.name for one in dataclasses.fields(Core)]
+    core = Core(**{name: complete[name] for name in names})
     return Settings(core, complete | dataclasses.asdict(core), warnings)
 
 
-def _value(flag: Flag, values: Mapping[str, Any]) -> Any:
-    """A given value in its flag's type; a default is its author's business."""
-    return flag.check(values[flag.name]) if flag.name in values else flag.default
+def _complete(values: Mapping[str, Any], flags: Iterable[Flag]) -> Layer:
+    """Returns a checked value of every flag; what parts name with different defaults stays away if nobody gave it."""
+    complete: Layer = {}
+    for flag in flags:
+        if flag.name in values:
+            complete[flag.name] = flag.check(values[flag.name])
+        elif flag.default is REQUIRED:
+            raise UsageError(f"--{flag.name} is needed by {flag.group}: {flag.help or 'it has no default'}.")
+        elif flag.default is not OWN:
+            complete[flag.name] = flag.default  # in whatever type its author likes
+    for flag in flags:
+        if flag.name in complete:
+            flag.check_limits(complete[flag.name])
+    check_together(complete)
+    return complete
 
 
-def _print_help(layers: list[dict[str, Any]], flags: list[Flag]) -> None:
-    """Prints the flags with the defaults that hold for the chosen parts, presets included."""
-    users = _merged(layers)
-    chosen = {setting: users[setting] for setting, _ in KINDS.values() if setting in users}
-    below, _ = _resolve([chosen | {name: users[name] for name in ("autoconfig",) if name in users}])
-    flags = [
-        dataclasses.replace(flag, default=below[flag.name]) if flag.name in below and flag.name not in users else flag
-        for flag in flags
-    ]
-    if users.get("autoconfig", True):
-        short, names = Switches(switches(), core_flags()), {flag.name for flag in flags}
-        flags += [flag for flag in (*short.flags, *short.choosing) if flag.name not in names]
-    make_parser(flags, aliases(flags), grouped=True).print_help()
+# -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def aliases(flags: list[Flag]) -> dict[str, str]:
-    """Other spellings of these flags: alias -> name."""
-    names = {flag.name for flag in flags}
-    return {alias: name for alias, name in (CORE_ALIASES | registry.loaded_aliases()).items() if name in names}
+def _read_config(typed: CommandLine | InFile) -> tuple[Layer, Switches]:
+    """Reads --config, and looks up the switches that it or the command line mentions.
+
+    The folder of the user's plug-ins, typed or in the file, is added first: it may hold flags.
+    """
+    users = typed.rough(fixed_flags())
+    content: Mapping[str, Any] = {}
+    where: Lines = str
+    if users.get("config"):
+        content, where = read_yaml(users["config"])
+    registry.use_plugin_dir(str(users.get("plugin_dir", content.get("plugin_dir")) or ""))
+    wanted = users.get("autoconfig", content.get("autoconfig", True))
+    mentioned = typed.names | set(content)
+    table: dict[str, Layer] = {}
+    for name, settings in (switches() if wanted else {}).items():
+        if name in mentioned:
+            place = f"{AUTOCONFIG}, switch {name}"
+            table[name] = _in_their_types(settings, lambda *_, place=place: place)
+    short = Switches(table, fixed_flags())
+    return _in_their_types(content, where, short.flags), short
 
 
-def _without_aliases(typed: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
+def _in_their_types(content: Mapping[str, Any], where: Lines, others: Iterable[Flag] = ()) -> Layer:
+    """Returns the settings of a file in the types of their flags."""
+    known = {flag.name: flag for flag in (*fixed_flags(), *others)}
+    if not set(content) <= set(known):
+        known = every_flag(set(content) - set(known)) | known
+        spellings = aliases(known.values())
+        known |= {alias: known[name] for alias, name in spellings.items()}
+    return checked(content, known, where)
+
+
+def _of_checkpoint(users: Mapping[str, Any]) -> Layer:
+    """What a run that --checkpoint_name names says about its network and data."""
+    name = str(users.get("checkpoint_name") or "")
+    if not name:
+        return {}
+    results = str(users.get("results_dir", Core().results_dir))
+    return taken_over(find_run(name, results), users)
+
+
+def _without_aliases(given: Layer, flags: list[Flag]) -> Layer:
+    """Returns what was typed by flag name, whatever the spelling."""
+    given = dict(given)
     for alias, name in aliases(flags).items():
-        if alias in typed:
-            given = typed.pop(alias)
-            value = canonical(alias, given)
-            if typed.setdefault(name, value) != value:
-                raise UsageError(f"--{alias} {given} and --{name} {typed[name]} say two things; they are one setting.")
-    return typed
+        if alias in given:
+            typed = given.pop(alias)
+            value = canonical(alias, typed)
+            if given.setdefault(name, value) != value:
+                raise UsageError(f"--{alias} {typed} and --{name} {given[name]} say two things; they are one setting.")
+    return given
 
 
-def _resolve(layers: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _resolve(layers: list[Layer]) -> tuple[Layer, dict[str, str]]:
     """Merges the user's layers over presets and wishes of the parts, which depend on the parts that are chosen.
 
     Returns:
         The values, and where those stand that are not the user's.
     """
     users = _merged(layers)
-    values: dict[str, Any] = {}
+    values: Layer = {}
     origins: dict[str, str] = {}
-    # A preset may choose a part that has presets of its own; two rounds settle that.
+    # A preset may choose a part that has presets of its own; two more rounds settle that.
     for _ in range(3):
-        parts = list(_parts({setting: values.get(setting, users.get(setting)) for setting, _ in KINDS.values()}))
-        below = [*_wishes(parts), *(presets(parts) if users.get("autoconfig", True) else ())]
+        parts = list(_parts(values | users))
+        below = list(_wishes(parts))
+        if users.get("autoconfig", True):
+            below += presets(parts)
         values = {name: value for name, value, _ in below} | users
         origins = {name: source for name, _, source in below if name not in users}
     return values, origins
 
 
-def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for layer in layers for name, value in layer.items()}
+def _merged(layers: list[Layer]) -> Layer:
+    merged: Layer = {}
+    for layer in layers:
+        merged |= layer
+    return merged
 
 
 def _wishes(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
+    """Yields (setting, value, where it stands) of what parts want."""
     for kind, name in parts:
-        for setting, value in getattr(registry.find(kind, name), "wants", {}).items():
+        wants = getattr(registry.find(kind, name), "wants", {})
+        for setting, value in wants.items():
             yield setting, value, f"{kind} {name}, `wants`"
 
 
-def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags: list[Flag]) -> dict[str, Any]:
+def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags: list[Flag]) -> Layer:
     """Returns what presets and parts ask for in the right types; unknown names are errors, as everywhere."""
     known = {flag.name: flag for flag in flags}
     if not set(origins) <= set(known):
@@ -174,117 +244,69 @@ def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags
     return checked({name: values[name] for name in origins}, known, origins.__getitem__)
 
 
-def _parts(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    defaults = {f.name: f.default for f in dataclasses.fields(Core)}
+# -- the chosen parts and their flags ---------------------------------------------------------------------------------
+
+
+def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (kind, name) of the chosen plug-ins."""
     for kind, (setting, _) in KINDS.items():
-        yield kind, str(chosen.get(setting) or defaults[setting])
+        yield kind, str(values.get(setting) or default_of(setting))
 
 
 def _chosen(values: Mapping[str, Any]) -> list[Flag]:
-    """The core flags and those of the chosen parts; a flag that two parts name is one flag."""
-    by_name = {flag.name: flag for flag in core_flags()}
+    """The flags that every run has and those of the chosen plug-ins; a flag that two parts name is one flag."""
+    by_name = {flag.name: flag for flag in fixed_flags()}
     for kind, name in _parts(values):
         _join(by_name, registry.flags(kind, name))
-    for flag in [flag for flag in by_name.values() if flag.nested and values.get(flag.name)]:
-        _join(by_name, registry.flags("criterions", values[flag.name]))
+    # A part may take another criterion, which has flags of its own.
+    for flag in list(by_name.values()):
+        inner = values.get(flag.name)
+        if flag.nested and inner and isinstance(inner, str):
+            _join(by_name, registry.flags("criterions", inner))
     return list(by_name.values())
 
 
 def _join(by_name: dict[str, Flag], flags: Iterable[Flag]) -> None:
     for flag in flags:
         known = by_name.setdefault(flag.name, flag)
-        if known.group != "core" and known.default != flag.default:
+        if known.group not in TITLES and known.default != flag.default:
             # Typed, the value is for both; not typed, neither part's default may become the other's.
             by_name[flag.name] = dataclasses.replace(known, default=OWN)
 
 
-def every_flag(asked: Iterable[str] = ()) -> dict[str, Flag]:
-    """Returns the flags of the core and of every plug-in that can be imported.
+def _idle(files: Mapping[str, Any], given: Mapping[str, Any], usable: list[Flag], *, evaluates: bool) -> list[str]:
+    """Returns warnings of known settings that this run does not use.
 
     Args:
-        asked: names that are looked for; where one is not found, libraries of models are imported too, in seconds.
+        files: settings of --config and of the run of a checkpoint.
+        given: what was typed.
+        usable: the flags that the chosen parts have.
+        evaluates: whether a tester runs.
     """
-    known = {flag.name: flag for flag in core_flags()}
-    for kind in KINDS:
-        for name in registry.names(kind):
-            try:
-                found = registry.flags(kind, name)
-            except UsageError:
-                # A broken file harms only those who ask for it.
-                continue
-            for flag in found:
-                known.setdefault(flag.name, flag)
-    if set(asked) <= {*known, *aliases(list(known.values()))}:
-        return known
-    for kind, libraries in registry.FROM_LIBRARIES.items():
-        for title, name in libraries.items():
-            for flag in registry.flags(kind, name):
-                known.setdefault(flag.name, dataclasses.replace(flag, group=f"{KINDS[kind][1]} {title}"))
-    return known
-
-
-def _check_extras(extras: list[str], flags: list[Flag], values: Mapping[str, Any]) -> list[str]:
-    """Warns of flags that no chosen part uses, and refuses those that nothing uses."""
-    asked = {extra[2:].split("=")[0].removeprefix("no-") for extra in extras if extra.startswith("--")}
-    known = every_flag(asked) if asked else {}
-    warnings, follows = [], False
-    for extra in extras:
-        if not extra.startswith("--"):
-            if not follows:
-                how = "settings are given as --flag value, switches as --flag or --no-flag"
-                raise UsageError(f"Unexpected argument {extra!r}; {how}.")
-            continue
-        name = extra.removeprefix("--").split("=")[0]
-        spellings = aliases(list(known.values()))
-        owner = known.get(spellings.get(name, name.removeprefix("no-")))
-        if owner is None:
-            presets_hold = values.get("autoconfig", True)
-            names = [*known, *spellings, *(flag.name for flag in flags), *(switches() if presets_hold else ())]
-            why = "" if presets_hold else " Switches in utils/autoconfig.json are off with --disable_autoconfig."
-            raise UsageError(f"There is no flag --{name}.{nearest(name, names, prefix='--')}{why} See --help.")
-        follows = True
-        warnings.append(_unused(name, owner))
+    names = {flag.name for flag in usable}
+    warnings = [unused(name, every_flag([name])[name]) for name in files if name not in names]
+    # Only what was typed: a file may be the settings of another run, which name a tester too.
+    setting, word = KINDS["testers"]
+    of_testers = [flag.name for flag in usable if flag.name == setting or flag.group.startswith(f"{word} ")]
+    idle = [f"--{name}" for name in of_testers if name in given]
+    if idle and not evaluates:
+        warnings.append(f"Not used without --eval --checkpoint_name RUN: {', '.join(idle)}.")
     return warnings
 
 
-def _unused(name: str, owner: Flag) -> str:
-    return f"--{name} is not used: it belongs to {owner.group}."
-
-
-def _of_testers(flag: Flag) -> bool:
-    setting, word = KINDS["testers"]
-    return flag.name == setting or flag.group.startswith(f"{word} ")
-
-
-def _of_checkpoint(users: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run that --checkpoint_name names says about its network and data."""
-    name = str(users.get("checkpoint_name") or "")
-    return taken_over(find_run(name, str(users.get("results_dir", Core().results_dir))), users) if name else {}
-
-
-def _read_config(argv: Sequence[str]) -> tuple[dict[str, Any], Switches]:
-    """Reads --config, and looks up the switches that it or the command line mentions.
-
-    The folder of the user's plug-ins, typed or in the file, is added first: it may hold flags.
-    """
-    core, _ = typed(argv)
-    content, where = read_yaml(core["config"]) if core.get("config") else ({}, str)
-    registry.use_plugin_dir(str(core.get("plugin_dir", content.get("plugin_dir")) or ""))
-    mentioned = {word.split("=")[0].removeprefix("--").removeprefix("no-") for word in argv} | set(content)
-    table = switches() if core.get("autoconfig", content.get("autoconfig", True)) else {}
-    given = {
-        name: _in_their_types(settings, lambda _, name=name: f"{AUTOCONFIG}, switch {name}")  # type: ignore[misc]
-        for name, settings in table.items()
-        if name in mentioned
-    }
-    short = Switches(given, core_flags())
-    return _in_their_types(content, where, short.flags), short
-
-
-def _in_their_types(content: Mapping[str, Any], where: Lines, switches: Iterable[Flag] = ()) -> dict[str, Any]:
-    """Returns the settings of a file in the types of their flags."""
-    known = {flag.name: flag for flag in (*core_flags(), *switches)}
-    if not set(content) <= set(known):
-        known = every_flag(set(content) - set(known)) | known
-        known |= {alias: known[name] for alias, name in aliases(list(known.values())).items()}
-    return checked(content, known, where)
+def _print_help(layers: list[Layer], flags: list[Flag]) -> None:
+    """Prints the flags with the defaults that hold for the chosen parts, presets included."""
+    users = _merged(layers)
+    choosing = [setting for setting, _ in KINDS.values()]
+    chosen = {name: users[name] for name in (*choosing, "autoconfig") if name in users}
+    below, _ = _resolve([chosen])
+    shown = []
+    for flag in flags:
+        if flag.name in below and flag.name not in users:
+            flag = dataclasses.replace(flag, default=below[flag.name])
+        shown.append(flag)
+    if users.get("autoconfig", True):
+        short = Switches(switches(), fixed_flags())
+        names = {flag.name for flag in shown}
+        shown += [flag for flag in (*short.flags, *short.choosing) if flag.name not in names]
+    make_parser(shown, aliases(shown), grouped=True).print_help()

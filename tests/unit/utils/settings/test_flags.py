@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning import Criterion, UsageError
-from utils.settings.flags import REQUIRED, Flag, flags_of, format_value, parameters_of, parse_value, typable
+from utils.settings.flags import Flag, flags_of
 from utils.settings.parser import make_parser
+from utils.settings.signatures import REQUIRED, parameters_of
+from utils.settings.values import format_value, parse_value, typable
 
 
 def flag(kind, default=None):
@@ -163,7 +165,7 @@ def test_parameters_stop_where_nothing_is_passed_on():
     class Alone(Base):
         def __init__(self, own: int = 1) -> None: ...
 
-    assert [parameter.name for parameter, *_ in parameters_of(Alone)] == ["own"]
+    assert [parameter.name for parameter in parameters_of(Alone)] == ["own"]
 
 
 def test_functions_have_flags_too():

@@ -1,0 +1,94 @@
+"""Builds what a run is made of: data, network, loss and criterion; for training also the events and the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from data_sets._batches import Batches, make_batches
+from pruning.network import PrunableNetwork
+from trainers._pruning import Pruning
+from utils.console import Console
+from utils.jobs.parts import Parts, ScoreBatches, early_model
+from utils.jobs.preflight import check_fit
+from utils.runs.checkpoints import seed_everything
+from utils.runs.environment import forget_peak_memory, pick_device
+from utils.runs.run_folder import RunFolder
+from utils.runs.saving import load_start, other_run
+from utils.settings.core import node_rules, without_effect
+from utils.settings.resolve import Settings
+
+
+def prepare(chosen: Settings) -> Parts:
+    """Builds data, network, loss and criterion: what constructors of trainers and testers name."""
+    core = chosen.core
+    device = pick_device(core.device)
+    seed_everything(core.seed)
+    forget_peak_memory(device)
+    data_set = chosen.build("data_sets")
+    shapes = {"num_classes": data_set.num_classes, "input_shape": data_set.input_shape}
+
+    def batches(part: str) -> Batches:
+        made: Batches = chosen.construct(
+            make_batches, data_set=data_set, part=part, device=device, limit=core.limit_batches
+        )
+        return made
+
+    def fresh_model() -> nn.Module:
+        model: nn.Module = chosen.build("models", **shapes)
+        return model.to(device)
+
+    test_batches = batches("test")
+    first_inputs, _ = next(iter(test_batches))
+    # In this order: models draw their initial values from the seed.
+    model = fresh_model()
+    loss_function = chosen.build("losses")
+    criterion = chosen.build("criterions")
+    network = PrunableNetwork(
+        model,
+        first_inputs[:1],
+        loss=loss_function,
+        # Where nodes go, inputs and outputs of the network are protected anyway.
+        outer_layers=criterion.unit == "nodes" or core.outer_layer_pruning is not False,
+        node_rules=node_rules(chosen.values),
+    )
+    network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
+    return Parts(
+        network=network,
+        loss_function=loss_function,
+        criterion=criterion,
+        device=device,
+        data_set=data_set,
+        batches=batches,
+        test_batches=test_batches,
+        fresh_model=fresh_model,
+        load_run=lambda run: other_run(run, chosen, network, shapes),
+    )
+
+
+def assemble(chosen: Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Parts, Pruning, Any]:
+    """Builds everything that training needs, and loads what it starts from.
+
+    Args:
+        chosen: the settings.
+        console: told what the criterion does.
+        stopped: the folder of the run to go on with, if any.
+
+    Returns:
+        The parts, the callback that prunes, and the trainer.
+    """
+    parts = prepare(chosen)
+    idle = without_effect(chosen.values, parts.criterion)
+    if idle:
+        console.warn(idle)
+    given = parts.by_name()
+    given["draw_batches"] = chosen.construct(ScoreBatches, batches=parts.batches("score"))
+    given["report"] = console.info
+    early = chosen.construct(early_model, network=parts.network, fresh_model=parts.fresh_model)
+    pruning: Pruning = chosen.construct(Pruning, **given, early_model=early)
+    load_start(parts.network, chosen.core, stopped)
+    train_batches = parts.batches("train")
+    check_fit(parts.network, parts.data_set, train_batches, parts.test_batches)
+    trainer = chosen.build("trainers", **given, train_batches=train_batches)
+    return parts, pruning, trainer
