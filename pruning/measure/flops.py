@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     Convolutions and matrix products count, 2 FLOPs per multiply-add; norms, activations and poolings do not.
     """
     counter = FlopCounterMode(display=False)
-    with counter:
+    with _without_gradients(model), counter:
         look(model, example_inputs)
     return _by_path(model, counter)
 
@@ -40,7 +41,7 @@ def flops_by_weight(
     counter = FlopCounterMode(display=False)
     reads = _Reads(weights)
     # The counter goes on top, so that it has decomposed operations before `reads` sees them.
-    with reads, counter:
+    with _without_gradients(model), reads, counter:
         look(model, example_inputs)
     by_path = _by_path(model, counter)
     by_weight: dict[str, int] = {}
@@ -48,6 +49,22 @@ def flops_by_weight(
         # No product reads a weight that another one is computed from; its layer's products are its own then.
         by_weight[name] = reads.flops[name] or by_path.get(owners[name], 0)
     return by_path[""], by_weight
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Lets no parameter ask for a gradient, which the counter of modules would hang a hook on.
+
+    It fails where a module is called with a view of a parameter: relative positions of DeBERTa, queries of DETR.
+    """
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 class _Reads(TorchDispatchMode):

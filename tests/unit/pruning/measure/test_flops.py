@@ -166,3 +166,25 @@ def test_a_block_that_stands_twice_survives_every_look_at_its_paths():
     assert network.effective_sparsity() >= network.weight_sparsity()
     shrink_dead(network)
     assert torch.allclose(network.model(torch.ones(2, 4)), outputs)
+
+
+class LooksUpPositions(nn.Module):
+    """A layer called with a view of a parameter, as DeBERTa does with relative positions and DETR with queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(6, 8))
+        self.project, self.out = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(x @ self.project(self.positions[1:5].unsqueeze(0)))
+
+
+def test_a_module_called_with_a_view_of_a_parameter_is_counted() -> None:
+    model = LooksUpPositions()
+    model.out.bias.requires_grad_(False)
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    network = PrunableNetwork(model, torch.randn(1, 5, 4))
+    # 4 positions through the projection, 5 tokens times 4 positions, 5 tokens through the output.
+    assert network.flops() == 2 * (4 * 8 * 16 + 5 * 4 * 16 + 5 * 16 * 3)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
