@@ -1,4 +1,9 @@
-"""The tables of the README and of docs/, made from the plug-ins; `python -m utils.reference` writes them anew."""
+"""The tables of the README and of docs/, made from the plug-ins and the settings.
+
+    python docs/make_tables.py
+
+writes them anew, between the marks `<!-- generated: NAME -->` and `<!-- end: NAME -->`.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning import Criterion
-from pruning.errors import UsageError
-from utils.settings import registry
-from utils.settings.core import CORE_ALIASES, core_flags
-from utils.settings.flags import REQUIRED, Flag, format_value
-from utils.settings.listing import first_line, paper
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-FILES = (registry.ROOT / "README.md", registry.ROOT / "docs" / "flags.md")
+from pruning import Criterion  # noqa: E402 - the path has to be set first
+from pruning.errors import UsageError  # noqa: E402
+from utils.settings import registry  # noqa: E402
+from utils.settings.core import CORE_ALIASES  # noqa: E402
+from utils.settings.flags import Flag  # noqa: E402
+from utils.settings.listing import first_line, paper  # noqa: E402
+from utils.settings.parts import fixed_flags  # noqa: E402
+from utils.settings.signatures import REQUIRED  # noqa: E402
+from utils.settings.values import format_value  # noqa: E402
 
-# One network of a library stands for all of them: they share their flags.
+PAGES = ("criteria.md", "data.md", "evaluation.md", "flags.md")
+FILES = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
+
+# What a criterion removes and when, in the order in which the README lists the families.
+UNITS = {
+    "weights": "single weights (masks)",
+    "nodes": "channels and neurons (cut out)",
+    "ranks": "ranks (two smaller layers)",
+}
+MOMENTS = ("before", "during", "after")
 
 Names = Callable[[str], Iterable[str]]
 
@@ -49,15 +67,31 @@ def rewrite(texts: list[str], names: Names = plug_ins) -> list[str]:
     return texts
 
 
+def criteria(names: Names) -> dict[str, type[Criterion]]:
+    """Returns the criteria by name."""
+    found = {name: registry.find("criterions", name) for name in names("criterions")}
+    return {name: part for name, part in found.items() if isinstance(part, type) and issubclass(part, Criterion)}
+
+
 def criteria_table(names: Names) -> list[str]:
     """Returns one row per criterion: what it is, its paper, its unit and its moment."""
     rows = []
-    for name in names("criterions"):
-        part = registry.find("criterions", name)
-        if isinstance(part, type) and issubclass(part, Criterion):
-            what = first_line(part).replace(f" ({paper(part)})", "").rstrip(".")
-            rows.append([f"`{name}`", _escaped(what), _linked(paper(part)), part.unit, part.moment])
+    for name, part in criteria(names).items():
+        what = first_line(part).replace(f" ({paper(part)})", "").rstrip(".")
+        rows.append([f"`{name}`", _escaped(what), _linked(paper(part)), part.unit, part.moment])
     return _table(["criterion", "what it removes by", "paper", "unit", "moment"], rows)
+
+
+def families_table(names: Names) -> list[str]:
+    """Returns one row per family, which is a unit and a moment, with the names of its criteria."""
+    found = criteria(names)
+    rows = []
+    for unit, title in UNITS.items():
+        for moment in MOMENTS:
+            family = [name for name, part in found.items() if (part.unit, part.moment) == (unit, moment)]
+            if family:
+                rows.append([title, moment, ", ".join(family)])
+    return _table(["what goes", "when", "criteria"], rows)
 
 
 def lines_table(kind: str, what: str, names: Names) -> list[str]:
@@ -68,13 +102,13 @@ def lines_table(kind: str, what: str, names: Names) -> list[str]:
 
 def core_flags_table(_names: Names) -> list[str]:
     """Returns one row per core setting."""
-    rows = [_row(flag) for flag in core_flags()]
+    rows = [_row(flag) for flag in fixed_flags()]
     return _table(["flag", "type", "meaning", "default"], rows)
 
 
 def part_flags_table(names: Names) -> list[str]:
     """Returns one row per flag of a plug-in's constructor, with the parts that share it."""
-    core = {flag.name for flag in core_flags()}
+    core = {flag.name for flag in fixed_flags()}
     owners: dict[tuple[str, ...], list[str]] = {}
     for kind in registry.KINDS:
         sources = {name: name for name in names(kind)} | registry.FROM_LIBRARIES.get(kind, {})
@@ -87,6 +121,7 @@ def part_flags_table(names: Names) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Names], list[str]]] = {
+    "families": families_table,
     "criteria": criteria_table,
     "models": partial(lines_table, "models", "what it is"),
     "data sets": partial(lines_table, "data_sets", "what it is"),
