@@ -21,6 +21,8 @@ from pruning.trace.labels import Labels
 
 Mask = NDArray[np.bool_]
 
+_NOTHING: Labels = np.empty(0, np.int64)
+
 _NEVER_USED = "no operation was seen to use its values"
 
 _WHOLE_LAYER = "without it a layer would be empty"
@@ -45,7 +47,7 @@ class Facts:
     inexact: list[tuple[Labels, int, str]] = field(default_factory=list)
     consumed: list[Labels] = field(default_factory=list)
     roles: list[tuple[Labels, int]] = field(default_factory=list)
-    places: list[tuple[str, str]] = field(default_factory=lambda: [("", "")])
+    places: list[tuple[str, str]] = field(default_factory=lambda: [("", "")])  # (operation, module path)
 
     def place(self, operation: str, module: str) -> int:
         """Returns the index of a new place."""
@@ -54,18 +56,9 @@ class Facts:
 
     def told(self, fact: tuple[Labels, int, str]) -> str:
         """Returns what a pin or a loss says, and where it was said."""
-        operation, module = self.places[fact[1]]
-        return f"{fact[2]} ({operation or 'the graph'} in {module or 'the network'})"
-
-
-def _first_fact(facts: list[tuple[Labels, int, str]], group_of: Labels, count: int) -> Labels:
-    """Returns per component the index of the first fact that names one of its labels, -1 where none does."""
-    first = np.full(count, len(facts), dtype=np.int64)
-    if facts:
-        which = np.repeat(np.arange(len(facts)), [len(labels) for labels, *_ in facts])
-        np.minimum.at(first, group_of[np.concatenate([labels for labels, *_ in facts])], which)
-    first[first == len(facts)] = -1
-    return first
+        _, place, why = fact
+        operation, module = self.places[place]
+        return f"{why} ({operation or 'the graph'} in {module or 'the network'})"
 
 
 class Structure:
@@ -80,7 +73,7 @@ class Structure:
         self.dimensions = dimensions
         self.starts = np.array([dimension.start for dimension in dimensions], dtype=np.int64)
         self.sizes = np.array([dimension.size for dimension in dimensions], dtype=np.int64)
-        self.slice_labels = int(self.sizes.sum())
+        self.slice_labels = int(self.sizes.sum())  # labels below are slices, those from here on values in flight
         self.total = total
         self.facts = Facts()
         self.generation = 0  # goes up whenever nodes are numbered anew
@@ -92,68 +85,95 @@ class Structure:
 
     def assemble(self) -> None:
         """Joins what is tied and decides which components are nodes."""
-        ends = [np.concatenate([tie[side] for tie in self.facts.ties] or [np.empty(0, np.int64)]) for side in (0, 1)]
-        ones = np.ones(len(ends[0]), dtype=np.int8)
-        graph = coo_array((ones, (ends[0], ends[1])), shape=(self.total, self.total))
+        ones = _joined([one for one, _, _ in self.facts.ties])
+        others = _joined([other for _, other, _ in self.facts.ties])
+        weights = np.ones(len(ones), dtype=np.int8)
+        graph = coo_array((weights, (ones, others)), shape=(self.total, self.total))
         count, component = connected_components(graph, directed=False)
         self.component = component.astype(np.int64)
+
         self.roles = np.zeros(self.total, dtype=np.int8)
         for labels, role in self.facts.roles:
-            self.roles[labels] |= role
+            self.roles[labels] |= role  # a shared weight may play several
         self.pinned_by = _first_fact(self.facts.pins, self.component, count)
         self.inexact_by = _first_fact(self.facts.inexact, self.component, count)
-        self._pin_unusable(count)
+        self._pin_for(_NEVER_USED, self._unused(count))
+        self._pin_for(_WHOLE_LAYER, self._whole_dimensions(count))
         self.renumber()
 
-    def _pin_unusable(self, count: int) -> None:
-        """Pins components whose values nobody uses, and those that no layer can lose."""
+    def _pin_for(self, why: str, components: Mask) -> None:
+        """Pins components, unless another reason holds them already."""
+        self.facts.pins.append((_NOTHING, 0, why))
+        free = self.pinned_by < 0
+        self.pinned_by[components & free] = len(self.facts.pins) - 1
+
+    def _unused(self, count: int) -> Mask:
+        """Returns which components have values that no operation uses, or no trained parameter."""
         used = np.zeros(count, dtype=bool)
         for labels in self.facts.consumed:
             used[self.component[labels]] = True
-        own = self.component[: self.slice_labels]
         trained = np.zeros(count, dtype=bool)
-        trained[own[np.repeat([dimension.trained for dimension in self.dimensions], self.sizes)]] = True
+        of_parameter = np.repeat([dimension.trained for dimension in self.dimensions], self.sizes)
+        own = self.component[: self.slice_labels]
+        trained[own[of_parameter]] = True
+        return ~used | ~trained
+
+    def _whole_dimensions(self, count: int) -> Mask:
+        """Returns which components hold all slices of some dimension, so that it cannot lose them."""
         whole = np.zeros(count, dtype=bool)
-        lowest = np.minimum.reduceat(own, self.starts) if len(self.starts) else own
-        highest = np.maximum.reduceat(own, self.starts) if len(self.starts) else own
-        whole[lowest[lowest == highest]] = True
-        for chosen, why in ((~used | ~trained, _NEVER_USED), (whole, _WHOLE_LAYER)):
-            self.facts.pins.append((np.empty(0, np.int64), 0, why))
-            self.pinned_by[chosen & (self.pinned_by < 0)] = len(self.facts.pins) - 1
+        own = self.component[: self.slice_labels]
+        if len(self.starts):
+            lowest = np.minimum.reduceat(own, self.starts)
+            highest = np.maximum.reduceat(own, self.starts)
+            whole[lowest[lowest == highest]] = True
+        return whole
 
     def renumber(self) -> None:
         """Numbers the nodes that are alive, in the order of their first slice."""
         self.generation += 1
-        own, alive = self.component[: self.slice_labels], self.alive[: self.slice_labels]
+        own = self.component[: self.slice_labels]
+        alive = self.alive[: self.slice_labels]
         free = alive & (self.pinned_by[own] < 0)
         components, first = np.unique(own[free], return_index=True)
-        self.components = components[np.argsort(first, kind="stable")]
+        order = np.argsort(first, kind="stable")
+        self.components = components[order]  # node -> component
+
         node_of = np.full(len(self.pinned_by), -1, dtype=np.int64)
-        node_of[self.components] = np.arange(len(self.components))
-        self.node_of_component = node_of
+        node_of[self.components] = np.arange(self.count)
+        self.node_of_component = node_of  # -1 where a component is pinned or gone
         self.node_of_label = np.where(self.alive, node_of[self.component], -1)
         self._find_members()
         self._find_groups()
 
     def _find_members(self) -> None:
-        own = self.node_of_label[: self.slice_labels]
-        labels = np.flatnonzero(own >= 0)
-        order = np.argsort(own[labels], kind="stable")
+        """Sorts slices by their node: those of node n are members[member_ends[n] : member_ends[n + 1]]."""
+        node = self.node_of_label[: self.slice_labels]
+        labels = np.flatnonzero(node >= 0)
+        order = np.argsort(node[labels], kind="stable")
         self.members = labels[order]
-        self.member_ends = np.searchsorted(own[self.members], np.arange(self.count + 1))
+        self.member_ends = np.searchsorted(node[self.members], np.arange(self.count + 1))
 
     def _find_groups(self) -> None:
         """Nodes that consist of slices of the same dimensions form a group, such as the channels of one layer."""
-        own, owner = self.node_of_label[self.members], self._owner[self.members]
-        pairs = own * len(self.dimensions) + owner  # in order already, for members are sorted
-        pairs = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])[: len(pairs)]]
+        if not self.count:
+            self.group_of_node = _NOTHING
+            self.group_count = 0
+            return
+        node, owner = self.node_of_label[self.members], self._owner[self.members]
+        pairs = node * len(self.dimensions) + owner
+        is_first = np.ones(len(pairs), dtype=bool)
+        is_first[1:] = pairs[1:] != pairs[:-1]  # members are sorted, so equal pairs are neighbours
+        node, owner = node[is_first], owner[is_first]
+
+        # Sums of random numbers, one per dimension: two sets of dimensions have the same sum only by a miracle.
         marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.int64)
         signature = np.zeros(self.count, dtype=np.int64)
-        np.add.at(signature, pairs // max(len(self.dimensions), 1), marks[pairs % max(len(self.dimensions), 1)])
+        np.add.at(signature, node, marks[owner])
+
         _, first, group = np.unique(signature, return_index=True, return_inverse=True)
         rank = np.empty(len(first), dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        self.group_of_node = rank[group.reshape(-1)] if self.count else np.empty(0, np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))  # groups in the order of their first node
+        self.group_of_node = rank[group.reshape(-1)]
         self.group_count = len(first)
 
     # -- look-ups --------------------------------------------------------------------------------------------------
@@ -166,11 +186,13 @@ class Structure:
     def labels_of(self, dimension: Dimension) -> Labels:
         """Returns the labels of a dimension that are still there, in their order."""
         labels = np.arange(dimension.start, dimension.start + dimension.size)
-        return labels[self.alive[labels]]
+        is_alive = self.alive[labels]
+        return labels[is_alive]
 
     def labels_of_node(self, node: int) -> Labels:
         """Returns all slices of a node."""
-        return self.members[self.member_ends[node] : self.member_ends[node + 1]]
+        start, end = self.member_ends[node], self.member_ends[node + 1]
+        return self.members[start:end]
 
     def owners(self, labels: Labels) -> Labels:
         """Returns the index of the dimension that each label belongs to."""
@@ -190,21 +212,42 @@ class Structure:
     def inexact_reason(self, node: int) -> str:
         """Returns why removing a node changes other values, "" if it does not."""
         fact = self.inexact_by[self.components[node]]
-        return self.facts.told(self.facts.inexact[fact]) if fact >= 0 else ""
+        if fact < 0:
+            return ""
+        return self.facts.told(self.facts.inexact[fact])
 
     def one_per_group(self, nodes: np.ndarray) -> np.ndarray:
         """Returns one node of each group that a choice touches."""
-        return nodes[np.unique(self.group_of_node[nodes], return_index=True)[1]]
+        groups = self.group_of_node[nodes]
+        _, first = np.unique(groups, return_index=True)
+        return nodes[first]
 
     def emptied(self, removed: Mask) -> list[Dimension]:
         """Returns the dimensions of which nothing would be left."""
-        left = np.add.reduceat((self.alive & ~removed)[: self.slice_labels].astype(np.int64), self.starts)
+        stays = self.alive & ~removed
+        left = np.add.reduceat(stays[: self.slice_labels].astype(np.int64), self.starts)
         return [self.dimensions[place] for place in np.flatnonzero(left == 0)]
 
     def pin(self, labels: Iterable[Labels], operation: str, module: str, why: str) -> None:
         """Adds pins found after the run; call `assemble` when all are in."""
         place = self.facts.place(operation, module)
         self.facts.pins.extend((row, place, why) for row in labels)
+
+
+def _joined(rows: list[Labels]) -> Labels:
+    return np.concatenate([_NOTHING, *rows])
+
+
+def _first_fact(facts: list[tuple[Labels, int, str]], component: Labels, count: int) -> Labels:
+    """Returns per component the index of the first fact that names one of its labels, -1 where none does."""
+    rows = [labels for labels, _, _ in facts]
+    lengths = np.array([len(labels) for labels in rows], dtype=np.int64)
+    fact_of_label = np.repeat(np.arange(len(facts)), lengths)
+    none = len(facts)
+    first = np.full(count, none, dtype=np.int64)
+    np.minimum.at(first, component[_joined(rows)], fact_of_label)
+    first[first == none] = -1
+    return first
 
 
 class Couplings:
@@ -221,22 +264,40 @@ class Couplings:
     def why(self, dimension: Dimension, seeds: tuple[Dimension, ...]) -> str:
         """Returns the last step on the way from the seeds to a dimension."""
         if seeds not in self._reasons:
-            found: dict[Dimension, str] = dict.fromkeys(seeds, "asked for")
-            start = [seed for seed in seeds if seed in self.network]
-            for parent, child in nx.edge_bfs(self.network, start) if start else ():
-                if child not in found:
-                    operation, module = self.structure.facts.places[self.network.edges[parent, child]["place"]]
-                    found[child] = f"coupled to {parent.name} by {operation} in {module or 'the network'}"
-            self._reasons[seeds] = found
+            self._reasons[seeds] = self._walk(seeds)
         return self._reasons[seeds].get(dimension, "coupled")
+
+    def _walk(self, seeds: tuple[Dimension, ...]) -> dict[Dimension, str]:
+        """Returns how each dimension is reached from the seeds, the nearest first."""
+        found: dict[Dimension, str] = dict.fromkeys(seeds, "asked for")
+        start = [seed for seed in seeds if seed in self.network]
+        if not start:
+            return found
+        for parent, child in nx.edge_bfs(self.network, start):
+            if child not in found:
+                place = self.network.edges[parent, child]["place"]
+                operation, module = self.structure.facts.places[place]
+                found[child] = f"coupled to {parent.name} by {operation} in {module or 'the network'}"
+        return found
 
     @cached_property
     def network(self) -> nx.Graph:
         """Dimensions as nodes, and the first operation that ties two of them as edges."""
-        structure, network = self.structure, nx.Graph()
-        for one, other, place in structure.facts.ties:
-            if len(one) and one[0] < structure.slice_labels and other[0] < structure.slice_labels:
-                ends = [structure.dimensions[structure.owners(side[0])] for side in (one, other)]
-                if ends[0] != ends[1] and not network.has_edge(*ends):
-                    network.add_edge(*ends, place=place)
+        network = nx.Graph()
+        for ones, others, place in self.structure.facts.ties:
+            if not len(ones):
+                continue
+            one, other = self._dimension(ones), self._dimension(others)
+            if one is None or other is None or one == other:
+                continue
+            if not network.has_edge(one, other):
+                network.add_edge(one, other, place=place)
         return network
+
+    def _dimension(self, labels: Labels) -> Dimension | None:
+        """Returns whose labels these are, by the first of them; None for values in flight."""
+        structure = self.structure
+        if labels[0] >= structure.slice_labels:
+            return None
+        (owner,) = structure.owners(labels[:1])
+        return structure.dimensions[owner]
