@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.cut.plan import RENAMED
 from pruning.dead.reach import effective_weights
 from pruning.distributed import broadcast_tensors
 from pruning.errors import UsageError
@@ -92,6 +93,8 @@ class PrunableNetwork(PrunableState):
             batches: (inputs, targets) pairs to score on.
             how: the other fields of `pruning.prune.step.Event`: invert, shuffle, optimizers, cut_along.
         """
+        if "companions" in how:
+            raise UsageError(RENAMED)
         counted = self.counted(criterion)
         cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
         self.note_start(structure=cuts_nodes)

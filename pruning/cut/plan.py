@@ -26,6 +26,8 @@ Companion = MutableMapping[str, Tensor] | nn.Module
 
 _MOST_SHOWN = 12  # indices in a line of text
 
+RENAMED = "The keyword companions= is called cut_along= now."
+
 
 @dataclass
 class Line:
@@ -241,7 +243,7 @@ class PruningPlan:
                 is changed then.
         """
         if companions is not None:
-            raise UsageError("companions= is called cut_along= today.")
+            raise UsageError(RENAMED)
         if self.executed:
             raise UsageError("This plan was executed already; ask the graph for a new one.")
         if self._generation != self.traced.structure.generation:

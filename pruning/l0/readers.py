@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, tensors_in
 from pruning.modules.modes import eval_mode, same_random_state
-from pruning.modules.weights import WEIGHTED
+from pruning.modules.weights import WEIGHTED, channel_dims
 from pruning.scores.node_gates import acts_as_it_is
 from pruning.state import PrunableState
 from pruning.trace.labels import CONSUMER, PRODUCER
@@ -114,7 +114,8 @@ def _candidates(network: PrunableState) -> list[Reader]:
     for path, module in network.model.named_modules():
         if not isinstance(module, WEIGHTED) or not acts_as_it_is(module):
             continue
-        name, dim = graph.traced.names[id(module.weight)], 0 if getattr(module, "transposed", False) else 1
+        _, dim = channel_dims(module)
+        name = graph.traced.names[id(module.weight)]
         labels = graph.traced.labels(name, dim)
         passes_on = roles[labels] & PRODUCER > 0
         if dim == 0 and len(labels) and module.groups == module.in_channels:

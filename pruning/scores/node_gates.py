@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.modules.calls import Batches
-from pruning.modules.weights import WEIGHTED
+from pruning.modules.weights import WEIGHTED, channel_dims
 from pruning.scores.gradients import accumulate_gradients, require_signal
 from pruning.state import PrunableState
 
@@ -120,7 +120,8 @@ def acts_as_it_is(module: nn.Module) -> bool:
 
 
 def _nodes_of_outputs(network: PrunableState, module: Any, source: str) -> np.ndarray | None:
-    if not getattr(module, "transposed", False) or module.groups == module.in_channels > 1:
+    output_dim, _ = channel_dims(module)
+    if output_dim == 0 or module.groups == module.in_channels > 1:
         along = network.graph.nodes_along(source, 0)
     else:  # each group makes channels of its own, coupled to those of the others
         along = np.tile(network.graph.nodes_along(source, 1), module.groups)
