@@ -20,8 +20,8 @@ from models.MLP5 import MLP5
 from pruning import NodeCriterion, NodeRules, PrunableNetwork, UsageError
 from tests.support import slow_reference
 from tests.support import slow_reference_nodes as slow
-from tests.support.nodes_by_hand import NETWORKS, in_groups, node_numbers
-from tests.support.small_networks import build, data, mlp
+from tests.support.zoo.by_hand import BY_HAND, in_groups, node_numbers
+from tests.support.zoo.small import build, data, mlp
 from utils.settings import registry
 
 NODE_NAMES = [n for n in registry.names("criterions") if issubclass(registry.find("criterions", n), NodeCriterion)]
@@ -37,7 +37,7 @@ SLOW = {
     "Slimming": lambda model, batches, groups: slow.slimming(model, groups),
     "FPGM": lambda model, batches, groups: slow.fpgm(model, groups),
 }
-HAVE_NORMS = [name for name, case in NETWORKS.items() if any(group.norms for group in case.groups)]
+HAVE_NORMS = [name for name, case in BY_HAND.items() if any(group.norms for group in case.groups)]
 
 
 def make(name):
@@ -66,10 +66,10 @@ def test_every_node_criterion_has_a_slow_counterpart():
     assert set(NODE_NAMES) == {*SLOW, *elsewhere, "StructuredRandom"}
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 @pytest.mark.parametrize("name", SLOW)
 def test_the_score_is_the_papers(name, kind):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network()
     numbers = node_numbers(network, case.groups)
     if name == "Slimming" and kind not in HAVE_NORMS:
@@ -80,9 +80,9 @@ def test_the_score_is_the_papers(name, kind):
     assert close(in_groups(make(name).node_scores(network, case.batches()), numbers), expected)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_real_gates_agree_with_scaling_the_slices(kind):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     model = build(case.maker, dtype=torch.float64)
     gates = slow.gate_slopes(model, case.batches(), case.groups)
     assert close(gates, slow.gate_differences(model, case.batches(), case.groups), rtol=1e-6)
@@ -110,7 +110,7 @@ def producers(network, batches, chosen, change=lambda product: product, role="pr
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_changed_formula_would_be_noticed(mutation):
-    case = NETWORKS["residual"]
+    case = BY_HAND["residual"]
     network = case.network()
     numbers = node_numbers(network, case.groups)
     expected = slow.snap(network.model, case.batches(), case.groups)
@@ -122,7 +122,7 @@ def test_a_changed_formula_would_be_noticed(mutation):
 def test_snap_equals_the_gates_of_the_reference_on_plain_networks():
     """Acceptance test 3: linear and convolution, rtol 1e-5, biases inside the gate."""
     for kind in ("plain", "dense"):
-        case = NETWORKS[kind]
+        case = BY_HAND[kind]
         network = case.network(torch.float64)
         numbers = node_numbers(network, case.groups)
         gates = slow_reference.snap_gates(network.model, case.batches())
@@ -132,7 +132,7 @@ def test_snap_equals_the_gates_of_the_reference_on_plain_networks():
 
 def test_a_gate_before_a_norm_in_training_mode_says_nothing_and_snap_is_not_fooled():
     """Acceptance test 4."""
-    case = NETWORKS["plain"]
+    case = BY_HAND["plain"]
     network = case.network(torch.float64)
     network.model.train()
     batches = case.batches(torch.float64)
@@ -183,9 +183,9 @@ def test_half_precision_is_widened_before_sums():
     assert torch.allclose(EfficientConvNets().node_scores(network, ()).double(), exact, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_joint_scores_are_elasticities_of_one_pass(kind):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network()
     numbers = node_numbers(network, case.groups)
     weights, nodes = CNIP().joint_scores(network, case.batches())
@@ -195,7 +195,7 @@ def test_joint_scores_are_elasticities_of_one_pass(kind):
 
 
 def test_random_nodes_come_from_the_seed_alone():
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     first, again, other = (StructuredRandom(seed=s).node_scores(network, ()) for s in (1, 1, 2))
     torch.manual_seed(0)
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -204,14 +204,14 @@ def test_random_nodes_come_from_the_seed_alone():
 @pytest.mark.parametrize("name", ["SNAP", "Taylor", "GateDecorators", "CNIP"])
 def test_no_signal_and_no_data_are_clear_errors(name):
     score = "joint_scores" if name == "CNIP" else "node_scores"
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     with pytest.raises(UsageError, match="no batches"):
         getattr(make(name), score)(network, [])
     nn.init.zeros_(network.model[7].weight)
     nn.init.zeros_(network.model[7].bias)
     nn.init.zeros_(network.model[5].weight)
     with pytest.raises(UsageError, match="zero"):
-        getattr(make(name), score)(network, NETWORKS["plain"].batches())
+        getattr(make(name), score)(network, BY_HAND["plain"].batches())
 
 
 # -- what an event removes ------------------------------------------------------------------------------------------
@@ -230,9 +230,9 @@ class Given(NodeCriterion):
 
 
 @pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_the_worst_nodes_go_and_nothing_else(kind, sparsity):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network(node_rules=NodeRules(min_keep=2))
     numbers = node_numbers(network, case.groups)
     dense = copy.deepcopy(network.model)
@@ -253,10 +253,10 @@ def test_the_worst_nodes_go_and_nothing_else(kind, sparsity):
             assert bias is None or torch.equal(bias, dense.get_submodule(path).bias[left])
 
 
-@pytest.mark.parametrize("kind", [name for name in NETWORKS if name != "attention"])
+@pytest.mark.parametrize("kind", [name for name in BY_HAND if name != "attention"])
 def test_the_smaller_network_equals_the_masked_one(kind):
     """Acceptance test 10, through a whole event: zeroed channels, shifts of norms included."""
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network(torch.float64)
     numbers, masked = node_numbers(network, case.groups), copy.deepcopy(network.model).eval()
     scores = in_groups(SNAP().node_scores(network, case.batches(torch.float64)), numbers)
@@ -315,7 +315,7 @@ def test_a_limit_beyond_one_node_a_layer_stops_there_and_says_so():
 @pytest.mark.parametrize("limit", [0.3, 0.77, 0.93])
 def test_no_event_passes_its_target_by_more_than_the_rounding_of_one_node(name, limit):
     if name == "Slimming":
-        network = NETWORKS["residual"].network(torch.float64)
+        network = BY_HAND["residual"].network(torch.float64)
     else:
         model = build(lambda: MLP5(4, (1, 2, 3), hidden=33), dtype=torch.float64)
         network = PrunableNetwork(model, torch.zeros(1, 1, 2, 3).double())
@@ -328,7 +328,7 @@ def test_no_event_passes_its_target_by_more_than_the_rounding_of_one_node(name, 
 
 
 def test_a_target_behind_the_network_is_left_alone():
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     network.prune_to(EfficientConvNets(), 0.5)
     before = [p.clone() for p in network.model.parameters()]
     step = network.prune_to(EfficientConvNets(), 0.2)
@@ -339,7 +339,7 @@ def test_a_target_behind_the_network_is_left_alone():
 
 
 def test_scores_that_make_no_sense_change_nothing():
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     before = [p.clone() for p in network.model.parameters()]
     for scores, message in [
         (torch.zeros(3), "scores of shape"),
@@ -404,7 +404,7 @@ def test_rounded_widths(sparsity, local, round_to, seed):
 
 def test_rounding_counts_channels_not_nodes():
     """A node of this grouped convolution is two channels, so widths of 4 are two nodes."""
-    network = NETWORKS["grouped"].network(node_rules=NodeRules(round_to=4, ranking="local"))
+    network = BY_HAND["grouped"].network(node_rules=NodeRules(round_to=4, ranking="local"))
     network.prune_to(EfficientConvNets(), 0.5)
     assert network.model.stem.out_channels % 4 == 0 and network.model.groups.out_channels in (4, 6)
     assert network.model.stem.out_channels == 4
@@ -432,7 +432,7 @@ def test_impossible_rules_are_refused(rules):
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
 def test_a_limit_on_weights_or_flops_is_met_with_as_few_nodes_as_possible(kind, target, ranking, round_to):
     rules = NodeRules(counted=target, ranking=ranking, round_to=round_to)
-    network = four_by_32() if kind == "mlp" else NETWORKS[kind].network()
+    network = four_by_32() if kind == "mlp" else BY_HAND[kind].network()
     network.node_rules = rules
     scores = torch.rand(network.nodes_total(), generator=torch.Generator().manual_seed(0))
     step = network.prune_to(Given(scores), 0.6)
@@ -441,7 +441,7 @@ def test_a_limit_on_weights_or_flops_is_met_with_as_few_nodes_as_possible(kind, 
     assert step.reason.endswith(why) if step.reached > 0.605 else not step.reason
     if round_to == 1:
         # With one node more the limit would not have been met.
-        fewer = four_by_32() if kind == "mlp" else NETWORKS[kind].network()
+        fewer = four_by_32() if kind == "mlp" else BY_HAND[kind].network()
         fewer.node_rules = NodeRules(ranking=ranking)
         total = fewer.nodes_total()
         fewer.prune_to(Given(scores), 1 - (step.nodes_left + 1) / total)
@@ -503,20 +503,51 @@ class Particular(nn.Module):
         return self.third(torch.relu(self.second(x)))
 
 
-def test_nodes_that_are_refused_are_replaced_by_the_next_ones():
-    network = PrunableNetwork(Particular(lambda width: width >= 8), torch.zeros(2, 6))
-    step = network.prune_to(Given(torch.arange(32.0)), 0.5)  # asks for all but one of `first`
+def particular(least):
+    torch.manual_seed(0)
+    return PrunableNetwork(Particular(lambda width: width >= least), torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_where_one_node_of_a_layer_fails_two_of_every_layer_are_tried(invert):
+    network = particular(least=2)
+    step = network.prune_to(Given(torch.arange(32.0)), 0.5, invert=invert)  # asks for all but one of a layer
     assert step.nodes_left == 16 and not step.reason
-    assert network.model.first.out_features >= 8 and network.model.second.out_features <= 8
+    widths_left = [network.model.first.out_features, network.model.second.out_features]
+    assert widths_left == ([14, 2] if invert else [2, 14]) or invert
     assert network.model(torch.zeros(3, 6)).shape == (3, 4)
 
 
-def test_what_cannot_be_replaced_either_is_reported_with_the_reason():
-    network = PrunableNetwork(Particular(lambda width: width >= 8), torch.zeros(2, 6))
-    step = network.prune_to(Given(torch.arange(32.0)), 0.9)
-    assert network.model.second.out_features == 1 and 8 <= network.model.first.out_features < 16
-    assert step.reason.startswith(f"{step.nodes_left} nodes stay instead of 3: ")
-    assert "does not suit me" in step.reason
+def test_fewer_than_two_of_every_layer_are_reported_with_the_reason():
+    network = particular(least=2)
+    step = network.prune_to(Given(torch.arange(32.0)), 0.95)
+    assert (network.model.first.out_features, network.model.second.out_features) == (2, 2)
+    assert step.reason.startswith("4 nodes stay instead of 1: every layer keeps 2")
+    assert "a width of 1 does not suit me" in step.reason
+
+
+def test_a_plan_that_cannot_be_carried_out_is_one_error_and_changes_nothing():
+    network = particular(least=8)
+    optimizer = torch.optim.SGD(network.model.parameters(), lr=0.1, momentum=0.9)
+    network.model(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = {name: value.clone() for name, value in network.model.state_dict().items()}
+    told = []
+
+    class Telling(Given):
+        def before_cut(self, network, keep):
+            told.append(keep)
+
+    with pytest.raises(UsageError, match="cannot be removed.*a width of 1 does not suit me.*second") as error:
+        network.prune_to(Telling(torch.arange(32.0)), 0.5, optimizers=[optimizer])
+    assert "\n" not in str(error.value) and not told
+    state = network.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+    assert optimizer.state[network.model.first.weight]["momentum_buffer"].shape == (16, 6)
+    assert len(network.graph.nodes) == 32 and network.node_sparsity() == 0
+    network.prune_to(Given(torch.arange(32.0).flip(0)), 0.5)  # what it can do, it still does
+    assert network.model.first.out_features == 15
 
 
 # -- weights and nodes together -------------------------------------------------------------------------------------
@@ -525,7 +556,7 @@ def test_what_cannot_be_replaced_either_is_reported_with_the_reason():
 @pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("kind", ["plain", "dense", "residual", "concatenated"])
 def test_cnip_equals_trying_every_threshold(kind, sparsity):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network(torch.float64)
     numbers = node_numbers(network, case.groups)
     weights, nodes = CNIP().joint_scores(network, case.batches(torch.float64))
@@ -542,9 +573,9 @@ def test_cnip_equals_trying_every_threshold(kind, sparsity):
 
 
 @pytest.mark.parametrize("name", ["CNIP", "CNIPit"])
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_cnip_reaches_the_weight_sparsity_to_the_weight(kind, name):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     for sparsity in (0.25, 0.5, 0.8):
         network = case.network()
         report = network.prune(make(name), case.batches(), sparsity=sparsity)

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from pruning.cut import by_hand
+from pruning.cut.plan import cut_function
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
+from pruning.modules.weights import channel_dims
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,25 @@ def test_channelwise_modules(norm: nn.Module) -> None:
     torch.testing.assert_close(norm(x[:, [0, 2, 5]]), wanted)
 
 
+@pytest.mark.parametrize(
+    ("module", "dims"),
+    [
+        (nn.Linear(2, 3), (0, 1)),
+        (nn.Conv2d(2, 3, 1), (0, 1)),
+        (nn.ConvTranspose1d(2, 3, 1), (1, 0)),
+        (nn.Embedding(5, 3), (1, 0)),
+        (nn.EmbeddingBag(5, 3), (1, 0)),
+        (nn.BatchNorm1d(3), (0, 1)),
+    ],
+)
+def test_every_room_asks_the_same_table_for_the_side_of_a_dimension(module: nn.Module, dims: tuple[int, int]) -> None:
+    assert channel_dims(module) == dims
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        assert cut_function(module, 1) == "prune_out_channels" and cut_function(module, 0) == "prune_in_channels"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        assert [cut_function(module, dim) for dim in dims] == ["prune_conv", "prune_related_conv"]
+
+
 def test_embedding_and_attention() -> None:
     table, ids = nn.Embedding(9, 6), torch.arange(4)
     wanted = table(ids)[:, [1, 2]]
@@ -90,6 +111,10 @@ def test_embedding_and_attention() -> None:
         (by_hand.prune_in_channels, nn.Embedding(3, 3), [0]),
         (by_hand.prune_batchnorm, nn.BatchNorm1d(3, affine=False, track_running_stats=False), [0]),
         (by_hand.prune_in_channels, nn.MultiheadAttention(8, 2), [0]),
+        (by_hand.prune_linear, nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), [0]),
+        (by_hand.prune_related_conv, nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 6, 1)), [0]),
+        (by_hand.prune_in_channels, nn.Bilinear(3, 3, 4), [0]),
+        (by_hand.prune_out_channels, nn.LayerNorm((3, 3)), [0]),
     ],
 )
 def test_refusals_change_nothing(function, module: nn.Module, idxs: list[int]) -> None:

@@ -10,10 +10,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pruning import prune_conv, prune_related_conv
+from criterions.StructuredRandom import StructuredRandom
+from pruning import PrunableNetwork, prune_conv, prune_related_conv
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
-from tests.support.networks import Residual, plain
+from tests.support.zoo.joins import Residual
+from tests.support.zoo.plain import plain
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -242,3 +244,55 @@ def test_what_fails_later_restores_everything(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     plan.exec(optimizers=optimizer)
     assert model[0][0].out_channels == 5
+
+
+def test_the_former_keyword_names_the_new_one() -> None:
+    model, graph = build()
+    before = copy.deepcopy(model.state_dict())
+    plan = graph.plan([0])
+    with pytest.raises(UsageError, match="companions= is called cut_along="):
+        plan.exec(companions=[{}])
+    assert unchanged(model, before) and not plan.executed
+    network = PrunableNetwork(model, X)
+    with pytest.raises(UsageError, match="companions= is called cut_along="):
+        network.prune_to(StructuredRandom(), 0.5, companions=[{}])
+    assert unchanged(model, before) and network.events == 0
+
+
+class Picky(nn.Module):
+    """Code that takes some widths only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x).relu()
+        if hidden.shape[1] < 3:
+            raise RuntimeError("that is too narrow for me")
+        return self.head(hidden)
+
+
+def test_a_plan_that_does_not_run_is_one_error_that_names_operation_and_module() -> None:
+    model = nn.Sequential(Picky())
+    graph = DependencyGraph(model, torch.randn(2, 4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match="too narrow for me.*the code in 0") as told:
+        graph.plan(range(6))
+    assert "\n" not in str(told.value) and unchanged(model, before)
+    graph.plan(range(5)).exec()
+    assert model[0].body.out_features == 3
+
+
+def test_a_width_in_the_code_is_told_with_its_sizes() -> None:
+    class HardCoded(Picky):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).view(len(x), 2, 4).flatten(1))
+
+    graph = DependencyGraph(nn.Sequential(HardCoded()), torch.randn(1, 4))
+    assert not len(graph.nodes)
+    reasons = [pin for pin in graph.pinned if "hard-coded" in pin.reason]
+    assert [pin.reason for pin in reasons] == ["hard-coded width in module 0: view to [1, 2, 4]"]
+    assert (reasons[0].operation, reasons[0].module) == ("aten.view", "0")
+    with pytest.raises(UsageError, match=r"hard-coded width in module 0: view to \[1, 2, 4\]"):
+        graph.get_pruning_plan(graph.model[0].body, idxs=[1])

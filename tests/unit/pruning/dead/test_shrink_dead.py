@@ -13,7 +13,7 @@ from models.VGG16 import VGG16
 from pruning import PrunableNetwork, UsageError, load_pruned, shrink_dead
 from pruning.cut.load import extras_of
 from pruning.modules.modes import look
-from tests.support.small_networks import Attention, Residual, build
+from tests.support.zoo.small import Attention, Residual, build
 
 DIGIT, PICTURE = (1, 28, 28), (3, 32, 32)
 NETWORKS = {
@@ -337,6 +337,34 @@ def test_the_shrunken_network_comes_back_from_its_state_dict():
     loaded = load_pruned(LeNet5(10, DIGIT).double(), saved).eval()
     inputs = torch.randn(2, *DIGIT, dtype=torch.float64)
     torch.testing.assert_close(loaded(inputs), look(network.model, inputs), rtol=0, atol=0)
+
+
+class Picky(nn.Module):
+    """Code that fails on a single hidden channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = self.body(x).relu()
+        if hidden.shape[1] == 1:
+            raise RuntimeError("one channel does not suit me")
+        return self.head(hidden)
+
+
+def test_where_one_channel_alone_fails_two_stay():
+    network = PrunableNetwork(Picky().eval(), torch.randn(2, 4))
+    keep = torch.zeros(3, 8, dtype=torch.bool)
+    keep[:, 5] = True
+    network.masks.set({"head.weight": keep})
+    network.enforce()
+    inputs = torch.randn(4, 4)
+    before = look(network.model, inputs)
+    report = shrink_dead(network)
+    assert report.nodes == 6 and network.model.body.out_features == 2
+    assert "one channel does not suit me" in report.reason
+    torch.testing.assert_close(look(network.model, inputs), before)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

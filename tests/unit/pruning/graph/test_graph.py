@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.marks import keep, tie
 from pruning.trace.rules.table import RULES, register_rule
-from tests.support.networks import NETWORKS, Attention, Residual, plain
+from tests.support.zoo import NETWORKS
+from tests.support.zoo.joins import Residual
+from tests.support.zoo.plain import plain
+from tests.support.zoo.sequences import Attention
 
 
 def graph_of(name: str) -> DependencyGraph:
@@ -251,11 +256,36 @@ def test_pictures(tmp_path: Path) -> None:
     graph.draw(tmp_path / "graph.svg")
     root = ElementTree.parse(tmp_path / "graph.svg").getroot()
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert "stem.0" in texts
+    assert "stem.0" in texts and "stem.1" not in texts, "letters can be searched; norms follow their layer"
+    graph.draw(tmp_path / "graph.png")
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
     graph.draw(tmp_path / "graph.txt")
     assert "made by stem.0.weight[0]" in (tmp_path / "graph.txt").read_text()
     with pytest.raises(UsageError, match="svg"):
-        graph.draw(tmp_path / "graph.png")
+        graph.draw(tmp_path / "graph.jpg")
+    assert not (tmp_path / "graph.jpg").exists()
+
+
+def test_mermaid_has_a_box_per_layer_and_an_arrow_per_edge(tmp_path: Path) -> None:
+    graph = graph_of("Residual")
+    edges = graph.to_networkx().edges
+    graph.draw(tmp_path / "graph.mmd")
+    lines = (tmp_path / "graph.mmd").read_text().splitlines()
+    assert lines[0] == "flowchart TD"
+    boxes = dict(re.findall(r'^ +(layer\d+)\["(.+?)<br>', "\n".join(lines), re.MULTILINE))
+    arrows = re.findall(r"^ +(layer\d+) -->\|(\d+)\| (layer\d+)$", "\n".join(lines), re.MULTILINE)
+    drawn = {(boxes[start], boxes[end]): int(channels) for start, channels, end in arrows}
+    assert drawn == {(start, end): data["channels"] for start, end, data in edges(data=True)}
+    graph.draw(tmp_path / "graph.md")
+    assert (tmp_path / "graph.md").read_text().splitlines() == ["```mermaid", *lines, "```"]
+
+
+def test_without_matplotlib_a_picture_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of("plain")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="pip install matplotlib"):
+        graph.draw(tmp_path / "graph.svg")
+    graph.draw(tmp_path / "graph.md")
 
 
 def test_two_graphs_share_nothing() -> None:

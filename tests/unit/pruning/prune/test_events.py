@@ -23,8 +23,8 @@ from pruning.prune.nodes import node_selection_of
 from pruning.prune.step import weight_budget
 from pruning.prune.target import nodes_to_keep
 from pruning.state import NodeRules
-from tests.support.nodes_by_hand import NETWORKS
-from tests.support.small_networks import build, data
+from tests.support.zoo.by_hand import BY_HAND
+from tests.support.zoo.small import build, data
 
 sizes_of = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
@@ -47,28 +47,18 @@ def random_scores(count, seed=0):
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def fixed_mask(count, nodes):
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[[node for node in nodes if node < count]] = True
-    return mask
-
-
 # -- choosing -------------------------------------------------------------------------------------------------------
 
 
-@given(sizes_of, st.integers(0, 50), st.integers(1, 4), st.booleans(), st.sets(st.integers(0, 44)), st.integers(0, 99))
+@given(sizes_of, st.integers(0, 50), st.integers(1, 4), st.booleans(), st.integers(0, 99))
 @settings(max_examples=200)
-def test_the_count_is_exact_where_the_guards_allow_it(sizes, n_keep, min_keep, local, fixed, seed):
+def test_the_count_is_exact_where_the_guards_allow_it(sizes, n_keep, min_keep, local, seed):
     count = sum(sizes)
-    chosen = layout(sizes, min_keep=min_keep, local=local, fixed=fixed_mask(count, fixed))
+    chosen = layout(sizes, min_keep=min_keep, local=local)
     kept = chosen.keep(random_scores(count, seed), n_keep)
-    counts = chosen.counts(kept)
-    stuck = chosen.counts(chosen.fixed)
-    least = np.maximum(np.minimum(sizes, min_keep), stuck)
-    assert (counts >= least).all() and bool(kept[chosen.fixed].all())
-    # Fixed nodes and each group's best may be different ones where all are ranked together.
-    slack = 0 if local else int(min(min_keep, max(sizes)) * len(sizes))
-    assert min(max(n_keep, least.sum()), count) <= kept.count_nonzero() <= min(max(n_keep, least.sum() + slack), count)
+    least = np.minimum(sizes, min_keep)
+    assert (chosen.counts(kept) >= least).all()
+    assert kept.count_nonzero() == min(max(n_keep, least.sum()), count)
 
 
 @given(sizes_of, st.integers(1, 50), st.integers(0, 99))
@@ -92,14 +82,13 @@ def test_multiples(sizes, n_keep, multiple, seed):
     assert counts.sum() <= max(n_keep, sum(min(multiple, size) for size in sizes))
 
 
-def test_fixing_takes_the_better_half_of_each_group_and_can_be_undone():
-    chosen = layout([4, 3])
-    chosen.fix(np.array([0, 1, 2, 4]), torch.tensor([1.0, 3, 2, 9, 5, 6, 7]))
-    assert chosen.fixed.nonzero().flatten().tolist() == [1, 2, 4] and chosen.fixed_groups() == [0, 1]
-    before = chosen.release(0)
-    assert chosen.fixed_groups() == [1]
-    chosen.fixed = before
-    assert chosen.fixed_groups() == [0, 1]
+def test_two_of_each_group_where_there_are_two():
+    once = layout([4, 1, 3], local=True)
+    twice = once.with_two_each()
+    assert twice.counts(twice.keep(random_scores(8), 0)).tolist() == [2, 1, 2] and twice.local
+    assert once.counts(once.keep(random_scores(8), 0)).tolist() == [1, 1, 1], "the rules themselves stay"
+    more = layout([4, 4], min_keep=np.array([1, 3])).with_two_each()
+    assert more.counts(more.keep(random_scores(8), 0)).tolist() == [2, 3]
 
 
 def test_a_layout_of_nothing():
@@ -129,9 +118,9 @@ def test_the_search_finds_the_border_wherever_it_starts(top, border, guess):
     assert all(0 < number < top for number in asked)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_forecasts_equal_what_comes(kind):
-    network = NETWORKS[kind].network()
+    network = BY_HAND[kind].network()
     network.note_start()
     gone = random_scores(network.nodes_total()) < 0.4
     layout_now = node_selection_of(network)
@@ -160,9 +149,9 @@ def test_a_weight_goes_with_the_first_of_its_nodes():
 # -- carrying cuts over ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", BY_HAND)
 def test_a_loaded_copy_knows_the_same_nodes(kind):
-    case = NETWORKS[kind]
+    case = BY_HAND[kind]
     network = case.network()
     network.prune(SNAP(), case.batches(), sparsity=0.4)
     other = case.network()
@@ -180,7 +169,7 @@ def test_a_loaded_copy_knows_the_same_nodes(kind):
 
 
 def test_cuts_that_do_not_fit_change_nothing():
-    network, other = NETWORKS["plain"].network(), NETWORKS["dense"].network()
+    network, other = BY_HAND["plain"].network(), BY_HAND["dense"].network()
     network.prune(EfficientConvNets(), sparsity=0.5)
     before = other.graph.structure.alive.copy()
     assert not cut_like(other.graph, network.kept_indices())
@@ -222,21 +211,21 @@ def test_a_node_that_takes_much_more_than_was_asked_is_said():
 
 
 def test_a_criterion_of_neither_kind_is_refused():
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     with pytest.raises(UsageError, match="scores neither weights nor nodes"):
         network.prune(Criterion(), sparsity=0.5)
 
 
 def test_a_node_criterion_needs_example_inputs():
-    network = PrunableNetwork(build(NETWORKS["plain"].maker))
+    network = PrunableNetwork(build(BY_HAND["plain"].maker))
     with pytest.raises(UsageError, match="needs example inputs"):
         network.prune(SNAP(), data((2, 6, 6)), sparsity=0.5)
 
 
 def test_an_optimizer_that_cannot_be_cut_leaves_everything_as_it_was():
-    network = NETWORKS["plain"].network()
+    network = BY_HAND["plain"].network()
     optimizer = torch.optim.LBFGS(network.model.parameters())
-    x, y = NETWORKS["plain"].batches()[0]
+    x, y = BY_HAND["plain"].batches()[0]
 
     def closure():
         optimizer.zero_grad()
@@ -259,7 +248,7 @@ def test_an_event_that_is_inverted_or_shuffled_keeps_the_same_widths_or_count():
 
     shapes = []
     for how in ({}, {"shuffle": torch.Generator().manual_seed(1)}, {"invert": True}):
-        network = NETWORKS["plain"].network()
+        network = BY_HAND["plain"].network()
         network.prune_to(Given(), 0.5, **how)
         assert len(network.graph.nodes) == 5
         shapes.append(([p.shape for p in network.model.parameters()], network.model[0].weight.detach().clone()))
