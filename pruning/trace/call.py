@@ -62,7 +62,7 @@ class Notes:
     def tie(self, one: Axis | None, other: Axis | None, why: str = "") -> None:
         """Couples two axes index by index; an axis that meets a dimension of fixed size must stay as it is."""
         if one is None or other is None:
-            why = why or "meets a dimension of fixed size"
+            why = why or "meets a dimension of fixed size"  # of the two, at most one is something to pin
             self.pin(one, why)
             self.pin(other, why)
             return
@@ -70,15 +70,15 @@ class Notes:
             self.pin(one, "meets a dimension of another size")
             self.pin(other, "meets a dimension of another size")
             return
-        if one.labels is not other.labels:
+        if one.labels is not other.labels:  # x + x says nothing
             self.ties.append((one.labels, other.labels, len(self.entries)))
 
     def couple(self, table: Labels) -> None:
         """Couples all entries of each column of a (rows, columns) table."""
         if len(table) < 2:
             return
-        first, others = table[0], table[1:]
-        first = np.broadcast_to(first, others.shape)
+        others = table[1:]
+        first = np.broadcast_to(table[0], others.shape)
         self.ties.append((others.ravel(), first.ravel(), len(self.entries)))
 
     def pin(self, axis: Axis | None, why: str) -> None:

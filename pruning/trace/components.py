@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pruning.trace.labels import Labels
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Mask = NDArray[np.bool_]
 
@@ -85,6 +85,10 @@ class Structure:
 
     def assemble(self) -> None:
         """Joins what is tied and decides which components are nodes."""
+        # Imported with the first graph: a program that builds none does not wait for it.
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         ones = _joined([one for one, _, _ in self.facts.ties])
         others = _joined([other for _, other, _ in self.facts.ties])
         weights = np.ones(len(ones), dtype=np.int8)
@@ -166,7 +170,8 @@ class Structure:
         node, owner = node[is_first], owner[is_first]
 
         # Sums of random numbers, one per dimension: two sets of dimensions have the same sum only by a miracle.
-        marks = np.random.default_rng(0).integers(1, 2**62, len(self.dimensions), dtype=np.int64)
+        random = np.random.default_rng(0)
+        marks = random.integers(1, 2**62, len(self.dimensions), dtype=np.int64)
         signature = np.zeros(self.count, dtype=np.int64)
         np.add.at(signature, node, marks[owner])
 
@@ -225,7 +230,8 @@ class Structure:
     def emptied(self, removed: Mask) -> list[Dimension]:
         """Returns the dimensions of which nothing would be left."""
         stays = self.alive & ~removed
-        left = np.add.reduceat(stays[: self.slice_labels].astype(np.int64), self.starts)
+        stays = stays[: self.slice_labels].astype(np.int64)
+        left = np.add.reduceat(stays, self.starts)
         return [self.dimensions[place] for place in np.flatnonzero(left == 0)]
 
     def pin(self, labels: Iterable[Labels], operation: str, module: str, why: str) -> None:
@@ -269,6 +275,8 @@ class Couplings:
 
     def _walk(self, seeds: tuple[Dimension, ...]) -> dict[Dimension, str]:
         """Returns how each dimension is reached from the seeds, the nearest first."""
+        import networkx as nx
+
         found: dict[Dimension, str] = dict.fromkeys(seeds, "asked for")
         start = [seed for seed in seeds if seed in self.network]
         if not start:
@@ -283,6 +291,8 @@ class Couplings:
     @cached_property
     def network(self) -> nx.Graph:
         """Dimensions as nodes, and the first operation that ties two of them as edges."""
+        import networkx as nx  # only those who ask for a plan's reasons wait for it
+
         network = nx.Graph()
         for ones, others, place in self.structure.facts.ties:
             if not len(ones):

@@ -33,6 +33,14 @@ class Axis(NamedTuple):
         """Returns the axis after NumPy indexing of its positions."""
         return Axis(self.labels[index], self.zero)
 
+    def tiled(self, times: int) -> Axis:
+        """Returns the axis after copies that follow each other: a b a b."""
+        return Axis(np.tile(self.labels, times), self.zero)
+
+    def repeated(self, times: int) -> Axis:
+        """Returns the axis with every index several times: a a b b."""
+        return Axis(np.repeat(self.labels, times), self.zero)
+
 
 Axes = tuple["Axis | None", ...]  # one per dimension of a tensor, None where it cannot shrink
 
@@ -120,8 +128,11 @@ class Rows:
     def labels(self) -> Labels:
         """All labels in the table, in order."""
         # Along expanded dimensions (a step of 0) every index holds the same.
-        once = tuple(slice(0, 1) if step == 0 else slice(None) for step in self.table.stride())
-        counts = np.bincount(self.table[once].flatten().numpy())
+        table = self.table
+        for dim, step in enumerate(table.stride()):
+            if step == 0:
+                table = table.narrow(dim, 0, min(1, table.shape[dim]))
+        counts = np.bincount(table.flatten().numpy())
         return np.flatnonzero(counts)
 
 

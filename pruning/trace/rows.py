@@ -94,7 +94,8 @@ def handed_on(call: Call, rows: Rows, place: int) -> list[Rows | None]:
 
 
 def _other_operands_are_numbers(call: Call) -> bool:
-    return all(not isinstance(value, Tensor) or value.dim() == 0 for value in call.args[1:])
+    tensors = [value for value in call.args[1:] if isinstance(value, Tensor)]
+    return all(tensor.dim() == 0 for tensor in tensors)
 
 
 def _moved(call: Call, rows: Rows, kind: Kind) -> list[Tensor]:

@@ -138,9 +138,9 @@ class Trace(TorchDispatchMode, Notes):
 
         takes_numbers = schema(entry.func).pointwise or Kind.TAKES_NUMBERS in kind_of(entry.name)
         if takes_numbers:
-            values = (*args, *kwargs.values())
-            numbers = [value for value in values if isinstance(value, (int, float)) and value is not True]
-            entry.numbers += tuple(numbers)
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, (int, float)) and value is not True:
+                    entry.numbers += (value,)
 
     # -- after it ran ----------------------------------------------------------------------------------------------
 
@@ -148,7 +148,8 @@ class Trace(TorchDispatchMode, Notes):
         """Applies the rule of an operation and notes what came out."""
         entry = self.entry
         infos = self._apply(call, inputs)
-        entry.outs = [(out.shape, out.dtype, info.axes) for out, info in zip(call.outs, infos, strict=True)]
+        results = list(zip(call.outs, infos, strict=True))
+        entry.outs = [(out.shape, out.dtype, info.axes) for out, info in results]
 
         moved = is_move(call.name)
         sources = [tensor for tensor in inputs if tensor.dim()]  # a single number does not make it less of a weight
@@ -159,7 +160,7 @@ class Trace(TorchDispatchMode, Notes):
             summed = tuple(entry.summed)
         rows = self._rows(call, inputs)
 
-        for place, (out, info) in enumerate(zip(call.outs, infos, strict=True)):
+        for place, (out, info) in enumerate(results):
             self._kept_alive.append(out)
             self._note_overwriting(call, out, info)
             behind = rows[place] if place < len(rows) else None
@@ -169,7 +170,7 @@ class Trace(TorchDispatchMode, Notes):
             else:
                 self.infos[id(out)] = info
         if self.real and not moved:
-            entry.decided = [_decided(out, info) for out, info in zip(call.outs, infos, strict=True)]
+            entry.decided = [_decided(out, info) for out, info in results]
         self.entries.append(entry)
 
     def _apply(self, call: Call, inputs: list[Tensor]) -> list[Info]:
@@ -274,7 +275,8 @@ def as_infos(result: Any, outs: list[Tensor]) -> list[Info]:
     elif not isinstance(result, list):
         result = [result]
     infos = [item if isinstance(item, Info) else Info(tuple(item)) for item in result]
-    infos += [_unlabelled(out) for out in outs[len(infos) :]]
+    unsaid = outs[len(infos) :]
+    infos += [_unlabelled(out) for out in unsaid]
     for info, out in zip(infos, outs, strict=True):
         for axis, size in zip(info.axes, out.shape, strict=True):
             if axis is not None and len(axis.labels) != size:

@@ -184,7 +184,10 @@ class TracedNetwork:
         tensor = self.tensors[name]
         dtype, device = self._was[name]
         if not self.real:
-            shape = [size if axis is None else len(axis.labels) for size, axis in zip(tensor.shape, axes, strict=True)]
+            shape = list(tensor.shape)
+            for dim, axis in enumerate(axes):
+                if axis is not None:
+                    shape[dim] = len(axis.labels)
             return blank(tuple(shape), dtype)
         made = tensor.detach().to(device, dtype, copy=True)
         for dimension in self._by_name.get(name, ()):

@@ -30,7 +30,7 @@ def attention(call: Call) -> list[Axes]:
         trace.pin(axis, "is a row of tokens")
 
     lead = []
-    for of_query, of_key, of_value in zip(query[:-2], key[:-2], value[:-2], strict=True):
-        shared = couple_factors(call, of_key, of_value)
-        lead.append(couple_factors(call, of_query, shared))
-    return [(*lead, query[-2], value[-1])]
+    for dim in (0, 1):
+        shared = couple_factors(call, key[dim], value[dim])
+        lead.append(couple_factors(call, query[dim], shared))
+    return [(*lead, query[-2], value[-1])]  # (batch, heads, tokens, head width of the values)

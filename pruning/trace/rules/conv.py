@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from pruning.trace.call import Call
@@ -24,17 +23,19 @@ def convolution(call: Call) -> Axes:
     transposed = call.get("transposed", False)
 
     sides = [_side(call, x[dim], dim, transposed) for dim in range(2, len(x))]
+    producer, consumer = weight[0], weight[1]
+    if transposed:
+        producer, consumer = consumer, producer
+
     if groups == 1:
-        enters, leaves = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
-        contract(call, x[1], enters)
-        channels = leaves
+        contract(call, x[1], consumer)
+        channels = producer
     elif transposed:
         channels = _grouped_transposed(call, x[1], weight, groups)
     else:
         channels = _grouped(call, x[1], weight, groups)
 
     if trace.is_weight(call["weight"]):
-        producer, consumer = (weight[1], weight[0]) if transposed else (weight[0], weight[1])
         trace.mark(producer, PRODUCER)
         trace.mark(consumer, CONSUMER)
         if transposed and weight[1] is None:  # a depthwise one: its only slices are those along dimension 0
@@ -46,7 +47,8 @@ def convolution(call: Call) -> Axes:
 
 def _channel_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
     """Adds one number per channel, so that zeros stay only where that number goes as well."""
-    channels, added = axes[1], call.trace.axes(bias)[0]
+    channels = axes[1]
+    (added,) = call.trace.axes(bias)
     call.trace.tie(channels, added)
     call.trace.mark(added, PRODUCER)
     result = [with_zero(axis, False) for axis in axes]
@@ -62,18 +64,22 @@ def _side(call: Call, axis: Axis | None, dim: int, transposed: bool) -> Axis | N
         steps, margins = call["stride"], call["padding"]  # one number may stand for all sides
         step = steps[(dim - 2) % len(steps)]
         margin = margins[(dim - 2) % len(margins)]
-        kernel, out = call["weight"].shape, call.outs[0].shape
+        kernel = call["weight"].shape
         # A kernel of one place looks at each position alone (as MLP-Mixer mixes tokens).
         if step == 1 and kernel[dim] == 1 and margin == 0:
             return axis
         # Channels laid out as one long picture, which look at their neighbours (ECA, arXiv:1910.03151).
         one_kernel = kernel[:2] == (1, 1)
-        if step == 1 and one_kernel and out[2:] == call["input"].shape[2:]:
+        if step == 1 and one_kernel and _keeps_sides(call):
             trace.lose(axis, "a convolution along a dimension that shrinks")
             return with_zero(axis, False)
     trace.pin(axis, "is a side of a picture or a kernel")
     trace.pin(call.axes("weight")[dim], "is a side of a picture or a kernel")
     return None
+
+
+def _keeps_sides(call: Call) -> bool:
+    return call.outs[0].shape[2:] == call["input"].shape[2:]
 
 
 def _grouped(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis | None:
@@ -87,8 +93,7 @@ def _grouped(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis
     depthwise = trace.choose(lambda: call["weight"].shape[1] == 1)
     if depthwise and enters is not None and rows is not None:
         per_group = len(rows.labels) // groups
-        channel_of_row = np.repeat(np.arange(groups), per_group)
-        trace.tie(enters.take(channel_of_row), rows)
+        trace.tie(enters.repeated(per_group), rows)  # each channel makes so many rows
         return rows
     if depthwise:
         trace.pin(rows, "is convolved depthwise with channels of fixed number")
@@ -100,7 +105,7 @@ def _grouped(call: Call, enters: Axis | None, weight: Axes, groups: int) -> Axis
         trace.couple(enters.labels.reshape(groups, per_group))
         trace.tie(enters.take(slice(0, per_group)), columns)
     if rows is not None:
-        trace.couple(rows.labels.reshape(groups, -1))
+        trace.couple(rows.labels.reshape(groups, -1))  # the first of every group goes with the first of all others
     return rows
 
 
@@ -113,12 +118,10 @@ def _grouped_transposed(call: Call, enters: Axis | None, weight: Axes, groups: i
     if depthwise and rows is not None:
         trace.pin(columns, "belongs to every group of a transposed convolution")
         per_group = call["weight"].shape[1]
-        return rows.take(np.repeat(np.arange(groups), per_group))
+        return rows.repeated(per_group)
     if rows is not None:
         trace.couple(rows.labels.reshape(groups, -1))
-    if columns is None:
-        return None
-    return columns.take(np.tile(np.arange(len(columns.labels)), groups))
+    return None if columns is None else columns.tiled(groups)
 
 
 def deformable(call: Call) -> Axes:

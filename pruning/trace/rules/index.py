@@ -41,7 +41,8 @@ def embedding(call: Call) -> list[Axes]:
 def index(call: Call) -> Axes:
     """x[:, table]: indexed dimensions must stay, the others pass. For position biases (Swin) and last tokens."""
     axes = call.axes("self")
-    return tuple(None if dim is None else axes[dim] for dim in _picked(call))
+    picked = _picked(call)
+    return tuple(None if dim is None else axes[dim] for dim in picked)
 
 
 @rule("index_put _index_put_impl")
@@ -78,9 +79,12 @@ def _picked(call: Call) -> list[int | None]:
     has_mask = any(_is_mask(tensor) for tensor in tensors)
     new = 1 if has_mask else max(tensor.dim() for tensor in tensors)
     # The new dimensions stand in the place of those named where these are neighbours, else in front.
-    are_neighbours = named == list(range(named[0], named[-1] + 1))
-    lead = named[0] if are_neighbours else 0
-    return [*rest[:lead], *[None] * new, *rest[lead:]]
+    first, last = named[0], named[-1]
+    are_neighbours = named == list(range(first, last + 1))
+    lead = first if are_neighbours else 0
+    picked: list[int | None] = list(rest)
+    picked[lead:lead] = [None] * new
+    return picked
 
 
 def _named(call: Call, indices: list[Tensor | None]) -> list[int]:
@@ -141,7 +145,10 @@ def index_write(call: Call) -> Axes:
     named = _pin_named(call, axes, source)
     result: list[Axis | None] = []
     for dim, (own, written) in enumerate(zip(axes, source, strict=True)):
-        result.append(None if dim == named else couple_all(call, [own, written]))
+        if dim == named:
+            result.append(None)
+        else:
+            result.append(couple_all(call, [own, written]))
     return tuple(result)
 
 
@@ -167,7 +174,8 @@ def gather(call: Call) -> Axes:
 @rule("scatter scatter_add scatter_reduce")
 def scatter(call: Call) -> Axes:
     """x[i, table[i, j]] = y[i, j]: the same the other way round."""
-    axes, table, source = call.axes("self"), call.axes("index"), _source(call, "src")
+    axes, table = call.axes("self"), call.axes("index")
+    source = _source(call, "src")
     named = _pin_named(call, axes, table, source)
     result: list[Axis | None] = []
     for dim, axis in enumerate(axes):

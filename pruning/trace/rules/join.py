@@ -14,7 +14,8 @@ def cat(call: Call) -> Axes:
     """Labels follow each other; all other dimensions couple. For DenseNet, Inception, U-Nets and class tokens."""
     out = call.outs[0]
     dim = call["dim"] % out.dim()
-    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]  # torch allows an empty one of 1 dim
+    # torch allows tensors of shape (0,) among others of any rank.
+    tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim()]
     rows = [call.trace.axes(tensor) for tensor in tensors]
     result: list[Axis | None] = []
     for place in range(out.dim()):
@@ -48,7 +49,9 @@ def _appended(call: Call, axes: list[Axis | None], sizes: list[int]) -> Axis | N
         return None
     parts = []
     for axis, size in zip(axes, sizes, strict=True):
-        parts.append(_fixed(call.trace, size, "is joined to channels") if axis is None else axis)
+        if axis is None:
+            axis = _fixed(call.trace, size, "is joined to channels")
+        parts.append(axis)
     labels = np.concatenate([part.labels for part in parts])
     return Axis(labels, all(part.zero for part in parts))
 
@@ -63,7 +66,9 @@ def _fixed(trace: Notes, size: int, why: str) -> Axis:
 def stack(call: Call) -> Axes:
     """A new dimension whose length is the number of tensors; all others couple. For steps of recurrent networks."""
     rows = [call.trace.axes(tensor) for tensor in call["tensors"]]
-    joined = [couple_all(call, list(along)) for along in zip(*rows, strict=True)]
+    joined = []
+    for along in zip(*rows, strict=True):  # the same dimension of every tensor
+        joined.append(couple_all(call, list(along)))
     dim = call["dim"] % (len(joined) + 1)
     return (*joined[:dim], None, *joined[dim:])
 
@@ -79,13 +84,14 @@ def constant_pad(call: Call) -> Axes:
     pad = call["pad"]  # (before, after) of the last dimension first
     for place in range(len(pad) // 2):
         dim = len(axes) - 1 - place
-        before, after = pad[2 * place], pad[2 * place + 1]
+        before, after = pad[2 * place : 2 * place + 2]
         axis = axes[dim]
         if axis is None or before == after == 0:
             continue
         if before < 0 or after < 0:
             trace.pin(axis, "is cropped by a negative padding")
-        first, last = max(-before, 0), len(axis.labels) - max(-after, 0)
+        first = max(-before, 0)
+        last = len(axis.labels) - max(-after, 0)
         inner = axis.labels[first:last]
         front = _fixed(trace, max(before, 0), "channels added by padding")
         back = _fixed(trace, max(after, 0), "channels added by padding")

@@ -36,19 +36,26 @@ def couple_factors(call: Call, one: Axis | None, other: Axis | None) -> Axis | N
     return with_zero(one, one.zero or other.zero)
 
 
+def couple_batches(call: Call, one: Axes, other: Axes) -> list[Axis | None]:
+    """Couples all dimensions before the last two, which are those of a matrix."""
+    pairs = zip(one[:-2], other[:-2], strict=True)
+    return [couple_factors(call, of_one, of_other) for of_one, of_other in pairs]
+
+
 def product(call: Call, left: Tensor, right: Tensor) -> Axes:
     """(..., n, k) @ (..., k, m): k couples, n and m are handed on, leading dimensions couple."""
     trace = call.trace
     one, other = trace.axes(left), trace.axes(right)
     contract(call, one[-1], other[-2])
+    # In x @ w.T the weight stands on the right, in attention neither side is one.
     if trace.is_weight(left):
         trace.mark(one[-2], PRODUCER)
         trace.mark(one[-1], CONSUMER)
     if trace.is_weight(right):
         trace.mark(other[-2], CONSUMER)
         trace.mark(other[-1], PRODUCER)
-    lead = [couple_factors(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)]
-    return (*lead, one[-2], other[-1])
+    batch = couple_batches(call, one, other)
+    return (*batch, one[-2], other[-1])
 
 
 def add_bias(call: Call, axes: Axes, bias: Tensor) -> Axes:
@@ -118,12 +125,14 @@ def distances(call: Call) -> Axes:
     one, other = call.axes("x1"), call.axes("x2")  # (..., n, k) and (..., m, k)
     trace.tie(one[-1], other[-1])
     trace.consume(one[-1])
-    if one[-1] is not None:
-        both_vanish = one[-1].zero and other[-1] is not None and other[-1].zero
+    width, other_width = one[-1], other[-1]
+    if width is not None:
+        both_vanish = width.zero and other_width is not None and other_width.zero
         if not both_vanish:
-            trace.lose(one[-1], "a distance along a dimension that shrinks")
-    lead = [couple_factors(call, a, b) for a, b in zip(one[:-2], other[:-2], strict=True)]
-    return tuple(with_zero(axis, False) for axis in (*lead, one[-2], other[-2]))
+            trace.lose(width, "a distance along a dimension that shrinks")
+    batch = couple_batches(call, one, other)
+    result = (*batch, one[-2], other[-2])  # (..., n, m): the distance of zeros is zero, of one zero it is not
+    return tuple(with_zero(axis, False) for axis in result)
 
 
 @rule("_trilinear")
@@ -131,12 +140,14 @@ def trilinear(call: Call) -> Axes:
     """The sum that nn.Bilinear is made of: operands aligned by inserted dimensions, multiplied, summed."""
     trace = call.trace
     rank = call["i1"].dim() + len(call["expand1"])
-    gaps = [call[f"expand{number}"] for number in (1, 2, 3)]
-    rows = [_with_gaps(call.axes(f"i{number}"), gaps[number - 1], rank) for number in (1, 2, 3)]
-    weight = rows[1]
+    operands = []  # (axes of an operand in the common rank, which of them were inserted)
+    for number in (1, 2, 3):
+        inserted = call[f"expand{number}"]
+        operands.append((_with_gaps(call.axes(f"i{number}"), inserted, rank), inserted))
+    weight, _ = operands[1]
     result: list[Axis | None] = []
     for dim in range(rank):
-        axes = [row[dim] for row, inserted in zip(rows, gaps, strict=True) if dim not in inserted]
+        axes = [own[dim] for own, inserted in operands if dim not in inserted]
         first = next((axis for axis in axes if axis is not None), None)
         if first is not None:
             for axis in axes:
@@ -151,5 +162,6 @@ def trilinear(call: Call) -> Axes:
 
 
 def _with_gaps(axes: Axes, gaps: list[int], rank: int) -> Axes:
+    """Returns the axes with inserted dimensions at the places `gaps`."""
     left = iter(axes)
     return tuple(None if dim in gaps else next(left) for dim in range(rank))

@@ -38,8 +38,13 @@ def pointwise(call: Call) -> list[Axes]:
     for dim in range(out.dim()):
         operands = [_aligned(call, tensor, dim - out.dim()) for tensor in tensors]
         axes.append(_joined(call, operands, out.shape[dim]))
-    # A second output of another shape is something else, such as the state of a random generator.
-    return [tuple(axes) if other.shape == out.shape else (None,) * other.dim() for other in call.outs]
+    result: list[Axes] = []
+    for other in call.outs:
+        if other.shape == out.shape:
+            result.append(tuple(axes))
+        else:  # something else, such as the state of a random generator
+            result.append((None,) * other.dim())
+    return result
 
 
 RULES["pointwise"] = pointwise  # of all that torch tags so
@@ -94,14 +99,15 @@ def _stays_zero(call: Call, axes: list[Axis | None], covered: bool) -> bool:
         return all(zeros) and isinstance(exponent, (int, float)) and exponent > 0
     if name == "clamp":
         low, high = call["min"], call["max"]
-        zero_lies_between = (low is None or low <= 0) and (high is None or high >= 0)
-        return all(zeros) and zero_lies_between
+        above_low = low is None or low <= 0
+        below_high = high is None or high >= 0
+        return all(zeros) and above_low and below_high
     if name == "fill":
         return _is_number(call["value"], 0)
     if name == "where":
         # The condition comes first, whatever it holds; then the two that are chosen from.
         return covered and len(zeros) > 1 and all(zeros[-2:])
-    if name in ("add", "sub", "rsub") and _second_is_a_number(call):
+    if name in ("add", "sub", "rsub") and _adds_a_number(call):
         return False
     keeps_zero = Kind.KEEPS_ZERO in kind_of(f"aten.{name}")
     return keeps_zero and covered and all(zeros)
@@ -111,8 +117,11 @@ def _is_number(value: Any, number: float) -> bool:
     return not isinstance(value, Tensor) and bool(value == number)
 
 
-def _second_is_a_number(call: Call) -> bool:
-    return any(isinstance(value, (int, float)) and value != 0 for value in call.args[1:2])
+def _adds_a_number(call: Call) -> bool:
+    if len(call.args) < 2:
+        return False
+    added = call.args[1]
+    return isinstance(added, (int, float)) and added != 0
 
 
 # -- values that stem from nothing -------------------------------------------------------------------------------------
@@ -129,7 +138,8 @@ def made_anew(call: Call) -> list[Axes]:
     zeros. Empty tensors wait to be written to; writing says what they hold.
     """
     zero = "zeros" in call.name or "empty" in call.name
-    return [tuple(call.trace.new_axis(size, zero=zero) for size in out.shape) for out in call.outs]
+    (out,) = call.outs
+    return [tuple(call.trace.new_axis(size, zero=zero) for size in out.shape)]
 
 
 @rule("full_like", kind=Kind.TAKES_NUMBERS)

@@ -95,12 +95,13 @@ def mixes(call: Call) -> list[Axes]:
     mixed = dims_of(call, argument, len(axes))
     for dim in mixed:
         call.trace.pin(axes[dim], f"{call.base_name} along it")
-    passed = tuple(None if dim in mixed else with_zero(axis, False) for dim, axis in enumerate(axes))
+    passed = without(axes, mixed, keepdim=True)
+    passed = tuple(with_zero(axis, False) for axis in passed)
     found = []
     for out in call.outs:
         more = out.dim() - len(axes)
         if more >= 0:  # unfold adds a dimension for the places in a window
             found.append(passed + (None,) * more)
         else:  # kthvalue and mode take one away
-            found.append(without(axes, mixed, keepdim=False))
+            found.append(without(passed, mixed, keepdim=False))
     return found

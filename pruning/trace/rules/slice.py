@@ -53,7 +53,8 @@ def positions(call: Call) -> list[Axes]:
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     pin_picked(call, axes[dim])
-    return [axes[:dim] + axes[dim + 1 :] for _ in call.outs]
+    rest = axes[:dim] + axes[dim + 1 :]
+    return [rest for _ in call.outs]
 
 
 @rule("split split_with_sizes unsafe_split unsafe_split_with_sizes", kind=Kind.MOVES)
@@ -77,7 +78,8 @@ def split_parts(call: Call) -> list[Axes]:
 
     if trace.choose(are_equal):
         trace.couple(np.stack(parts))
-    return [(*axes[:dim], Axis(part, axis.zero), *axes[dim + 1 :]) for part in parts]
+    before, after = axes[:dim], axes[dim + 1 :]
+    return [(*before, Axis(part, axis.zero), *after) for part in parts]
 
 
 @rule("glu")
@@ -123,9 +125,10 @@ def triangle(call: Call) -> Axes:
     """Positions along the last two dimensions mean something. For causal masks and covariance matrices."""
     axes = call.axes("self")
     for axis in axes[-2:]:
-        call.trace.pin(axis, f"{call.name.split('.')[1]} works along it")
+        call.trace.pin(axis, f"{call.base_name} works along it")
     lead = axes[:-2]
-    return lead + (None,) * (call.outs[0].dim() - len(lead))
+    more = call.outs[0].dim() - len(lead)  # 1 after a diagonal, 3 where one is put on a matrix
+    return lead + (None,) * more
 
 
 # -- complex numbers: rotary embeddings written with them (Llama's first code), Fourier layers -------------------------

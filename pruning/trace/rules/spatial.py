@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from torch import Tensor
 
 from pruning.trace.call import Call
@@ -50,8 +49,7 @@ def spread(call: Call) -> Axes:
     """
     *lead, channels = _sides_pinned(call, 2)
     if channels is not None:
-        indices = np.arange(len(channels.labels))
-        channels = channels.take(np.repeat(indices, _window(call)))
+        channels = channels.repeated(_window(call))
     sides = call.outs[0].dim() - len(lead) - 1
     return (*lead, channels, *(None,) * sides)
 

@@ -28,7 +28,8 @@ def view(call: Call) -> Axes:
     out = call.outs[0]
     if call.name == "aten.view" and out.dtype != call["self"].dtype:
         return reinterpreted(call)
-    return reshape(call.trace, call.axes("self"), tuple(call["self"].shape), tuple(out.shape))
+    before, after = tuple(call["self"].shape), tuple(out.shape)
+    return reshape(call.trace, call.axes("self"), before, after)
 
 
 def reinterpreted(call: Call) -> Axes:
@@ -74,8 +75,9 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
     outs = [dim for dim, size in enumerate(after) if size != 1]
     blocks = []
     while ins:
-        block_in, block_out = [ins.pop(0)], [outs.pop(0)]
-        size_in, size_out = before[block_in[0]], after[block_out[0]]
+        dim_in, dim_out = ins.pop(0), outs.pop(0)
+        block_in, block_out = [dim_in], [dim_out]
+        size_in, size_out = before[dim_in], after[dim_out]
         while size_in != size_out:  # the smaller side takes one more dimension
             if size_in < size_out:
                 dim = ins.pop(0)
@@ -100,7 +102,10 @@ def _reshape_block(
     if len(old_sizes) == 1 and len(new_sizes) == 1:
         return list(axes)
 
-    kept_place = trace.choose(lambda: max(labelled, key=lambda place: _gain(trace, labelled[place])))
+    def most_gained() -> int:
+        return max(labelled, key=lambda place: _gain(trace, labelled[place]))
+
+    kept_place = trace.choose(most_gained)
     too_large = math.prod(old_sizes) > _LARGEST_TABLE
     for place, axis in labelled.items():
         if too_large or place != kept_place:
@@ -111,7 +116,8 @@ def _reshape_block(
     kept = labelled[kept_place]
     shape = [1] * len(old_sizes)
     shape[kept_place] = -1
-    flat = np.broadcast_to(kept.labels.reshape(shape), old_sizes).reshape(-1)  # the label behind every value
+    table = np.broadcast_to(kept.labels.reshape(shape), old_sizes)  # the label behind every value
+    flat = table.reshape(-1)
     if len(new_sizes) == 1:
         return [Axis(flat, kept.zero)]
     return split(trace, flat.reshape(new_sizes), kept.zero)
@@ -134,8 +140,10 @@ def split(trace: Notes, table: Labels, zero: bool) -> list[Axis | None]:
         table: the label behind every value, in the new shape.
         zero: as in `Axis`.
     """
-    # fronts[place]: one row per position along all other axes, one column per index of this one
-    fronts = [np.moveaxis(table, place, -1).reshape(-1, size) for place, size in enumerate(table.shape)]
+    fronts = []  # of every new axis: one row per position along all other axes, one column per index of its own
+    for place, size in enumerate(table.shape):
+        innermost = np.moveaxis(table, place, -1)
+        fronts.append(innermost.reshape(-1, size))
     prefer_innermost = isinstance(trace.module, nn.MultiheadAttention)  # its code fixes the number of heads
 
     def decide() -> int:
@@ -162,8 +170,9 @@ def as_strided(call: Call) -> Axes:
     """A change of memory layout alone passes (pooling in channels-last makes one); all else reads memory freely."""
     axes, out = call.axes("self"), call.outs[0]
     before, after = call.trace.strides, call["stride"]
-    same_shape = len(axes) == out.dim() and list(call["size"]) == list(out.shape)
-    if same_shape and not call["storage_offset"]:
+    same_rank = len(axes) == out.dim()
+    same_shape = list(call["size"]) == list(out.shape)
+    if same_rank and same_shape and not call["storage_offset"]:
         wide = [dim for dim, size in enumerate(out.shape) if size > 1]  # a single index has no step
         if all(before[dim] == after[dim] for dim in wide):
             return axes
@@ -226,37 +235,41 @@ def squeeze(call: Call) -> Axes:
 @rule("expand", kind=Kind.MOVES | Kind.MAKES)
 def expand(call: Call) -> Axes:
     """Dimensions of size 1 and new ones in front grow; they hold the same value at every index."""
-    out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
+    out, shape = call.outs[0], call["self"].shape
+    axes = call.axes("self")
     lead = out.dim() - len(axes)  # how many are new
 
     def growing() -> list[bool]:
-        return [dim < lead or shape[dim - lead] != size for dim, size in enumerate(out.shape)]
+        old_sizes = [None] * lead + list(shape)
+        return [old != new for old, new in zip(old_sizes, out.shape, strict=True)]
 
     grows = call.trace.choose(growing)
-    result = []
+    result: list[Axis | None] = []
     for dim, size in enumerate(out.shape):
-        axis = call.trace.new_axis(size) if grows[dim] else axes[dim - lead]
-        result.append(axis)
+        if grows[dim]:
+            result.append(call.trace.new_axis(size))
+        else:
+            result.append(axes[dim - lead])
     return tuple(result)
 
 
 @rule("repeat", kind=Kind.MAKES)
 def repeat(call: Call) -> Axes:
     """Copies follow each other, so labels do; copies of a single value are alike."""
-    out, shape, axes = call.outs[0], call["self"].shape, call.axes("self")
+    out, shape = call.outs[0], call["self"].shape
+    axes = call.axes("self")
     lead = out.dim() - len(axes)
 
     def alike() -> list[bool]:
-        return [dim < lead or shape[dim - lead] == 1 for dim in range(out.dim())]
+        old_sizes = [1] * lead + list(shape)
+        return [size == 1 for size in old_sizes]
 
     of_one_value = call.trace.choose(alike)
-    result = []
-    for dim, (size, times) in enumerate(zip(out.shape, call["repeats"], strict=True)):
+    result: list[Axis | None] = []
+    for dim, times in enumerate(call["repeats"]):
         if of_one_value[dim]:
-            result.append(call.trace.new_axis(size))
+            result.append(call.trace.new_axis(out.shape[dim]))
             continue
         axis = axes[dim - lead]
-        if axis is not None:
-            axis = axis.take(np.tile(np.arange(len(axis.labels)), times))
-        result.append(axis)
+        result.append(None if axis is None else axis.tiled(times))
     return tuple(result)
