@@ -1,6 +1,7 @@
 """Set before torch is imported, as main.py does: threads that wait must not spin on a machine that others use too."""
 
 import os
+import random
 import signal
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,21 @@ from typing import Any
 import pytest
 
 os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has a core, not the machine
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite is shared out over the cores; what is named runs right here, where a debugger reaches it."""
+    option = config.option
+    shareable = config.pluginmanager.hasplugin("xdist") and option.numprocesses is None
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    looked_at = option.usepdb or option.collectonly or option.capture == "no"
+    cores = min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 2
+    if shareable and whole and not looked_at and cores > 1:
+        option.numprocesses = cores
+        option.dist = "loadfile"  # runs that the tests of a file share are made once
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +34,17 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws depends on the test alone, not on those that ran before it."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -236,10 +236,9 @@ def test_set_replaces_the_same_share_after_every_epoch_but_the_last():
 def test_a_training_too_short_for_an_update_says_so():
     lines = []
     trainer_of(RigL(delta_t=100), epochs=2, lines=lines).train()
-    assert lines == [
-        "RigL grows nothing: no update of the masks falls into 10 steps of training",
-        lines[1],
-    ] and lines[1].startswith("pruned weights: asked 0.6000")
+    grows_nothing, pruned = lines
+    assert "RigL grows nothing" in grows_nothing and "10 steps" in grows_nothing
+    assert "asked 0.6000" in pruned and "reached 0.6000" in pruned
 
 
 def test_updates_are_told_once_an_epoch():
