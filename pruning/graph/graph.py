@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from torch import Tensor, nn
 
@@ -31,6 +30,9 @@ from pruning.modules.modes import without_garbage_collection
 from pruning.trace.components import Dimension
 from pruning.trace.labels import Labels
 from pruning.trace.traced import TracedNetwork
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class DependencyGraph(NodeLookup):

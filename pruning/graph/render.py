@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from pruning.errors import UsageError
 from pruning.graph.lookup import NodeLookup
 from pruning.graph.nodes import Slices
 from pruning.trace.labels import CONSUMER, PRODUCER
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _GREY = "#888888"  # channels that have to stay
@@ -26,6 +28,8 @@ def to_networkx(graph: NodeLookup) -> nx.DiGraph:
     Node attributes: `kind` (class of the module), `produces` (groups whose channels it makes), `reads`, `pinned` (how
     many of its indices have to stay). Edge attributes: `channels`, and `groups`, empty where the channels have to stay.
     """
+    import networkx as nx  # only those who draw wait for it
+
     structure, found = graph.structure, nx.DiGraph()
     layers = [graph.owner_path(dimension.name.rpartition(".")[0]) for dimension in structure.dimensions]
     for path in dict.fromkeys(layers):
@@ -197,6 +201,8 @@ def _picture(network: nx.DiGraph, target: Path) -> None:
 
 def _rows(network: nx.DiGraph) -> list[list[str]]:
     """Returns the layers by row: below everything it reads from; layers used in a circle share a row."""
+    import networkx as nx
+
     condensed = nx.condensation(network)
     row_of: dict[int, int] = {}
     for part in nx.topological_sort(condensed):

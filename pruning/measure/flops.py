@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from pruning.modules.calls import tensors_in
 from pruning.modules.modes import look
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
@@ -20,7 +22,7 @@ def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
 
     Convolutions and matrix products count, 2 FLOPs per multiply-add; norms, activations and poolings do not.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with _without_gradients(model), counter:
         look(model, example_inputs)
     return _by_path(model, counter)
@@ -38,7 +40,7 @@ def flops_by_weight(
             that share a weight, and attention that reads the weight of a layer it never calls, are counted too.
         owners: name -> module path, for weights that are computed from the one named (weight norm).
     """
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     reads = _Reads(weights)
     # The counter goes on top, so that it has decomposed operations before `reads` sees them.
     with _without_gradients(model), reads, counter:
@@ -49,6 +51,21 @@ def flops_by_weight(
         # No product reads a weight that another one is computed from; its layer's products are its own then.
         by_weight[name] = reads.flops[name] or by_path.get(owners[name], 0)
     return by_path[""], by_weight
+
+
+def _counter() -> FlopCounterMode:
+    # torch's counter brings Triton along, for half a second; who counts nothing does not wait for it.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
+
+
+def _formulas() -> Mapping[Any, Callable[..., int]]:
+    """torch's own FLOPs per operation."""
+    from torch.utils.flop_counter import flop_registry
+
+    formulas: Mapping[Any, Callable[..., int]] = flop_registry
+    return formulas
 
 
 @contextmanager
@@ -75,10 +92,11 @@ class _Reads(TorchDispatchMode):
         # By storage, which views (a transposed weight) share.
         self.names = {_storage(weight): name for name, weight in weights.items()}
         self.flops: Counter[str] = Counter()
+        self.formulas = _formulas()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        formula = self.formulas.get(getattr(func, "_overloadpacket", None))
         if formula is None:
             return out
         read = {self.names.get(_storage(tensor)) for tensor in tensors_in(args)}
