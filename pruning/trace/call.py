@@ -166,6 +166,10 @@ class Call:
         """Says whether the operation takes an argument of this name."""
         return argument in schema(self.func).arguments
 
+    def dim(self, rank: int) -> int:
+        """Returns the argument `dim` of an operation on `rank` dimensions, counted from the left."""
+        return self["dim"] % max(rank, 1)  # torch takes a single number for one dimension
+
     def axes(self, argument: str) -> Axes:
         """Returns the axes of a tensor argument; () where it is None or the operation takes none of that name."""
         tensor = self.get(argument)

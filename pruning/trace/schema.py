@@ -42,6 +42,7 @@ def _read(func: Any) -> Schema:
         default = argument.default_value if argument.has_default_value() else None
         arguments[argument.name] = (place, default)
     name = str(func.overloadpacket)
+    # The kernel that calls other operations and holds for every device and for gradients.
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     return Schema(arguments, name, _is_pointwise(func), composite)
 

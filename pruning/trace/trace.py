@@ -193,6 +193,7 @@ class Trace(TorchDispatchMode, Notes):
                 rule = None
                 why = f"the rule for {call.name} does not take this call ({type(error).__name__}: {error})"
         if rule is None:
+            # What is not known to pass might be anything, so nothing that went in may go.
             for tensor in inputs:
                 for axis in self.axes(tensor):
                     self.pin(axis, why)

@@ -81,7 +81,7 @@ class TracedNetwork:
             sizes = tensor.shape[:2] if id(tensor) in kernels else tensor.shape
             trained = isinstance(tensor, nn.Parameter)
             for dim, size in enumerate(sizes):
-                if size > 1:
+                if size > 1:  # the last index of a dimension never goes
                     found.append(Dimension(name, dim, start, size, trained))
                     start += size
         return found
@@ -102,7 +102,7 @@ class TracedNetwork:
     def _traces(self, first_label: int) -> dict[bool, Trace]:
         """Runs the network in both modes, without data if it can."""
         traces, errors = self._attempt(first_label)
-        if not traces:
+        if not traces:  # code that looks at values (`.item()`), or an operation that torch runs on data alone
             self.notes.append(f"needs data to run: {first_line(errors[False])}")
             self.real = True
             traces, errors = self._attempt(first_label)

@@ -112,7 +112,7 @@ def _is_mask(tensor: Tensor) -> bool:
 
 def _pin_named(call: Call, *rows: Sequence[Axis | None]) -> int:
     """Pins the dimension that places are named along, in all these tensors, and returns it."""
-    dim = call["dim"] % max(len(rows[0]), 1)
+    dim = call.dim(len(rows[0]))
     for axes in rows:
         for axis in axes[dim : dim + 1]:  # a tensor of no dimension has none to pin
             call.trace.pin(axis, "is indexed by a tensor")

@@ -20,7 +20,7 @@ def cat(call: Call) -> Axes:
     result: list[Axis | None] = []
     for place in range(out.dim()):
         along = [row[place] for row in rows]
-        if place == dim:
+        if place == dim:  # the only one along which sizes may differ
             sizes = [tensor.shape[dim] for tensor in tensors]
             result.append(_appended(call, along, sizes))
         else:
@@ -35,7 +35,7 @@ def couple_all(call: Call, axes: list[Axis | None]) -> Axis | None:
         return None
     for axis in axes:
         call.trace.tie(first, axis)
-    zero = True
+    zero = True  # zeros joined to anything else are no zeros
     for axis in axes:
         if axis is None or len(axis.labels) != len(first.labels):
             return None
@@ -57,6 +57,7 @@ def _appended(call: Call, axes: list[Axis | None], sizes: list[int]) -> Axis | N
 
 
 def _fixed(trace: Notes, size: int, why: str) -> Axis:
+    """Returns new labels that must stay: they hold the places of what no parameter made."""
     axis = Axis(trace.new_labels(size), False)
     trace.pin(axis, why)
     return axis

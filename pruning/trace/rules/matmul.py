@@ -105,7 +105,7 @@ def addmm(call: Call) -> Axes:
     """A product and a bias: nn.Linear; attention with a mask added (baddbmm)."""
     trace = call.trace
     _, left, right = call.tensors()[:3]
-    if right.dim() == 1:
+    if right.dim() == 1:  # addmv
         one, other = trace.axes(left), trace.axes(right)
         contract(call, one[-1], other[0])
         return add_bias(call, one[:-1], call["self"])

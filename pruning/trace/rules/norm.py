@@ -16,6 +16,7 @@ def _normalised(call: Call, first: int, *names: str) -> list[Axis | None]:
     """
     trace = call.trace
     axes = [with_zero(axis, False) for axis in call.axes("input")]
+    # Without an affine part, (0 - mean) / spread is what becomes of a zero.
     has_weight = isinstance(call["weight"], Tensor)
     has_bias = isinstance(call["bias"], Tensor) if call.has("bias") else True
     vanishes = has_weight and has_bias
@@ -35,6 +36,7 @@ def _normalised(call: Call, first: int, *names: str) -> list[Axis | None]:
 def batch_norm(call: Call) -> list[Axes]:
     """Every channel by itself; its own affine values and statistics go with it. For most convolutional networks."""
     axes = _normalised(call, 1, "weight", "bias", "running_mean", "running_var")
+    # In training, mean and spread are of the batch; in evaluation they are numbers that a channel brings along.
     of_batch = call["training"] if call.has("training") else "with_update" in call.name
     if of_batch:
         for axis in (axes[0], *axes[2:]):
@@ -45,7 +47,7 @@ def batch_norm(call: Call) -> list[Axes]:
 @rule("native_layer_norm")
 def layer_norm(call: Call) -> list[Axes]:
     """A statistic over channels: what is left changes a little when some go. For transformers and ConvNeXt."""
-    first = len(call.axes("input")) - len(call["normalized_shape"])
+    first = len(call.axes("input")) - len(call["normalized_shape"])  # the last dimensions are normalised together
     axes = _normalised(call, first, "weight", "bias")
     for axis in axes[first:]:
         call.trace.lose(axis, "normalised over a dimension that shrinks")
@@ -75,6 +77,6 @@ def weight_norm(call: Call) -> list[Axes]:
     """v * g / |v| per slice of one dimension; zeros do not change the length of v. For `weight_norm` (WaveNet)."""
     axes, lengths = call.axes("v"), call.axes("g")
     for axis, length in zip(axes, lengths, strict=True):
-        if length is not None:
+        if length is not None:  # g has size 1 along all other dimensions
             call.trace.tie(axis, length)
     return [axes]

@@ -68,6 +68,7 @@ def _joined(call: Call, operands: list[tuple[int, Axis | None]], size: int) -> A
     first = next((axis for axis in full if axis is not None), None)
     if first is None:
         return None
+    # Tied to the first, all are tied to each other; one that cannot shrink pins the rest.
     for axis in full:
         if axis is not first:
             call.trace.tie(first, axis)

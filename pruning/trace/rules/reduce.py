@@ -65,7 +65,7 @@ def reduction(call: Call) -> list[Any]:
 def softmax(call: Call) -> Axes:
     """Every value depends on all others along the dimension. For attention, and for routers over channels."""
     axes = call.axes("self")
-    dim = call["dim"] % max(len(axes), 1)
+    dim = call.dim(len(axes))
     call.trace.lose(axes[dim], "softmax over a dimension that shrinks")
     return tuple(with_zero(axis, False) for axis in axes)
 
@@ -74,7 +74,7 @@ def softmax(call: Call) -> Axes:
 def running(call: Call) -> Axes:
     """A running sum passes removed zeros by; a running product does not. For scans of state-space models."""
     axes = list(call.axes("self"))
-    dim = call["dim"] % max(len(axes), 1)
+    dim = call.dim(len(axes))
     axis = axes[dim]
     if axis is not None:
         exact = axis.zero and call.name == "aten.cumsum"

@@ -19,7 +19,7 @@ def slice_(call: Call) -> Axes:
     """
     trace = call.trace
     axes = list(call.axes("self"))
-    dim = call["dim"] % len(axes)
+    dim = call.dim(len(axes))
     axis = axes[dim]
     if axis is None:
         return tuple(axes)
@@ -34,6 +34,7 @@ def slice_(call: Call) -> Axes:
 
     if trace.choose(is_one_of_equal_parts):
         trace.couple(axis.labels.reshape(-1, len(part)))
+    # A part of one index is a position picked, not a width.
     if trace.choose(lambda: len(part) > 1):
         axes[dim] = Axis(part, axis.zero)
     else:
@@ -51,7 +52,7 @@ def pin_picked(call: Call, axis: Axis | None) -> None:
 def positions(call: Call) -> list[Axes]:
     """One position, or each by itself: the class token of a ViT, the steps of a recurrent network."""
     axes = call.axes("self")
-    dim = call["dim"] % len(axes)
+    dim = call.dim(len(axes))
     pin_picked(call, axes[dim])
     rest = axes[:dim] + axes[dim + 1 :]
     return [rest for _ in call.outs]
@@ -65,7 +66,7 @@ def split_parts(call: Call) -> list[Axes]:
     """
     trace = call.trace
     axes = call.axes("self")
-    dim = call["dim"] % len(axes)
+    dim = call.dim(len(axes))
     axis = axes[dim]
     if axis is None:
         return [axes for _ in call.outs]
@@ -77,7 +78,7 @@ def split_parts(call: Call) -> list[Axes]:
         return len(parts) > 1 and len(sizes) == 1
 
     if trace.choose(are_equal):
-        trace.couple(np.stack(parts))
+        trace.couple(np.stack(parts))  # code that chunks must find equal parts again
     before, after = axes[:dim], axes[dim + 1 :]
     return [(*before, Axis(part, axis.zero), *after) for part in parts]
 
@@ -86,7 +87,7 @@ def split_parts(call: Call) -> list[Axes]:
 def glu(call: Call) -> Axes:
     """The second half gates the first. For gated convolutions and the feed-forward layers of some transformers."""
     axes = list(call.axes("self"))
-    dim = call["dim"] % len(axes)
+    dim = call.dim(len(axes))
     axis = axes[dim]
     if axis is not None:
         halves = axis.labels.reshape(2, -1)

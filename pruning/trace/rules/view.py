@@ -54,7 +54,7 @@ def reshape(trace: Notes, axes: Axes, before: tuple[int, ...], after: tuple[int,
     if math.prod(before) == 0:
         return tuple(result)
     for axis, size in zip(axes, before, strict=True):
-        if size == 1:
+        if size == 1:  # blocks leave them out, so nobody would follow their label
             trace.pin(axis, "is reshaped with a single index left")
     for ins, outs in trace.choose(lambda: _blocks(before, after)):
         block_axes = [axes[dim] for dim in ins]
@@ -99,7 +99,7 @@ def _reshape_block(
     labelled = {place: axis for place, axis in enumerate(axes) if axis is not None}
     if not labelled:
         return nothing
-    if len(old_sizes) == 1 and len(new_sizes) == 1:
+    if len(old_sizes) == 1 and len(new_sizes) == 1:  # untouched
         return list(axes)
 
     def most_gained() -> int:
