@@ -7,6 +7,7 @@ writes them anew, between the marks `<!-- generated: NAME -->` and `<!-- end: NA
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import typing
@@ -29,7 +30,7 @@ from utils.settings.signatures import REQUIRED  # noqa: E402
 from utils.settings.values import format_value  # noqa: E402
 
 PAGES = ("criteria.md", "data.md", "evaluation.md", "flags.md")
-FILES = (ROOT / "README.md", *(ROOT / "docs" / page for page in PAGES))
+FILES = (ROOT / "README.md", ROOT / "pruning" / "README.md", *(ROOT / "docs" / page for page in PAGES))
 
 # What a criterion removes and when, in the order in which the README lists the families.
 UNITS = {
@@ -38,6 +39,34 @@ UNITS = {
     "ranks": "ranks (two smaller layers)",
 }
 MOMENTS = ("before", "during", "after")
+
+# The engine's rooms from the ground up, with the files that lie beside them; a room imports only those above it.
+FLOORS = (
+    "errors.py",
+    "masks.py",
+    "distributed.py",
+    "modules",
+    "measure",
+    "trace",
+    "trace/rules",
+    "dry_run",
+    "cut",
+    "graph",
+)
+FLOORS += (
+    "state.py",
+    "scores",
+    "prune",
+    "l0",
+    "low_rank",
+    "dead",
+    "export.py",
+    "network.py",
+    "compressed.py",
+    "former_names.py",
+)
+OPTIONAL_NOTE = " Optional: nothing else of the engine needs it."
+OPTIONAL = ("l0", "low_rank", "dead", "export.py", "compressed.py", "former_names.py")
 
 Names = Callable[[str], Iterable[str]]
 
@@ -100,6 +129,26 @@ def lines_table(kind: str, what: str, names: Names) -> list[str]:
     return _table([registry.KINDS[kind][1], what], rows)
 
 
+def floors_table(_names: Names) -> list[str]:
+    """Returns one row per room of the engine and per file in it, with the first line of each."""
+    rows = []
+    for floor in FLOORS:
+        place = ROOT / "pruning" / floor
+        files = [place] if place.is_file() else [file for file in sorted(place.glob("*.py")) if file.stem != "__init__"]
+        if place.is_dir():
+            optional = "*optional* " if floor in OPTIONAL else ""
+            rows.append([f"**{floor}/**", optional + _purpose(place / "__init__.py").replace(OPTIONAL_NOTE, "")])
+        for file in files:
+            optional = "*optional* " if floor in OPTIONAL and place.is_file() else ""
+            rows.append([f"`{file.relative_to(ROOT / 'pruning').as_posix()}`", optional + _purpose(file)])
+    return _table(["floor, file", "what is in it"], rows)
+
+
+def _purpose(file: Path) -> str:
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return _escaped(text.partition("\n")[0])
+
+
 def core_flags_table(_names: Names) -> list[str]:
     """Returns one row per core setting."""
     rows = [_row(flag) for flag in fixed_flags()]
@@ -123,6 +172,7 @@ def part_flags_table(names: Names) -> list[str]:
 TABLES: dict[str, Callable[[Names], list[str]]] = {
     "families": families_table,
     "criteria": criteria_table,
+    "floors": floors_table,
     "models": partial(lines_table, "models", "what it is"),
     "data sets": partial(lines_table, "data_sets", "what it is"),
     "testers": partial(lines_table, "testers", "what it measures"),

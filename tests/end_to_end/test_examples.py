@@ -1,22 +1,19 @@
-"""The examples run, and the engine's page says what happens: every block of Python in it, every output under it.
-
-Where the engine's words changed on purpose, this writes the outputs anew:
-`PYTHONPATH=. python tests/end_to_end/test_examples.py`
-"""
+"""The examples and benchmarks run, and the map of the engine names what is there."""
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import importlib.util
 import io
-import os
+import json
 import re
 import sys
-import tempfile
+import tokenize
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,11 +22,12 @@ from PIL import Image
 from torch import nn
 
 from data_sets.CIFAR10 import CLASSES
-from pruning.trace.rules import table
+from models.ResNet20 import ResNet20
+from pruning import DependencyGraph, extras_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "pruning" / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", PAGE, re.MULTILINE | re.DOTALL)
+MAP = (ROOT / "pruning" / "README.md").read_text(encoding="utf-8")
+MOST_FILES, MOST_LINES = 14, 1700  # of the way of one event
 
 
 def example(name: str, room: str = "examples") -> ModuleType:
@@ -46,45 +44,59 @@ def path_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-# -- the engine's page ------------------------------------------------------------------------------------------------
+# -- the map of the engine --------------------------------------------------------------------------------------------
 
 
-def said(code: str, place: str, names: dict[str, Any]) -> str:
-    """Runs a block and returns what it printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, f"pruning/README.md, {place}", "exec"), names)
-    return printed.getvalue()
+def way_of_one_event() -> list[Path]:
+    """The files on the map's picture."""
+    picture = re.search(r"^```mermaid\n(.*?)^```$", MAP, re.MULTILINE | re.DOTALL)
+    assert picture is not None
+    named = re.findall(r'\["([\w/]+\.py)<br/>', picture[1])
+    return [ROOT / name if name.startswith("criterions/") else ROOT / "pruning" / name for name in named]
 
 
-def plain(output: str) -> str:
-    """Output without the names of torch's operations, which differ from release to release."""
-    return re.sub(r"\baten\.\w+", "aten", output).strip()
+def lines_of_code(source: str) -> int:
+    """Counts lines that hold code: without comments, docstrings and blank lines."""
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in blank:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            lines.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
+    return len(lines)
 
 
-def test_every_block_of_the_engines_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    known = dict(table.RULES)
-    names: dict[str, Any] = {"__name__": "page"}
-    try:
-        for number, (code, output) in enumerate(BLOCKS):
-            assert plain(said(code, f"block {number}", names)) == plain(output), code
-    finally:
-        table.RULES.clear()
-        table.RULES.update(known)  # the page teaches an operation of its own
-    assert len(BLOCKS) > 15 and sum(bool(output) for _, output in BLOCKS) > 12
+def test_lines_of_code_are_counted_without_words() -> None:
+    source = (
+        '"""Of a module."""\n\nx = (\n    1  # one\n)\n\n\ndef f():\n    """Of\n    f."""\n    # why\n    return x\n'
+    )
+    assert lines_of_code(source) == 5
 
 
-def test_the_page_shows_the_eleven_thousand_parameters_behind_three_channels() -> None:
-    assert "11211 parameters will be pruned" in PAGE
+def test_one_event_is_read_in_few_files() -> None:
+    files = way_of_one_event()
+    assert 8 < len(set(files)) == len(files) <= MOST_FILES
+    assert [file for file in files if not file.is_file()] == []
+    lines = sum(lines_of_code(file.read_text(encoding="utf-8")) for file in files)
+    assert lines <= MOST_LINES, f"{lines} lines; the map says about 1,600"
 
 
-def test_the_page_names_every_file_and_no_other() -> None:
-    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE[PAGE.index("## The floors") :]))
-    there = {str(file.relative_to(ROOT / "pruning")) for file in (ROOT / "pruning").rglob("*.py")}
-    assert named == {name for name in there if not name.endswith("__init__.py")}
-    links = re.findall(r"\]\((\.\./[\w/.]+)\)", PAGE)
-    assert links and [link for link in links if not (ROOT / "pruning" / link).exists()] == []
+def test_the_map_names_every_file_and_no_other() -> None:
+    floors = MAP[MAP.index("<!-- generated: floors -->") : MAP.index("<!-- end: floors -->")]
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", floors)
+    there = [str(file.relative_to(ROOT / "pruning")) for file in (ROOT / "pruning").rglob("*.py")]
+    assert sorted(named) == sorted(name for name in there if not name.endswith("__init__.py"))
+
+
+def test_the_map_lists_the_floors_as_the_imports_go() -> None:
+    from tests.unit.test_rooms import ENGINE
+
+    floors = MAP[MAP.index("<!-- generated: floors -->") :]
+    rooms = re.findall(r"^\| (?:\*\*(\w+)/\*\*|`(\w+)\.py`) \|", floors, re.MULTILINE)
+    assert [room or file for room, file in rooms] == ENGINE
 
 
 # -- cuts by hand -----------------------------------------------------------------------------------------------------
@@ -154,6 +166,7 @@ def test_resnet18_is_pruned_in_rounds_to_the_published_sizes(
     assert size_of_file == pytest.approx(1.9e6, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_sizes_follow_the_published_ones_to_the_last_round(rounds: Any) -> None:
     program = rounds.program
     model = program.resnet18()
@@ -252,22 +265,70 @@ def test_time_behind_flops_is_shared_out() -> None:
     assert set(behind(dense, dict.fromkeys(dense, 0.0), 0.25).values()) == {0.0}
 
 
-def rewritten() -> str:
-    """Returns the engine's page with the outputs that its blocks have today."""
-    names: dict[str, Any] = {"__name__": "page"}
-    pieces = re.split(r"(^```(?:python|text)\n.*?^```$)", PAGE, flags=re.MULTILINE | re.DOTALL)
-    output = ""
-    for place, piece in enumerate(pieces):
-        if piece.startswith("```python"):
-            output = said(piece[len("```python\n") : -len("```")], f"piece {place}", names)
-        elif piece.startswith("```text"):
-            pieces[place] = f"```text\n{output}```"
-    return "".join(pieces)
+# -- tools side by side, and the README's picture ----------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        page = rewritten()
-        os.chdir(ROOT)
-    (ROOT / "pruning" / "README.md").write_text(page, encoding="utf-8")
+@pytest.fixture(scope="module")
+def tools() -> ModuleType:
+    return example("compare_tools", "benchmarks")
+
+
+def test_the_table_of_tools_says_what_espalier_and_torch_do(tools: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tools.sizes(tools.cut_by_espalier) == "3.1 of 11.7 M" and "3.1 of 11.7 M parameters" in readme
+    assert tools.sizes(tools.mask_by_torch) == "11.7 of 11.7 M"
+    assert [tools.half(tools.cut_by_espalier, kind) for kind in tools.NETWORKS] == ["exact"] * 6
+    assert {tools.half(tools.mask_by_torch, kind) for kind in tools.NETWORKS} == {"nothing is smaller"}
+    assert "6 of 6 exact" in readme and "none smaller" in readme
+    assert tools.commands("Espalier") == "main.py" and tools.commands("torch.nn.utils.prune") == "none"
+
+
+@pytest.mark.thorough
+def test_the_table_of_tools_says_what_becomes_of_adam(tools: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cut in (tools.cut_by_espalier, tools.mask_by_torch):
+        assert tools.optimizer_state(cut) == "62 of 62 held, 62 with moments that fit"
+    assert "62 of 62, moments cut along" in readme
+
+
+@pytest.mark.thorough
+def test_the_table_of_tools_says_what_torch_pruning_does(tools: ModuleType) -> None:
+    pytest.importorskip("torch_pruning", reason="needs pip install -r benchmarks/requirements.txt")
+    cut = tools.cut_by_torch_pruning
+    outcomes = [tools.half(cut, kind) for kind in tools.NETWORKS]
+    assert outcomes.count("exact") == 3 and outcomes.count("nothing is smaller") == 1
+    assert sum("Error" in outcome for outcome in outcomes) == 2
+    assert tools.sizes(cut) == "3.1 of 11.7 M" and tools.optimizer_state(cut).startswith("1 of 62 held")
+    assert tools.commands("Torch-Pruning") == "none"
+
+
+def test_a_cut_of_the_wrong_channel_is_no_exact_one(tools: ModuleType) -> None:
+    def wrong(model: nn.Module, example_input: torch.Tensor) -> nn.Module:
+        reference = tools.cut_by_espalier(model, example_input)
+        model.get_submodule("head").weight.data.mul_(1.01)
+        return reference
+
+    assert tools.half(wrong, tools.Residual).startswith("runs; differs by")
+
+
+def test_the_picture_shows_what_two_runs_left(tmp_path: Path) -> None:
+    for name, gone in (("dense", 0), ("pruned", 4)):
+        torch.manual_seed(0)
+        model = ResNet20(num_classes=10, input_shape=(3, 32, 32))
+        if gone:
+            graph = DependencyGraph(model, torch.randn(1, 3, 32, 32))
+            graph.get_pruning_plan(model.get_submodule("stem.0"), idxs=range(gone)).exec()
+        (tmp_path / name / "models").mkdir(parents=True)
+        content = {"state_dict": model.state_dict(), "extras": extras_of(model)}
+        torch.save(content, tmp_path / name / "models" / "ResNet20_finished")
+        result = {"flops_per_sample": 8e7 - gone * 1e6, "test_accuracy": 0.75 - gone / 100}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    out = tmp_path / "picture.svg"
+    runs = [str(tmp_path / name) for name in ("dense", "pruned")]
+    threads = torch.get_num_threads()
+    try:
+        example("draw_resnet", "docs").main([*runs, "--repeats", "1", "--out", str(out)])
+    finally:
+        torch.set_num_threads(threads)
+    words = [element.text for element in ElementTree.parse(out).iter() if element.text]
+    assert "12/16" in words and "64/64" in words and "0.7500 → 0.7100" in words and "80.0 M → 76.0 M" in words

@@ -1,8 +1,15 @@
-"""What the README says is run: every command on generated data, every piece of Python, every table against the code."""
+"""What the README and the pages of docs/ say is run: every command on generated data, every piece of Python.
+
+Where the engine's words changed on purpose, this writes the outputs on the pages anew:
+`PYTHONPATH=. python tests/end_to_end/test_readme.py`
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import re
@@ -11,11 +18,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,33 +36,67 @@ from PIL import Image
 import main as program
 from docs import make_tables
 from pruning import UsageError
+from pruning.trace.rules import table
 from trainers._pruning import Timing
 from utils.settings import registry, resolve
 from utils.settings.listing import first_line, paper
 
 ROOT = registry.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pruning" / "README.md", *ROOT.glob("docs/*.md")]
+}
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-RUN = "RUN"  # how the README writes the name of a run folder
+RUN = "RUN"  # how the pages write the name of a run folder
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `file` is the path that its first line names, if it is a file to be put somewhere."""
+    """A fenced block of a page.
 
+    `output` is what the block of text right behind it shows. `reason` says why it is not run, in a comment that stands
+    before it: `<!-- not run: needs a GPU -->`.
+    """
+
+    page: str
     language: str
     text: str
+    output: str
+    reason: str
 
     @property
     def file(self) -> str:
+        """The path that the first line names, if the block is a file to be put somewhere."""
         found = re.match(r"# (\S+\.(?:py|yaml))\n", self.text)
         return found[1] if found else ""
 
 
-BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
-LINES = [line for block in BLOCKS if block.language == "bash" for line in block.text.splitlines()]
-COMMANDS = [command.strip() for line in LINES for command in line.split("&&")]
-ALL_JOBS = list(dict.fromkeys(command for command in COMMANDS if command.startswith("python main.py")))
+FENCED = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$"
+    r"(?:\n+^```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks_of(page: str) -> list[Block]:
+    parts = [found.groupdict(default="") for found in FENCED.finditer(PAGES[page])]
+    return [Block(page, **part) for part in parts]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def commands_in(blocks: list[Block]) -> list[str]:
+    """Returns each command of the bash blocks once, those behind `&&` too."""
+    lines = [
+        line for block in blocks if block.language == "bash" and not block.reason for line in block.text.splitlines()
+    ]
+    return list(dict.fromkeys(command.strip() for line in lines for command in line.split("&&")))
+
+
+COMMANDS = commands_in(BLOCKS)
+ALL_JOBS = [command for command in COMMANDS if command.startswith("python main.py")]
 MANY = ("--experiment", "--report")  # many runs: test_experiments.py
 JOBS = [job for job in ALL_JOBS if not set(MANY) & set(job.split())]
 
@@ -62,7 +106,7 @@ JOBS = [job for job in ALL_JOBS if not set(MANY) & set(job.split())]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with the README's files and tiny data in it; plug-ins and signals are put back afterwards."""
+    """An empty folder with the pages' files and tiny data in it; plug-ins and signals are put back afterwards."""
     monkeypatch.chdir(tmp_path)
     for block in BLOCKS:
         if block.file:
@@ -169,17 +213,27 @@ def _stop_in_training(argv: list[str], capsys: pytest.CaptureFixture[str]) -> No
 
 def _needs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Makes what a command takes for granted: a finished run, a stopped one, or weights; RUN becomes its name."""
-    short = _elsewhere(["--epochs", "2", "--limit_batches", "1", "--no-tensorboard"])
+    short = ["--epochs", "2", "--limit_batches", "1", "--no-tensorboard", "--no-pictures"]
     if "--resume" in argv:
-        _stop_in_training(short, capsys)
+        _stop_in_training(_elsewhere(short), capsys)
     elif RUN in argv:
-        _run(short, capsys)
+        _run(_elsewhere([*short, *_dense_for(argv)]), capsys)
     elif "--weights" in argv:
         from safetensors.torch import save_file
 
         model = registry.build("models", "MLP5", {}, {"num_classes": 10, "input_shape": (1, 8, 8)})
         save_file(model.state_dict(), argv[argv.index("--weights") + 1])
     return [_results()[-1].parent.name if word == RUN else word for word in argv]
+
+
+def _dense_for(argv: list[str]) -> list[str]:
+    """The flags of a run that a command can start from: its network, and the data that it scores on left out."""
+    options = dict(zip(argv, argv[1:], strict=False))
+    model = options.get("--checkpoint_model", "").removesuffix("_finished") or options.get("--model", "MLP5")
+    held_out = ["--hold_out", "0.1"] if options.get("--prune_criterion") in ("SiPP", "PFP") else []
+    if model == "ResNet20":
+        return ["--model", model, "--data_set", "CIFAR10", "--width_multiplier", "0.25", *held_out]
+    return ["--model", model, *held_out]
 
 
 def _check_job(command: str, adapt: Callable[[list[str]], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,9 +257,26 @@ def _check_job(command: str, adapt: Callable[[list[str]], list[str]], capsys: py
         assert result["sparsity_reached"] == pytest.approx(chosen.core.pruning_limit, abs=1e-3)
 
 
-@pytest.mark.parametrize("command", JOBS)
-def test_every_command_runs(command, workplace, capsys):
+QUICK_JOBS = [job for job in commands_in(blocks_of("README.md")) if job in JOBS]
+
+
+@pytest.mark.parametrize("command", QUICK_JOBS)
+def test_every_command_of_the_readme_runs(command, workplace, capsys):
     _check_job(command, _quick, capsys)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", [job for job in JOBS if job not in QUICK_JOBS])
+def test_every_command_of_the_pages_runs(command, workplace, capsys):
+    _check_job(command, _quick, capsys)
+
+
+@pytest.mark.parametrize("command", JOBS)
+def test_every_command_of_the_pages_is_understood(command, workplace):
+    """All flags exist and fit together. What starts from a run is told by the run: see the thorough test above."""
+    argv = _argv(command)
+    if not {"--help", "--list", RUN} & set(argv):
+        assert resolve.parse(_elsewhere(argv)) is not None
 
 
 @pytest.mark.parametrize("command", [job for job in ALL_JOBS if "--experiment" in job])
@@ -252,6 +323,7 @@ def _rows(shown: str) -> list[str]:
     return [cell for cell in cells if cell]  # empty where a line is the last one's second half
 
 
+@pytest.mark.thorough
 def test_tensorboard_finds_a_run(workplace, capsys):
     command = next(line for line in COMMANDS if line.startswith("tensorboard"))
     _run(_elsewhere(["--epochs", "2", "--limit_batches", "1", "--pruning_limit", "0.5"]), capsys)
@@ -262,22 +334,112 @@ def test_tensorboard_finds_a_run(workplace, capsys):
 
 
 def test_every_command_is_of_a_kind_that_is_run():
-    """The rest of the first two commands is run by .ci/run, and pytest is what runs this."""
-    elsewhere = ("tensorboard ", "torchrun ")  # the test above, and test_processes.py
-    rest = {command for command in COMMANDS if command not in ALL_JOBS and not command.startswith(elsewhere)}
-    assert rest == {"pip install -r requirements.txt", "python -m pytest"}
-    assert BLOCKS[0].text.splitlines() == [
+    """The first two commands are run by .ci/run as a whole, and pytest is what runs this."""
+    # The tests above and below, test_processes.py, .ci/run.
+    elsewhere = ("tensorboard ", "torchrun ", "pip install ", "python -m pytest")
+    assert [command for command in COMMANDS if command not in ALL_JOBS and not command.startswith(elsewhere)] == []
+    first = next(block for block in BLOCKS if block.page == "README.md")
+    assert first.text.splitlines() == [
         "pip install -r requirements.txt && python main.py --prune_criterion SNIPit",
         "pip install -r requirements.txt && python -m pytest",
     ]
+    assert all(len(block.reason.split()) > 1 for block in BLOCKS if block.reason)
 
 
-@pytest.mark.parametrize(
-    "block", [b for b in BLOCKS if b.language == "python" and not b.file], ids=lambda b: b.text[:20]
-)
-def test_python_runs(block, workplace, capsys):
-    exec(compile(block.text, "README.md", "exec"), {"__name__": "readme"})
-    assert "0.9000 of the weights removed" in capsys.readouterr().out
+# -- Python on the pages ----------------------------------------------------------------------------------------------
+
+# Pages whose Python takes more than a few seconds.
+LONG_PAGES = ("docs/engine.md", "docs/SiPP.md", "docs/PFP.md", "docs/low_rank.md")
+
+
+def said(block: Block, names: dict[str, Any]) -> str:
+    """Runs a block and returns what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block.text, block.page, "exec"), names)
+    return printed.getvalue()
+
+
+def plain(output: str) -> str:
+    """Output without the names of torch's operations, which differ from release to release."""
+    return re.sub(r"\baten\.\w+", "aten", output).strip()
+
+
+def python_of(page: str) -> list[Block]:
+    return [b for b in blocks_of(page) if b.language == "python" and not b.file and not b.reason]
+
+
+def _marked(page: str) -> Any:
+    return pytest.param(page, marks=pytest.mark.thorough if page in LONG_PAGES else ())
+
+
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES if python_of(page)])
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, workplace):
+    known = dict(table.RULES)
+    names: dict[str, Any] = {"__name__": "page"}
+    try:
+        for block in python_of(page):
+            printed = said(block, names)
+            assert not block.output or plain(printed) == plain(block.output), block.text
+    finally:
+        table.RULES.clear()
+        table.RULES.update(known)  # a page teaches an operation of its own
+
+
+def test_the_engines_page_shows_what_its_code_prints():
+    blocks = python_of("docs/engine.md")
+    assert len(blocks) > 15 and sum(bool(block.output) for block in blocks) > 12
+    assert "11211 parameters will be pruned" in PAGES["docs/engine.md"]
+
+
+# -- the site ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_read_in_two_minutes():
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_page_is_in_the_navigation():
+    # The file names a function of the site's tools, which only they can read.
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("!!python/name:", "")
+    shown = re.findall(r"[\w/]+\.md", str(yaml.safe_load(text)["nav"]))
+    assert sorted(shown) == sorted(page.removeprefix("docs/") for page in PAGES if page.startswith("docs/"))
+
+
+@cache
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason='needs pip install -e ".[docs]"')
+def test_the_site_is_built_without_a_warning(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Pruned, but not faster?" in (tmp_path / "site" / "not_faster.html").read_text(encoding="utf-8")
+
+
+def test_the_files_for_github_are_sound():
+    templates = [file for file in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if file.stem != "config"]
+    forms = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in templates]
+    assert len(forms) >= 3 and all(form["name"] and form["body"] for form in forms)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert version is not None and citation["version"] == version[1]
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 # -- the tables and the files -----------------------------------------------------------------------------------------
@@ -300,21 +462,24 @@ def _tracked(kind: str) -> list[str]:
 
 def test_the_tables_are_current():
     texts = [file.read_text(encoding="utf-8") for file in make_tables.FILES]
-    assert make_tables.rewrite(texts, _tracked) == texts, "run: python -m utils.reference"
+    assert make_tables.rewrite(texts, _tracked) == texts, "run: python docs/make_tables.py"
 
 
-def test_a_readme_without_its_markers_is_refused():
+def test_a_page_without_its_markers_is_refused():
+    page = PAGES["docs/data.md"].replace("<!-- end: models -->", "")
     with pytest.raises(UsageError, match="models"):
-        make_tables.rewrite([README.replace("<!-- end: models -->", "")], _tracked)
+        make_tables.rewrite([README, PAGES["docs/criteria.md"], page], _tracked)
 
 
 def test_a_table_with_the_wrong_text_is_put_right(tmp_path, capsys):
-    copy = tmp_path / "README.md"
-    copy.write_text(re.sub(r"\| `SNIPit` \|.*\n", "", README, count=1), encoding="utf-8")
-    files = (copy, *make_tables.FILES[1:])
-    assert make_tables.main(files) == 0 and "README.md has new tables" in capsys.readouterr().out
-    assert "| `SNIPit` |" in copy.read_text(encoding="utf-8")
-    assert make_tables.main(files) == 0 and "README.md was current" in capsys.readouterr().out
+    copies = [tmp_path / file.name for file in make_tables.FILES]
+    for file, copy in zip(make_tables.FILES, copies, strict=True):
+        copy.write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    criteria = tmp_path / "criteria.md"
+    criteria.write_text(re.sub(r"\| `SNIPit` \|.*\n", "", PAGES["docs/criteria.md"], count=1), encoding="utf-8")
+    assert make_tables.main(copies) == 0 and "criteria.md has new tables" in capsys.readouterr().out
+    assert "| `SNIPit` |" in criteria.read_text(encoding="utf-8")
+    assert make_tables.main(copies) == 0 and "criteria.md was current" in capsys.readouterr().out
 
 
 def test_what_the_criteria_cite_can_be_cited():
@@ -333,8 +498,8 @@ def test_a_citation_is_found_in_a_docstring():
     assert paper(criterion) == "Lee et al. 2019, arXiv:1810.02340" and paper(criterion) in first_line(criterion)
 
 
-def test_files_of_data_sets_lie_where_the_readme_says(tmp_path, monkeypatch):
-    """What a data set asks for on a machine without a network is what the README's picture of the folder shows."""
+def test_files_of_data_sets_lie_where_the_page_says(tmp_path, monkeypatch):
+    """What a data set asks for on a machine without a network is what the page's picture of the folder shows."""
 
     def refuse(*_args, **_kwargs):
         raise OSError("no network in tests")
@@ -355,11 +520,14 @@ def test_files_of_data_sets_lie_where_the_readme_says(tmp_path, monkeypatch):
     assert all(any(f"DATA/{folder.rstrip('/')}" in text for folder, *_ in folders) for text in asked)
 
 
-def test_files_that_the_readme_names_are_there():
-    named = re.findall(
-        r"`((?:utils|criterions|benchmarks|models|trainers|losses|testers|data_sets|\.ci)/[\w./]*)`", README
-    )
-    assert len(named) > 5 and [path for path in named if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    folders = "utils|criterions|benchmarks|models|trainers|losses|testers|data_sets|pruning|tests|docs|experiments"
+    named = re.findall(rf"`(?:python )?((?:{folders}|\.ci|examples)/[\w./]*)(?: [^`]*)?`", PAGES[page])
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_license_is_there():
     assert "Permission is hereby granted" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
@@ -402,3 +570,23 @@ def test_the_check_script_is_sound_and_the_service_calls_it():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
     assert any(step.get("run") == ".ci/run" for job in jobs.values() for step in job["steps"])
     assert jobs["check"]["strategy"]["matrix"]["python"] == ["3.10", "3.12"]
+
+
+def rewritten(page: str) -> str:
+    """Returns a page with the outputs that its blocks have today."""
+    names: dict[str, Any] = {"__name__": "page"}
+    text = PAGES[page]
+    for block in python_of(page):
+        printed = said(block, names)
+        if block.output:
+            text = text.replace(f"{block.text}```\n\n```text\n{block.output}", f"{block.text}```\n\n```text\n{printed}")
+    return text
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        pages = {page: rewritten(page) for page in PAGES if any(block.output for block in python_of(page))}
+        os.chdir(ROOT)
+    for page, text in pages.items():
+        (ROOT / page).write_text(text, encoding="utf-8")
