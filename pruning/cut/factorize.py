@@ -47,19 +47,20 @@ class LowRank(nn.Module):
 
     def __init__(self, layer: Layer, rank: int, subspaces: int = 1, *, bias: bool = False) -> None:
         super().__init__()
-        width, how = rank * subspaces, _kind(layer)
+        width, kind = rank * subspaces, _kind(layer)
         # `skip_init` draws no initial values: the run's random numbers go on as if nothing had been made.
         if isinstance(layer, nn.Conv2d):
-            how |= {"bias": False, "groups": subspaces, **_geometry(layer)}
-            self.encoder = skip_init(nn.Conv2d, layer.in_channels, width, **how)
-            self.decoder = skip_init(nn.Conv2d, width, layer.out_channels, 1, bias=bias, **_kind(layer))
+            geometry = _geometry(layer)
+            inputs, outputs = layer.in_channels, layer.out_channels
+            self.encoder = skip_init(nn.Conv2d, inputs, width, groups=subspaces, bias=False, **geometry, **kind)
+            self.decoder = skip_init(nn.Conv2d, width, outputs, 1, bias=bias, **kind)
+            return
+        inputs, outputs = layer.in_features, layer.out_features
+        if subspaces == 1:
+            self.encoder = skip_init(nn.Linear, inputs, width, bias=False, **kind)
         else:
-            how |= {"bias": False}
-            if subspaces == 1:
-                self.encoder = skip_init(nn.Linear, layer.in_features, width, **how)
-            else:
-                self.encoder = skip_init(nn.Conv1d, layer.in_features, width, 1, groups=subspaces, **how)
-            self.decoder = skip_init(nn.Linear, width, layer.out_features, bias=bias, **_kind(layer))
+            self.encoder = skip_init(nn.Conv1d, inputs, width, 1, groups=subspaces, bias=False, **kind)
+        self.decoder = skip_init(nn.Linear, width, outputs, bias=bias, **kind)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if isinstance(self.encoder, nn.Conv1d):  # torch has no Linear with groups: a convolution over one position
@@ -101,23 +102,27 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def merged(self) -> Layer:
         """Returns the dense layer that computes the same; it has the same bias, the parameter itself."""
-        encoder, decoder, how = self.encoder, self.decoder, {"bias": False, **_kind(self.encoder)}
+        encoder, decoder, kind = self.encoder, self.decoder, _kind(self.encoder)
         layer: Layer
         if isinstance(encoder, nn.Conv2d):
-            layer = skip_init(nn.Conv2d, encoder.in_channels, decoder.out_channels, **how, **_geometry(encoder))
+            inputs, outputs = encoder.in_channels, decoder.out_channels
+            layer = skip_init(nn.Conv2d, inputs, outputs, bias=False, **_geometry(encoder), **kind)
         else:
             inputs = encoder.in_channels if isinstance(encoder, nn.Conv1d) else encoder.in_features
-            layer = skip_init(nn.Linear, inputs, decoder.out_features, **how)
-        layer.weight.copy_(self._product(precise(encoder.weight), precise(decoder.weight)).reshape(layer.weight.shape))
+            layer = skip_init(nn.Linear, inputs, decoder.out_features, bias=False, **kind)
+        product = self._product(precise(encoder.weight), precise(decoder.weight))
+        layer.weight.copy_(product.reshape(layer.weight.shape))
         layer.weight.requires_grad_(encoder.weight.requires_grad)
         layer.bias = decoder.bias
         return layer
 
     def _product(self, encoder: Tensor, decoder: Tensor) -> Tensor:
         """Returns (outputs, input channels * kernel entries) of the two weights."""
+        outputs = len(decoder)
         narrow = encoder.reshape(self.subspaces, self.rank, -1)
-        wide = decoder.reshape(len(decoder), self.subspaces, self.rank)
-        return (wide.transpose(0, 1) @ narrow).transpose(0, 1).flatten(1)
+        wide = decoder.reshape(outputs, self.subspaces, self.rank).transpose(0, 1)
+        blocks = wide @ narrow  # (subspaces, outputs, input channels / subspaces * kernel entries)
+        return blocks.transpose(0, 1).flatten(1)
 
 
 def _kind(layer: nn.Module) -> dict[str, Any]:
@@ -132,7 +137,9 @@ def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
 def precise(values: Tensor) -> Tensor:
     """Returns values in double precision, on the CPU where the device has none."""
     values = values.detach()
-    return (values.cpu() if values.device.type == "mps" else values).double()
+    if values.device.type == "mps":
+        values = values.cpu()
+    return values.double()
 
 
 def dense_of(layer: nn.Module) -> Layer:
@@ -153,36 +160,46 @@ def singular_values(blocks: Tensor) -> Tensor:
 
     By the eigenvalues of the smaller square, many times faster: what is under 1e-8 of the largest value is noise.
     """
-    square = blocks @ blocks.mT if blocks.shape[1] <= blocks.shape[2] else blocks.mT @ blocks
-    return torch.linalg.eigvalsh(square).flip(1).clamp_min(0).sqrt()
+    _, rows, columns = blocks.shape
+    square = blocks @ blocks.mT if rows <= columns else blocks.mT @ blocks
+    squares = torch.linalg.eigvalsh(square).flip(1)  # they come smallest first
+    return squares.clamp_min(0).sqrt()
 
 
 def truncated(layer: Layer, rank: int, subspaces: int = 1) -> Factors:
     """Returns the factors nearest to a layer's blocks (Eckart and Young), each with half of the singular values."""
     blocks = blocks_of(layer, subspaces)
-    flat = blocks.shape[1] > blocks.shape[2]
-    blocks = blocks.mT if flat else blocks
+    _, rows, columns = blocks.shape
+    is_tall = rows > columns
+    if is_tall:  # the smaller square is that of the columns
+        blocks = blocks.mT
     squares, vectors = torch.linalg.eigh(blocks @ blocks.mT)
+    # They come smallest first.
     vectors = vectors.flip(2)[:, :, :rank]
+    squares = squares.flip(1)[:, None, :rank]
     # The product is a projection of the blocks, exact whatever becomes of the smallest values here.
-    roots = squares.flip(1)[:, None, :rank].clamp_min(1e-30).sqrt().sqrt()
-    left, right = vectors * roots, (vectors / roots).mT @ blocks
-    left, right = (right.mT, left.mT) if flat else (left, right)
-    return Factors(right, left.transpose(0, 1).flatten(1))
+    roots = squares.clamp_min(1e-30).sqrt().sqrt()
+    left = vectors * roots
+    right = (vectors / roots).mT @ blocks
+    if is_tall:
+        left, right = right.mT, left.mT
+    return Factors(encoder=right, decoder=left.transpose(0, 1).flatten(1))
 
 
 @torch.no_grad()
 def factored(layer: Layer, factors: Factors) -> LowRank:
     """Returns two layers with these factors in the place of a dense one, whose bias parameter they take over."""
     subspaces, rank, _ = factors.encoder.shape
+    is_trained = layer.weight.requires_grad
     pair = LowRank(layer, rank, subspaces)
     for part, values in ((pair.encoder, factors.encoder), (pair.decoder, factors.decoder)):
-        part.weight.copy_(values.reshape(part.weight.shape)).requires_grad_(layer.weight.requires_grad)
+        part.weight.copy_(values.reshape(part.weight.shape))
+        part.weight.requires_grad_(is_trained)
     pair.decoder.bias = layer.bias
     if factors.bias is not None:
         if layer.bias is None:
-            like = layer.weight.new_empty(len(layer.weight))
-            pair.decoder.bias = Parameter(like, requires_grad=layer.weight.requires_grad)
+            empty = layer.weight.new_empty(len(layer.weight))
+            pair.decoder.bias = Parameter(empty, requires_grad=is_trained)
         pair.decoder.bias.copy_(factors.bias)
     return pair.train(layer.training)
 
@@ -210,19 +227,21 @@ def replace_layers(
         model: the network.
         pairs: module path -> what takes its place.
         optimizers: go on with the new parameters, of which they remember nothing yet; biases keep their memory.
-        companions: dicts of tensors by parameter name; what they hold of replaced weights is dropped.
+        cut_along: dicts of tensors by parameter name; what they hold of replaced weights is dropped.
     """
     layers = {path: model.get_submodule(path) for path in pairs}
-    if any(not isinstance(companion, MutableMapping) for companion in cut_along):
-        raise UsageError("Only dicts of tensors by parameter name can go along with a network that is decomposed.")
+    if not all(isinstance(companion, MutableMapping) for companion in cut_along):
+        raise UsageError("Only dicts of tensors by parameter name can be kept for a network that is decomposed.")
     for path, pair in pairs.items():
         before, after = list(layers[path].parameters()), list(pair.parameters())
-        same = {id(parameter) for parameter in before} & {id(parameter) for parameter in after}  # the bias
-        old, new = ([p for p in own if id(p) not in same] for own in (before, after))
+        stays = {id(parameter) for parameter in before} & {id(parameter) for parameter in after}  # the bias
+        old = [parameter for parameter in before if id(parameter) not in stays]
+        new = [parameter for parameter in after if id(parameter) not in stays]
         for optimizer in optimizers:
             _exchange(optimizer, old, new)
         for companion in cut_along:
-            for name in [name for name in companion if name.startswith(f"{path}.")]:
+            replaced = [name for name in companion if name.startswith(f"{path}.")]
+            for name in replaced:
                 del companion[name]
     substitute(model, {layers[path]: pair for path, pair in pairs.items()})
 
@@ -232,12 +251,14 @@ def _exchange(optimizer: torch.optim.Optimizer, old: list[Parameter], new: list[
     for group in optimizer.param_groups:
         ids = [id(parameter) for parameter in group["params"]]
         places = [ids.index(id(parameter)) for parameter in old if id(parameter) in ids]
-        if places:
-            group["params"][places[0] : places[-1] + 1] = new
-            if any("momentum_buffer" in state for state in optimizer.state.values()):
-                # A fused update wants a memory of every parameter or of none; zeros are what it starts with.
-                for parameter in new if isinstance(optimizer, torch.optim.SGD) else ():
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if not places:
+            continue
+        group["params"][places[0] : places[-1] + 1] = new
+        has_momentum = any("momentum_buffer" in state for state in optimizer.state.values())
+        if has_momentum and isinstance(optimizer, torch.optim.SGD):
+            # A fused update wants a memory of every parameter or of none; zeros are what it starts with.
+            for parameter in new:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     for parameter in old:
         optimizer.state.pop(parameter, None)
 
@@ -250,7 +271,8 @@ def decompose_like(
     Args:
         model: a freshly built network of the same class.
         state: the state dict.
-        survivors: what the saved network said of cuts made since (`pruning.history`): it knows ranks from before them.
+        kept_indices: what the saved network said of cuts made since (`pruning.graph.history`): it knows ranks from
+            before them.
 
     Returns:
         {new module: the one that it replaced}, with which `substitute` undoes it.
@@ -258,20 +280,33 @@ def decompose_like(
     Raises:
         UsageError: if the factors do not fit the layer; nothing is changed then.
     """
+    modules = dict(model.named_modules())
     changes: dict[nn.Module, nn.Module] = {}
-    for name in state:
+    for name, encoder in state.items():
         path = name.removesuffix(".encoder.weight")
-        extra, decoder = state.get(f"{path}._extra_state"), state.get(f"{path}.decoder.weight")
-        layer = dict(model.named_modules()).get(path) if path != name else None
-        if isinstance(layer, Layer) and isinstance(extra, Tensor) and isinstance(decoder, Tensor):
-            rows = len(kept_indices[name][0]) if kept_indices and 0 in kept_indices.get(name, {}) else len(state[name])
-            single = state[name].shape[1] == 1
-            changes[layer] = _pair_like(path, layer, rows, int(extra), f"{path}.decoder.bias" in state, single=single)
+        layer = modules.get(path) if path != name else None
+        subspaces, decoder = state.get(f"{path}._extra_state"), state.get(f"{path}.decoder.weight")
+        if not (isinstance(layer, Layer) and isinstance(subspaces, Tensor) and isinstance(decoder, Tensor)):
+            continue
+        cuts = kept_indices.get(name, {}) if kept_indices else {}
+        rows = len(cuts[0]) if 0 in cuts else len(encoder)
+        bias, single = f"{path}.decoder.bias" in state, encoder.shape[1] == 1
+        changes[layer] = _pair_like(path, layer, rows, int(subspaces), bias, single=single)
     substitute(model, changes)
     return {new: old for old, new in changes.items()}
 
 
 def _pair_like(path: str, layer: Layer, rows: int, subspaces: int, bias: bool, *, single: bool) -> LowRank:
+    """Returns the pair of layers that a state dict speaks of.
+
+    Args:
+        path: of the layer.
+        layer: the dense one.
+        rows: of the encoder, of all subspaces together.
+        subspaces: how many.
+        bias: whether the decoder has one.
+        single: each subspace reads one channel.
+    """
     columns = layer.weight.shape[1]
     if subspaces < 1 or rows % subspaces or subspaces > columns:
         raise UsageError(f"{path}: {rows} rows in {subspaces} subspaces do not fit {type(layer).__name__}.")
@@ -280,7 +315,8 @@ def _pair_like(path: str, layer: Layer, rows: int, subspaces: int, bias: bool, *
         return LowRank(layer, rows // subspaces, columns, bias=bias)
     if columns % subspaces:
         # Channels were gone before the layer was decomposed.
-        layer, width = copy.copy(layer), "in_channels" if isinstance(layer, nn.Conv2d) else "in_features"
+        layer = copy.copy(layer)
+        width = "in_channels" if isinstance(layer, nn.Conv2d) else "in_features"
         setattr(layer, width, columns // subspaces * subspaces)
     return LowRank(layer, rows // subspaces, subspaces, bias=bias)
 
@@ -294,8 +330,10 @@ def undivided(sizes: Mapping[str, int], dense: Collection[str]) -> dict[str, int
     """
     found: dict[str, int] = {}
     for name, size in sizes.items():
+        layer_name = name
         for part in (".encoder.weight", ".decoder.weight"):
             whole = f"{name.removesuffix(part)}.weight"
-            name = whole if name.endswith(part) and whole in dense else name
-        found[name] = found.get(name, 0) + size
+            if name.endswith(part) and whole in dense:
+                layer_name = whole
+        found[layer_name] = found.get(layer_name, 0) + size
     return found

@@ -35,8 +35,13 @@ def extras_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path, module in model.named_modules():
-        own = {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_integers(value)}
-        own |= {name: module._buffers[name] for name in module._non_persistent_buffers_set if name in module._buffers}
+        own: dict[str, Any] = {}
+        for name, value in vars(module).items():
+            if not name.startswith("_") and _is_integers(value):
+                own[name] = value
+        for name in module._non_persistent_buffers_set:
+            if name in module._buffers:
+                own[name] = module._buffers[name]
         if own:
             found[path] = own
     return found
@@ -62,40 +67,55 @@ def resize_like(
     Raises:
         UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
     """
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    shapes: dict[int, Shape] = {}
-    for name, tensor in tensors.items():
-        value = state_dict.get(name)
-        if not isinstance(value, Tensor):
-            continue
-        if value.dim() != tensor.dim() or any(new > old for new, old in zip(value.shape, tensor.shape, strict=True)):
-            raise UsageError(f"{name} is {tuple(value.shape)} in the file and {tuple(tensor.shape)} in the model; "
-                             "it is not a pruned version of this model.")  # fmt: skip
-        if value.shape != tensor.shape:
-            shapes[id(tensor)] = tuple(value.shape)
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    shapes = _changed_shapes(tensors, state_dict)
     if extras is None:
         guessed = _own_integers(model, shapes)
         if guessed:
             told = ", ".join(f"{type(module).__name__}.{name} = {value}" for module, name, value in guessed)
-            warnings.warn(f"guessed from shapes: {told}; save extras_of(model) with the state dict to be certain",
-                          stacklevel=3)  # fmt: skip
+            advice = "save extras_of(model) with the state dict to be certain"
+            warnings.warn(f"guessed from shapes: {told}; {advice}", stacklevel=3)
         attributes = module_integers(model, shapes) + guessed
     else:
-        modules = dict(model.named_modules())
-        attributes = [(modules[path], name, value) for path, own in extras.items() if path in modules
-                      for name, value in own.items()]  # fmt: skip
+        attributes = _attributes_of(model, extras)
+    integers = [attribute for attribute in attributes if not isinstance(attribute[2], Tensor)]
     with torch.no_grad():
-        for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
-            if id(tensor) in shapes:
-                replace(tensor, tensor.new_empty(shapes[id(tensor)]))
+        by_id = {id(tensor): tensor for tensor in tensors.values()}  # tied tensors have several names
+        for identity, shape in shapes.items():
+            tensor = by_id[identity]
+            replace(tensor, tensor.new_empty(shape))
         for module, name, value in attributes:
             buffer = module._buffers.get(name)
             if buffer is not None and isinstance(value, Tensor):
                 replace(buffer, value.to(buffer, copy=True))
-    set_integers(attribute for attribute in attributes if not isinstance(attribute[2], Tensor))
+    set_integers(integers)
+
+
+def _changed_shapes(tensors: Mapping[str, Tensor], state_dict: Mapping[str, Any]) -> dict[int, Shape]:
+    """Returns id of a tensor -> shape in the file, of those that are smaller there."""
+    shapes: dict[int, Shape] = {}
+    for name, tensor in tensors.items():
+        value = state_dict.get(name)
+        if not isinstance(value, Tensor) or value.shape == tensor.shape:
+            continue
+        there, here = tuple(value.shape), tuple(tensor.shape)
+        fits = len(there) == len(here) and all(new <= old for new, old in zip(there, here, strict=True))
+        if not fits:
+            raise UsageError(
+                f"{name} is {there} in the file and {here} in the model; it is not a pruned version of this model."
+            )
+        shapes[id(tensor)] = there
+    return shapes
+
+
+def _attributes_of(model: nn.Module, extras: Mapping[str, Mapping[str, Any]]) -> list[Attribute]:
+    modules = dict(model.named_modules())
+    found: list[Attribute] = []
+    for path, own in extras.items():
+        if path in modules:
+            found += [(modules[path], name, value) for name, value in own.items()]
+    return found
 
 
 def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
@@ -103,24 +123,43 @@ def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]
     found: list[Attribute] = []
     for module in model.modules():
         if any(isinstance(module, kinds) for kinds, _ in BY_TYPE):
-            continue
-        widths: dict[int, set[int]] = {}
-        for owner in (module, *_children(module)):
-            for tensor in (*owner._parameters.values(), *owner._buffers.values()):
-                if tensor is not None:
-                    for old, new in zip(tensor.shape, shapes.get(id(tensor), tuple(tensor.shape)), strict=True):
-                        widths.setdefault(old, set()).add(new)
+            continue  # what torch's own modules keep is known
+        widths = _widths_around(module, shapes)
         kept = {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
         heads = {value for name, value in kept.items() if "head" in name and not _SAYS_WIDTH.search(name)}
         for name, value in kept.items():
             options = set() if name in _CHOSEN else widths.get(value, set())
-            if not options and _SAYS_WIDTH.search(name):  # no tensor is as wide as a head, but as all of them
-                wholes = [(widths.get(value * count, set()), count) for count in heads]
-                options = {new // count for news, count in wholes if len(news) == 1 for new in news}
+            if not options and _SAYS_WIDTH.search(name):
+                options = _widths_of_a_head(value, heads, widths)
             changed = options - {value}
+            # Where a width changed in several ways, none is certain enough.
             if len(changed) == 1:
                 found.append((module, name, changed.pop()))
     return found
+
+
+def _widths_around(module: nn.Module, shapes: dict[int, Shape]) -> dict[int, set[int]]:
+    """Returns old width -> new widths of a module's own and its children's tensors."""
+    widths: dict[int, set[int]] = {}
+    for owner in (module, *_children(module)):
+        for tensor in (*owner._parameters.values(), *owner._buffers.values()):
+            if tensor is None:
+                continue
+            before = tuple(tensor.shape)
+            after = shapes.get(id(tensor), before)
+            for old, new in zip(before, after, strict=True):
+                widths.setdefault(old, set()).add(new)
+    return widths
+
+
+def _widths_of_a_head(width: int, heads: set[int], widths: dict[int, set[int]]) -> set[int]:
+    """Returns what one head's width may have become: no tensor is as wide as a head, but as all of them."""
+    options = set()
+    for count in heads:
+        wholes = widths.get(width * count, set())
+        if len(wholes) == 1:
+            options.add(next(iter(wholes)) // count)
+    return options
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
@@ -150,17 +189,19 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
             raise UsageError(f"{source} is damaged, or holds more than tensors and plain values.") from error
     if not isinstance(source, Mapping):
         raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
-    state = source.get("state_dict", source)
+    state, extras = source, None
+    if "state_dict" in source:
+        state, extras = source["state_dict"], source.get("extras")
     dense = decompose_like(model, state)
     try:
-        missing = set(model.state_dict()) ^ set(state)
-        if missing:
-            name = type(model).__name__
-            raise UsageError(f"The file does not fit {name}: {sorted(missing)[0]} is only in one of the two.")
-        named_tensors(model)
-        resize_like(model, state, source.get("extras") if state is not source else None)
+        in_one_only = set(model.state_dict()) ^ set(state)
+        if in_one_only:
+            name, first = type(model).__name__, sorted(in_one_only)[0]
+            raise UsageError(f"The file does not fit {name}: {first} is only in one of the two.")
+        named_tensors(model)  # refuses modules that cannot be cut
+        resize_like(model, state, extras)
     except UsageError:
-        substitute(model, dense)
+        substitute(model, dense)  # the layers that were there before
         raise
     model.load_state_dict(state)
     pack_recurrent(model)

@@ -14,9 +14,6 @@ from pruning.errors import UsageError
 Keep = dict[int, Tensor]  # dimension -> indices that stay
 
 
-# -- tensors -----------------------------------------------------------------------------------------------------------
-
-
 def cut(tensor: Tensor, keep: Keep) -> Tensor:
     """Returns a copy of what stays; dimensions of size 1 that only broadcast are left alone."""
     for dim, indices in keep.items():
@@ -27,28 +24,40 @@ def cut(tensor: Tensor, keep: Keep) -> Tensor:
 
 def _fits(state: Tensor, parameter: Tensor) -> bool:
     """Says whether a state tensor runs along with a parameter, whole or reduced along some dimensions (Adafactor)."""
-    return state.dim() == parameter.dim() and all(
-        own in (size, 1) for own, size in zip(state.shape, parameter.shape, strict=True)
-    )
+    if state.dim() != parameter.dim():
+        return False
+    sizes = zip(state.shape, parameter.shape, strict=True)
+    return all(own == size or own == 1 for own, size in sizes)
 
 
 @dataclasses.dataclass
 class Cuts:
-    """All new tensors of one event, made before anything is put in place, so that a failure changes nothing."""
+    """All new tensors of one event, made before anything is put in place, so that a failure changes nothing.
+
+    Args:
+        tensors: (parameter or buffer, its new contents, its new gradient).
+        places: (dict, key, new value) of states of optimizers and of companions.
+    """
 
     tensors: list[tuple[Tensor, Tensor, Tensor | None]] = dataclasses.field(default_factory=list)
     places: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = dataclasses.field(default_factory=list)
 
     def add_tensor(self, tensor: Tensor, keep: Keep, factors: Tensor | None = None) -> None:
         """Cuts a parameter or buffer and its gradient; `factors` multiply what is left of its values."""
-        gradient = tensor.grad if tensor.is_leaf else None
         smaller = cut(tensor.detach(), keep)
         if factors is not None:
             smaller = smaller * factors.to(smaller.device, smaller.dtype)
-        self.tensors.append((tensor, smaller, None if gradient is None else cut(gradient, keep)))
+        gradient = _gradient_of(tensor)
+        if gradient is not None:
+            gradient = cut(gradient, keep)
+        self.tensors.append((tensor, smaller, gradient))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
-        """Cuts the state that an optimizer holds for its parameters."""
+        """Cuts the state that an optimizer holds for its parameters.
+
+        Raises:
+            UsageError: for a state whose values cannot be told apart by weight (L-BFGS).
+        """
         for parameter, state in optimizer.state.items():
             keep = keeps.get(id(parameter))
             if keep is None or not isinstance(state, dict):
@@ -57,25 +66,30 @@ class Cuts:
                 if isinstance(value, Tensor) and value.dim() and _fits(value, parameter):
                     self.places.append((state, key, cut(value, keep)))
                 elif _follows(value):
+                    name, shape = type(optimizer).__name__, tuple(parameter.shape)
                     raise UsageError(
-                        f"{type(optimizer).__name__} keeps {key!r} in a form that cannot be cut with its parameter of "
-                        f"shape {tuple(parameter.shape)}; make a new optimizer after pruning."
+                        f"{name} keeps {key!r} in a form that cannot be cut with its parameter of shape {shape}; "
+                        "make a new optimizer after pruning."
                     )
 
     def add_companion(
         self, companion: MutableMapping[str, Tensor], tensors: dict[str, Tensor], keeps: dict[int, Keep]
     ) -> None:
-        """Cuts tensors that somebody keeps by parameter name."""
+        """Cuts tensors that somebody keeps by parameter name.
+
+        Args:
+            companion: the tensors; names that the network does not have are left alone.
+            tensors: the network's, by all their names.
+            keeps: id of a tensor -> what stays of it.
+        """
         for name, value in companion.items():
             tensor = tensors.get(name)
-            keep = None if tensor is None else keeps.get(id(tensor))
-            if keep is None or tensor is None or not isinstance(value, Tensor):
+            if tensor is None or id(tensor) not in keeps or not isinstance(value, Tensor):
                 continue
             if not _fits(value, tensor):
-                raise UsageError(
-                    f"The companion {name} has shape {tuple(value.shape)}, the network's {tuple(tensor.shape)}."
-                )
-            self.places.append((companion, name, cut(value, keep)))
+                shapes = f"{tuple(value.shape)}, the network's {tuple(tensor.shape)}"
+                raise UsageError(f"The companion {name} has shape {shapes}.")
+            self.places.append((companion, name, cut(value, keeps[id(tensor)])))
 
     def apply(self) -> None:
         """Puts everything in place; parameters stay the same objects.
@@ -87,16 +101,21 @@ class Cuts:
         with torch.no_grad():
             try:
                 for tensor, smaller, gradient in self.tensors:
-                    done.append((tensor, tensor.detach(), tensor.grad if tensor.is_leaf else None))
+                    # Noted first: the one that fails may be half done.
+                    done.append((tensor, tensor.detach(), _gradient_of(tensor)))
                     _put(tensor, smaller, gradient)
             except RuntimeError as error:
                 for tensor, whole, gradient in done:
                     tensor.set_(whole)  # type: ignore[call-overload]
-                    tensor.grad = gradient if tensor.is_leaf else None
+                    tensor.grad = gradient
                 message = (str(error).splitlines() or [""])[0]
                 raise UsageError(f"A tensor could not be replaced ({message}); nothing was changed.") from error
         for holder, key, value in self.places:
             holder[key] = value
+
+
+def _gradient_of(tensor: Tensor) -> Tensor | None:
+    return tensor.grad if tensor.is_leaf else None  # torch warns of those of other tensors
 
 
 def _put(tensor: Tensor, smaller: Tensor, gradient: Tensor | None) -> None:
@@ -109,7 +128,9 @@ def _follows(value: Any) -> bool:
     """Says whether a state value holds something per weight: a tensor of several values, or a list of such."""
     if isinstance(value, Tensor):
         return value.numel() > 1
-    return isinstance(value, (list, tuple)) and any(_follows(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return any(_follows(item) for item in value)
+    return False
 
 
 def replace(tensor: Tensor, smaller: Tensor) -> None:
