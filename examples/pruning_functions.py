@@ -3,7 +3,7 @@
     python examples/pruning_functions.py [--draw_dir FOLDER]
 
 Three networks: a plain one, one with a shortcut, one that concatenates. For each of them the functions of
-`pruning.functions` are called for everything that has to go along; then the graph does it from a single name. With
+`pruning.cut.by_hand` are called for everything that has to go along; then the graph does it from a single name. With
 --draw_dir a picture of each network is drawn as well.
 """
 
