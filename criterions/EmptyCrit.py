@@ -1,8 +1,9 @@
 from pruning import WeightCriterion, schedule
+from pruning.prune.schedule import Schedule
 
 
 class EmptyCrit(WeightCriterion):
     """Prunes nothing: the dense baseline."""
 
     needs_data = False
-    schedule = schedule.no_events
+    schedule: Schedule = schedule.no_events

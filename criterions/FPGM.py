@@ -20,7 +20,11 @@ class FPGM(NodeCriterion):
         for name, weight in weights_only(network):
             for dim in range(weight.dim()):
                 nodes = torch.from_numpy(network.graph.nodes_along(name, dim, role="producer"))
-                if (nodes >= 0).any():
-                    filters = weight.movedim(dim, 0).flatten(1).double().cpu()
-                    total.index_add_(0, nodes[nodes >= 0], torch.cdist(filters, filters).sum(1)[nodes >= 0])
+                prunable = nodes >= 0
+                if not prunable.any():
+                    continue
+                filters = weight.movedim(dim, 0).flatten(1).double().cpu()
+                # To all filters of the layer, those that cannot go included.
+                distances = torch.cdist(filters, filters).sum(1)
+                total.index_add_(0, nodes[prunable], distances[prunable])
         return total

@@ -21,4 +21,7 @@ class GRASP(WeightCriterion):
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         products = hessian_gradient_products(network, batches, temperature=self.temperature)
-        return {name: weight.detach() * products[name] for name, weight in network.weights()}
+        scores = {}
+        for name, weight in network.weights():
+            scores[name] = weight.detach() * products[name]
+        return scores

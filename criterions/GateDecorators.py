@@ -30,23 +30,27 @@ class GateDecorators(NodeCriterion):
     wants: ClassVar[dict[str, Any]] = {"train_scheme": "TickTock", "optimizer": "SGD", "learning_rate": 1e-2}
 
     def __init__(self, *, ticks: int = 10, tocks: int = 10, epochs: int = 80) -> None:
-        for name, value, least in (("ticks", ticks, 1), ("tocks", tocks, 0), ("epochs", epochs, 2)):
+        limits = (("ticks", ticks, 1), ("tocks", tocks, 0), ("epochs", epochs, 2))
+        for name, value, least in limits:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; {value} was given")
-        room = 2 * epochs // 3
+        room = 2 * epochs // 3  # fine-tuning has the rest
         self.rounds = max(1, room // (ticks + tocks))
         if room < ticks + tocks:
             ticks = max(1, room * ticks // (ticks + tocks))
             tocks = min(tocks, room - ticks)
         self.ticks, self.tocks = ticks, tocks
-        rounds = (["tick"] * ticks + ["tock"] * tocks) * self.rounds
+        one_round = ["tick"] * ticks + ["tock"] * tocks
+        rounds = one_round * self.rounds
         self.phases = rounds + ["tune"] * (epochs - len(rounds))  # one per epoch
-        self.event_epochs = [epoch for epoch, phase in enumerate(self.phases) if phase == "tick"]
-        self.schedule = partial(schedule.linear, steps=len(self.event_epochs))
+        tick_epochs = [epoch for epoch, phase in enumerate(self.phases) if phase == "tick"]
+        self.event_epochs = tick_epochs
+        self.schedule = partial(schedule.linear, steps=len(tick_epochs))
         self.gathered: Tensor | None = None
 
     def announcement(self, limit: float) -> str:
-        share, tune = 100 * limit / len(self.event_epochs), self.phases.count("tune")
+        share = 100 * limit / self.phases.count("tick")
+        tune = self.phases.count("tune")
         how = f"{self.rounds} x ({self.ticks} Tick + {self.tocks} Tock epochs), then {tune} epochs of fine-tuning"
         paper = "the paper: 0.5 % for VGG-16 on CIFAR, 0.2 % for ResNets"
         return f"GateDecorators: {how}; each Tick removes {share:.2f} % of the nodes ({paper})"
@@ -61,13 +65,16 @@ class GateDecorators(NodeCriterion):
         """
         # Scaled slopes may overflow; the optimizer skips such a batch, and so does the score.
         scores = (gate_scores(network, slopes) / scale).nan_to_num(0, 0, 0)
-        self.gathered = scores if self.gathered is None else self.gathered + scores
+        if self.gathered is not None:
+            scores = self.gathered + scores
+        self.gathered = scores
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         if self.gathered is None:  # no Tick went before, so these batches are looked at
             names = [name for name, parameter in network.model.named_parameters() if parameter.is_floating_point()]
             for batch in batches:
-                self.gather(network, accumulate_gradients(network, [batch], names=names)[0])
+                slopes, _ = accumulate_gradients(network, [batch], names=names)
+                self.gather(network, slopes)
         if self.gathered is None:
             raise UsageError("GateDecorators scores on data, and it was given no batches.")
         scores, self.gathered = self.gathered, None
@@ -84,14 +91,21 @@ def gate_scores(network: PrunableState, slopes: Mapping[str, Tensor]) -> Tensor:
     parameters, graph = dict(network.model.named_parameters()), network.graph
     gates = {}
     for name, scale in norm_scales(network):
-        if name in slopes:
-            shift = f"{name.removesuffix('weight')}bias"
-            gates[name] = (scale * slopes[name] + (parameters[shift] * slopes[shift] if shift in slopes else 0)).abs()
-    gated = graph.reduce_to_nodes({name: torch.ones_like(gate) for name, gate in gates.items()}, role="all") > 0
+        if name not in slopes:
+            continue
+        change = scale * slopes[name]
+        shift = f"{name.removesuffix('weight')}bias"
+        if shift in slopes:
+            change = change + parameters[shift] * slopes[shift]
+        gates[name] = change.abs()
+    ones = {name: torch.ones_like(gate) for name, gate in gates.items()}
+    gated = graph.reduce_to_nodes(ones, role="all") > 0
     scores = graph.reduce_to_nodes(gates, role="all")
     if gated.all():
         return scores
+    # A gate before the activation changes the loss by the sum over the producers, one behind it over the consumers.
     products = {name: parameters[name] * slope for name, slope in slopes.items()}
     before = sum_over_producers(network, products)
     behind = graph.reduce_to_nodes(products, role="consumer").to(before)
-    return torch.where(gated.to(before.device), scores.to(before), torch.maximum(before.abs(), behind.abs()))
+    without_gate = torch.maximum(before.abs(), behind.abs())
+    return torch.where(gated.to(before.device), scores.to(before), without_gate)

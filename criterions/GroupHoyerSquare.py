@@ -18,6 +18,7 @@ class GroupHoyerSquare(HoyerThreshold, NodeCriterion):
     wants: ClassVar[dict[str, Any]] = {"loss": "GroupHoyerSquare"}
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
-        squares = network.graph.reduce_to_nodes({n: w.double().square() for n, w in weights_only(network)}, role="all")
+        of_weights = {name: weight.double().square() for name, weight in weights_only(network)}
+        squares = network.graph.reduce_to_nodes(of_weights, role="all")
         norms = squares.sqrt()
         return relative(norms, over_group(network, norms), over_group(network, squares))

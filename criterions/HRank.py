@@ -36,24 +36,39 @@ class HRank(NodeCriterion):
 
         def take(name: str, layer: Layer) -> None:
             columns = np.flatnonzero(readers[name] >= 0)
-            if len(columns):
-                ranks = _ranks(layer, columns, readers[name][columns], count)
-                totals[name] = totals.get(name, 0) + ranks
+            if not len(columns):
+                return
+            ranks = _ranks(layer, columns, readers[name][columns], count)
+            if name in totals:
+                ranks = totals[name] + ranks
+            totals[name] = ranks
 
         points = draw_points(network, batches, self.points, 0.1)
         visit_layers(network, points.own, take)
-        largest = torch.stack([torch.zeros(count, dtype=torch.float64), *totals.values()]).amax(0)
+        # A node that nobody reads has no map.
+        nothing = torch.zeros(count, dtype=torch.float64)
+        largest = torch.stack([nothing, *totals.values()]).amax(0)
         return largest / points.number
 
 
 def _ranks(layer: Layer, columns: np.ndarray, nodes: np.ndarray, count: int) -> Tensor:
     """Returns (nodes,) the sum over the images of the rank of each node's map."""
-    found, inputs = torch.zeros(count, dtype=torch.float64), layer.signed_inputs()
+    found = torch.zeros(count, dtype=torch.float64)
+    inputs = layer.signed_inputs()
     for node in np.unique(nodes):
-        maps = inputs[:, torch.from_numpy(columns[nodes == node]).to(inputs.device)]  # (B, channels, *positions)
-        if maps.dim() == 2:  # a flattened map: its side is the largest divisor up to the square root
-            width = maps.shape[1]
-            side = next(s for s in range(math.isqrt(width), 0, -1) if width % s == 0)
-            maps = maps.reshape(len(maps), side, -1)
-        found[int(node)] = float(torch.linalg.matrix_rank(maps).double().sum())
+        own_columns = torch.from_numpy(columns[nodes == node]).to(inputs.device)
+        maps = inputs[:, own_columns]  # (B, channels, *positions)
+        if maps.dim() == 2:
+            # A flattened map, whose sides are not known any more.
+            maps = maps.reshape(len(maps), _side_of(maps.shape[1]), -1)
+        ranks = torch.linalg.matrix_rank(maps)
+        found[int(node)] = float(ranks.double().sum())
     return found
+
+
+def _side_of(width: int) -> int:
+    """Returns the largest divisor up to the square root."""
+    for side in range(math.isqrt(width), 1, -1):
+        if width % side == 0:
+            return side
+    return 1

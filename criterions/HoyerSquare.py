@@ -17,4 +17,7 @@ class HoyerSquare(HoyerThreshold, WeightCriterion):
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         sizes = {name: weight.detach().abs().double() for name, weight in network.weights()}
-        return {name: relative(size, size.sum(), size.square().sum()) for name, size in sizes.items()}
+        scores = {}
+        for name, size in sizes.items():
+            scores[name] = relative(size, size.sum(), size.square().sum())
+        return scores

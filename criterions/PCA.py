@@ -34,12 +34,16 @@ class PCA(Decomposition, LowRankCriterion):
         found = {}
         for path, (rows, total, squares) in _moments(network, layers, batches).items():
             mean = total / rows
-            values, vectors = torch.linalg.eigh(squares / rows - mean.outer(mean))
+            covariance = squares / rows - mean.outer(mean)
+            values, vectors = torch.linalg.eigh(covariance)  # the smallest first
             values = values.flip(0).clamp_min(0)
             self.components[path] = vectors.flip(1), mean
             outputs, entries = layers[path].weight.flatten(1).shape
-            worth = values / values.cumsum(0).clamp_min(1e-300) / (rows * (outputs + entries))
-            found[path] = {1: torch.cat([worth[1:], worth.new_zeros(1)])[: min(outputs, entries)]}
+            flops = rows * (outputs + entries)
+            worth = values / values.cumsum(0).clamp_min(1e-300) / flops
+            # At rank j the first component that goes is the next one.
+            after = torch.cat([worth[1:], worth.new_zeros(1)])
+            found[path] = {1: after[: min(outputs, entries)]}
         return found
 
     def factors(self, path: str, layer: Layer, rank: int, subspaces: int) -> Factors:
@@ -47,7 +51,8 @@ class PCA(Decomposition, LowRankCriterion):
         chosen = vectors[:, :rank]
         bias = torch.zeros_like(mean) if layer.bias is None else precise(layer.bias)
         projected = mean + chosen @ (chosen.T @ (bias - mean))
-        return Factors((chosen.T @ blocks_of(layer)[0])[None], chosen, projected)
+        encoder = chosen.T @ blocks_of(layer)[0]
+        return Factors(encoder[None], chosen, projected)
 
 
 @torch.no_grad()

@@ -36,4 +36,8 @@ class PFPRand(FilterSensitivities, NodeCriterion):
         self.seed = seed
 
     def draw(self, network: PrunableState, keep: Tensor) -> Tensor:
-        return self.draw_filters(network, keep, in_proportion, self.seed)
+        return self.draw_filters(network, keep, self._chances, self.seed)
+
+    def _chances(self, sizes: Tensor, count: int) -> Tensor:
+        """Returns the probability of each node of a group to stay; they add up to the count."""
+        return in_proportion(sizes, count)

@@ -35,17 +35,17 @@ class PFPTop(FilterSensitivities, NodeCriterion):
         self.seed = seed
 
     def draw(self, network: PrunableState, keep: Tensor) -> Tensor:
-        return self.draw_filters(network, keep, _chances, self.seed)
+        return self.draw_filters(network, keep, self._chances, self.seed)
 
-
-def _chances(sizes: Tensor, count: int) -> Tensor:
-    shares = sizes / sizes.sum()
-    wanted = torch.tensor([float(count)], dtype=torch.float64)
-    draws = draws_for(shares, wanted).exp()
-    order = torch.sort(-shares, stable=True).indices
-    sure = min(int((shares * draws >= 1).sum()), count)
-    chances = torch.ones_like(shares)
-    rest = order[sure:]
-    # Where all places are taken, nobody is left to draw for.
-    chances[rest] = in_proportion(sizes[rest], count - sure) if sure < count else 0.0
-    return chances
+    def _chances(self, sizes: Tensor, count: int) -> Tensor:
+        """Returns the probability of each node of a group to stay; they add up to the count."""
+        shares = sizes / sizes.sum()
+        wanted = torch.tensor([float(count)], dtype=torch.float64)
+        draws = draws_for(shares, wanted).exp()
+        order = torch.sort(-shares, stable=True).indices
+        sure = min(int((shares * draws >= 1).sum()), count)
+        chances = torch.ones_like(shares)
+        rest = order[sure:]
+        # Where all places are taken, nobody is left to draw for.
+        chances[rest] = in_proportion(sizes[rest], count - sure) if sure < count else 0.0
+        return chances

@@ -33,18 +33,18 @@ class SiPPHybrid(Sensitivities, WeightCriterion):
         return super().weight_scores(network, batches)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        masks, self._factors = draw_weights(scores, budget, self._layers, _chances, self.seed)
+        masks, self._factors = draw_weights(scores, budget, self._layers, self._chances, self.seed)
         return masks
 
-
-def _chances(sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
-    alpha = parts.alpha(sizes)
-    most = parts.sums((sizes > 0).double())
-    counts = water_filling(alpha, parts.filters, most, places)
-    probabilities, _ = inclusion(sizes, parts, counts)
-    # The number that stays need not be whole: the last of a part may stay in part only, and is drawn.
-    best = (counts[parts.of_entry] - parts.ranks(sizes)).clamp(0, 1)
-    error_of_cut = K * parts.sums(sizes * (1 - best))
-    cut = (error_of_cut <= error_of(alpha, counts))[parts.of_entry]
-    factors = torch.where(cut, 1.0, inverse(probabilities))
-    return torch.where(cut, best, probabilities), factors
+    def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
+        """Returns each weight's probability to stay, and what it is multiplied by if it does."""
+        alpha = parts.alpha(sizes)
+        most = parts.sums((sizes > 0).double())
+        counts = water_filling(alpha, parts.filters, most, places)
+        probabilities, _ = inclusion(sizes, parts, counts)
+        # The number that stays need not be whole: the last of a part may stay in part only, and is drawn.
+        best = (counts[parts.of_entry] - parts.ranks(sizes)).clamp(0, 1)
+        error_of_cut = K * parts.sums(sizes * (1 - best))
+        cut = (error_of_cut <= error_of(alpha, counts))[parts.of_entry]
+        factors = torch.where(cut, 1.0, inverse(probabilities))
+        return torch.where(cut, best, probabilities), factors

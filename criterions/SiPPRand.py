@@ -34,12 +34,12 @@ class SiPPRand(Sensitivities, WeightCriterion):
         return super().weight_scores(network, batches)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        masks, self._factors = draw_weights(scores, budget, self._layers, _chances, self.seed)
+        masks, self._factors = draw_weights(scores, budget, self._layers, self._chances, self.seed)
         return masks
 
-
-def _chances(sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
-    most = parts.sums((sizes > 0).double())
-    counts = water_filling(parts.alpha(sizes), parts.filters, most, places)
-    probabilities, _ = inclusion(sizes, parts, counts)
-    return probabilities, inverse(probabilities)
+    def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
+        """Returns each weight's probability to stay, and what it is multiplied by if it does."""
+        most = parts.sums((sizes > 0).double())
+        counts = water_filling(parts.alpha(sizes), parts.filters, most, places)
+        probabilities, _ = inclusion(sizes, parts, counts)
+        return probabilities, inverse(probabilities)

@@ -23,7 +23,8 @@ class Slimming(NodeCriterion):
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         scales = {name: scale.detach().abs() for name, scale in norm_scales(network)}
         scores = network.graph.reduce_to_nodes(scales, role="all", reduce="max")
-        there = network.graph.reduce_to_nodes({n: torch.ones_like(s) for n, s in scales.items()}, role="all") > 0
+        ones = {name: torch.ones_like(scale) for name, scale in scales.items()}
+        there = network.graph.reduce_to_nodes(ones, role="all") > 0
         if not scales or not there.any():
             raise UsageError(f"Slimming ranks norm scales, and {type(network.model).__name__} has none on its nodes.")
         return torch.where(there, scores, scores[there].median())

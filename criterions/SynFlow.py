@@ -30,28 +30,33 @@ class SynFlow(WeightCriterion):
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         # The flow multiplies over layers, so single precision overflows in deep networks.
-        tensors = chain(network.model.named_parameters(), network.model.named_buffers())
-        state = {name: _absolute(tensor) for name, tensor in tensors}
+        state: dict[str, Tensor] = {}
+        for name, tensor in chain(network.model.named_parameters(), network.model.named_buffers()):
+            state[name] = _absolute(tensor)
         names = [name for name, _ in network.weights()]
         chosen = [state[name].requires_grad_() for name in names]
         with scoring(network.model), same_random_state(chosen[0].device):
             outputs = call_with(network.model, state, _ones(network))
-            flow = torch.stack([out.sum() for out in tensors_in(outputs) if out.is_floating_point()]).sum()
+            sums = [output.sum() for output in tensors_in(outputs) if output.is_floating_point()]
+            flow = torch.stack(sums).sum()
             gradients = torch.autograd.grad(flow, chosen, allow_unused=True)
         if not torch.isfinite(flow):
             raise UsageError("SynFlow's flow is infinite even in double precision; this network is too deep for it.")
-        return require_signal(
-            {
-                name: (weight * gradient).detach().abs() if gradient is not None else torch.zeros_like(weight)
-                for name, weight, gradient in zip(names, chosen, gradients, strict=True)
-            }
-        )
+        scores = {}
+        for name, weight, gradient in zip(names, chosen, gradients, strict=True):
+            if gradient is None:  # nothing flows through it
+                scores[name] = torch.zeros_like(weight)
+            else:
+                scores[name] = (weight * gradient).detach().abs()
+        return require_signal(scores)
 
 
 def _absolute(tensor: Tensor) -> Tensor:
-    wide = tensor.detach().to(_wide(tensor)) if tensor.is_floating_point() else tensor.detach()
-    # Whole numbers are indices and counts; and a mask of -inf, as attention has it, must go on hiding.
-    return wide.abs() if tensor.is_floating_point() and not torch.isinf(wide).any() else wide
+    if not tensor.is_floating_point():
+        return tensor.detach()  # indices and counts
+    wide = tensor.detach().to(_wide(tensor))
+    # A mask of -inf, as attention has it, must go on hiding.
+    return wide if torch.isinf(wide).any() else wide.abs()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -68,4 +73,6 @@ def _ones(network: PrunableState) -> Any:
         moved = tensor.to(device)
         return torch.ones_like(moved, dtype=_wide(moved)) if moved.is_floating_point() else moved
 
-    return mapped(example[:1] if isinstance(example, Tensor) else example, one)
+    # All samples would be alike.
+    first = example[:1] if isinstance(example, Tensor) else example
+    return mapped(first, one)

@@ -38,33 +38,46 @@ class ThiNet(NodeCriterion):
 
     def products(self, network: PrunableState, batches: Batches) -> list[Tensor]:
         """Returns X^T X per group, X being (samples, nodes) the part of each node in the sampled output values."""
-        generator, groups = torch.Generator().manual_seed(self.seed), [group.nodes for group in network.graph.groups]
+        generator = torch.Generator().manual_seed(self.seed)
+        groups = [group.nodes for group in network.graph.groups]
         readers = {name: channels_read(network, name)[1] for name, _ in network.weights()}
         found = [torch.zeros(len(nodes), len(nodes), dtype=torch.float64) for nodes in groups]
 
         def take(name: str, layer: Layer) -> None:
-            read = [place for place, nodes in enumerate(groups) if np.isin(nodes, readers[name]).any()]
-            parts = [self._parts(layer, entries, generator).cpu() for entries in layer.signed_entries() if read]
+            node_of_column = readers[name]
+            read = [place for place, nodes in enumerate(groups) if np.isin(nodes, node_of_column).any()]
+            if not read:
+                return
+            parts = torch.cat([self._parts(layer, entries, generator).cpu() for entries in layer.signed_entries()])
             for place in read:
-                columns = torch.from_numpy(np.flatnonzero(np.isin(readers[name], groups[place])))
-                nodes = torch.from_numpy(np.searchsorted(groups[place], readers[name][columns]))
-                own = torch.cat(parts)[:, columns].double()
-                own = own.new_zeros(len(own), len(groups[place])).index_add_(1, nodes, own)
-                found[place] += own.t() @ own
+                columns = np.flatnonzero(np.isin(node_of_column, groups[place]))
+                nodes = np.searchsorted(groups[place], node_of_column[columns])
+                by_column = parts[:, torch.from_numpy(columns)].double()
+                # A node may have several columns, after a flatten.
+                by_node = by_column.new_zeros(len(by_column), len(groups[place]))
+                by_node.index_add_(1, torch.from_numpy(nodes), by_column)
+                found[place] += by_node.t() @ by_node
 
-        visit_layers(network, draw_points(network, batches, self.points, 0.1).own, take)
+        points = draw_points(network, batches, self.points, 0.1)
+        visit_layers(network, points.own, take)
         return found
 
     def _parts(self, layer: Layer, entries: Tensor, generator: torch.Generator) -> Tensor:
         """Returns (samples, columns) what each column that is read contributes to output values drawn at random."""
         groups, width, _, positions = entries.shape
-        weight = layer.by_group(layer.weight).flatten(3) if layer.how else layer.weight[None, :, :, None]
-        draws = self.per_point * (1 if layer.how else positions)  # of a linear layer a position is a point
+        if layer.how:
+            weight = layer.by_group(layer.weight).flatten(3)  # (groups, outputs, channels, kernel)
+            draws = self.per_point
+        else:
+            weight = layer.weight[None, :, :, None]
+            draws = self.per_point * positions  # of a linear layer a position is a point
 
         def among(size: int) -> Tensor:
             return torch.randint(size, (draws,), generator=generator).to(entries.device)
 
-        group, output, position = among(groups), among(weight.shape[1]), among(positions)
+        group = among(groups)
+        output = among(weight.shape[1])
+        position = among(positions)
         parts = (weight[group, output] * entries[group, :, :, position]).sum(2)  # (samples, channels / groups)
         if layer.how and groups > 1 and layer.transposed:
             whole = parts.new_zeros(draws, groups, width)

@@ -33,14 +33,14 @@ class UniformWeights(WeightCriterion):
         layers = {}
         for name, mask in budget.alive.items():
             layers[name] = (torch.zeros(mask.numel(), dtype=torch.long), 1.0)  # all of a layer are one part
-        masks, self._factors = draw_weights(scores, budget, layers, _chances, self.seed)
+        masks, self._factors = draw_weights(scores, budget, layers, self._chances, self.seed)
         return masks
 
     def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         factors, self._factors = self._factors, {}  # good for one event
         return reweighted(network, factors)
 
-
-def _chances(sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
-    probabilities = sizes * places / sizes.sum()
-    return probabilities, inverse(probabilities)
+    def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:
+        """Returns each weight's probability to stay, and what it is multiplied by if it does."""
+        probabilities = sizes * places / sizes.sum()
+        return probabilities, inverse(probabilities)

@@ -18,21 +18,27 @@ class Wanda(WeightCriterion):
         self._outputs: dict[str, int] = {}
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
-        squares = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in network.weights()}
+        squares = {}
+        for name, weight in network.weights():
+            squares[name] = torch.zeros_like(weight, dtype=torch.float32)
         self._outputs = {name: network.output_dim(name) for name in squares}
 
         def take(name: str, layer: Layer) -> None:
             squares[name] += layer.input_squares()
 
         visit_layers(network, batches, take)
-        return {name: weight.detach().abs() * squares[name].sqrt() for name, weight in network.weights()}
+        scores = {}
+        for name, weight in network.weights():
+            scores[name] = weight.detach().abs() * squares[name].sqrt()
+        return scores
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        places = {
-            name: _places(score.masked_fill(~budget.alive[name], -torch.inf).movedim(self._outputs[name], 0))
-            for name, score in scores.items()
-        }
-        places = {name: place.movedim(0, self._outputs[name]) for name, place in places.items()}
+        places = {}
+        for name, score in scores.items():
+            # What is gone takes the last places, so that outputs that lost much lose no more than others.
+            left = score.masked_fill(~budget.alive[name], -torch.inf)
+            outputs_first = left.movedim(self._outputs[name], 0)
+            places[name] = _places(outputs_first).movedim(0, self._outputs[name])
         return select.keep_top_global(places, budget)
 
 
@@ -40,5 +46,7 @@ def _places(scores: Tensor) -> Tensor:
     """Returns minus the place of each score in its row, as a share of the row's length; ties in order of position."""
     rows = scores.flatten(1).double()
     order = rows.sort(dim=1, descending=True, stable=True).indices
-    places = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float64).expand_as(rows)
-    return -(torch.empty_like(rows).scatter_(1, order, places) / rows.shape[1]).view(scores.shape)
+    width = rows.shape[1]
+    places = torch.arange(width, device=rows.device, dtype=torch.float64).expand_as(rows)
+    place_of_score = torch.empty_like(rows).scatter_(1, order, places)
+    return -(place_of_score / width).view(scores.shape)

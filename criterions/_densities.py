@@ -29,20 +29,28 @@ def keep_by(distribution: Distribution, scores: Mapping[str, Tensor], budget: Bu
 
 
 def _quotas(distribution: Distribution, budget: Budget) -> dict[str, int]:
+    """Returns how many weights each layer keeps; together they are the budget."""
+    shapes = {name: tuple(mask.shape) for name, mask in budget.alive.items()}
     sizes = {name: mask.numel() for name, mask in budget.alive.items()}
     density = budget.keep / sum(sizes.values())
     densities = dict.fromkeys(sizes, density)
     if distribution == "erk":
-        densities = erdos_renyi_kernel({n: tuple(m.shape) for n, m in budget.alive.items()}, density)
+        densities = erdos_renyi_kernel(shapes, density)
     # Densities are of what was there at the start; no layer can keep more than is left of it.
     left = {name: int(mask.sum()) for name, mask in budget.alive.items()}
-    return exact_quotas(left, {n: densities[n] * sizes[n] / max(1, left[n]) for n in sizes}, budget.keep)
+    of_what_is_left = {}
+    for name, size in sizes.items():
+        of_what_is_left[name] = densities[name] * size / max(1, left[name])
+    return exact_quotas(left, of_what_is_left, budget.keep)
 
 
 def random_scores(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], seed: int) -> dict[str, Tensor]:
     """Returns a random order of all weights, the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.rand(w.shape, generator=generator, dtype=torch.float64) for n, w in dict(weights).items()}
+    scores = {}
+    for name, weight in dict(weights).items():
+        scores[name] = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+    return scores
 
 
 def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
@@ -52,15 +60,22 @@ def erdos_renyi_kernel(shapes: Mapping[str, Sequence[int]], density: float) -> d
     """
     size = {name: float(torch.Size(shape).numel()) for name, shape in shapes.items()}
     raw = {name: sum(shape) / size[name] for name, shape in shapes.items()}
+    total = density * sum(size.values())
     dense: set[str] = set()
     while True:
         rest = [name for name in shapes if name not in dense]
-        budget = density * sum(size.values()) - sum(size[name] for name in dense)
-        scale = budget / sum(raw[name] * size[name] for name in rest) if rest else 0.0
+        if not rest:
+            return dict.fromkeys(shapes, 1.0)
+        budget = total - sum(size[name] for name in dense)
+        scale = budget / sum(raw[name] * size[name] for name in rest)
         over = [name for name in rest if raw[name] * scale > 1]
         if not over:
-            return {name: 1.0 if name in dense else raw[name] * scale for name in shapes}
+            break
+        # What they cannot take goes to the others, so some of these may pass 1 now.
         dense.update(over)
+    densities = {name: raw[name] * scale for name in shapes}
+    densities.update(dict.fromkeys(dense, 1.0))
+    return densities
 
 
 def exact_quotas(sizes: Mapping[str, int], densities: Mapping[str, float], total: int) -> dict[str, int]:
@@ -69,18 +84,23 @@ def exact_quotas(sizes: Mapping[str, int], densities: Mapping[str, float], total
     Largest remainders are rounded up first; each layer keeps at least one, unless its size is 0.
     """
     wanted = {name: size * densities[name] for name, size in sizes.items()}
-    quotas = {name: min(size, max(1, int(wanted[name]))) for name, size in sizes.items()}
-    missing = total - sum(quotas.values())
-    while missing:
+    quotas = {}
+    for name, size in sizes.items():
+        rounded_down = max(1, int(wanted[name]))
+        quotas[name] = min(size, rounded_down)
+    while (missing := total - sum(quotas.values())) != 0:
         step = 1 if missing > 0 else -1
-        movable = [name for name in sizes if min(1, sizes[name]) <= quotas[name] + step <= sizes[name]]
+        movable = []
+        for name, size in sizes.items():
+            least = min(1, size)
+            if least <= quotas[name] + step <= size:
+                movable.append(name)
+        if not movable:
+            break
         movable.sort(key=lambda name: step * (quotas[name] - wanted[name]))
         # Many at a time where much is missing, then one each to those furthest from what they should have.
-        each = max(1, abs(missing) // max(1, len(movable)))
+        each = max(1, abs(missing) // len(movable))
         for name in movable[: abs(missing)]:
             room = sizes[name] - quotas[name] if step > 0 else quotas[name] - 1
             quotas[name] += step * min(each, room)
-        if not movable:
-            break
-        missing = total - sum(quotas.values())
     return quotas

@@ -72,17 +72,23 @@ class Guaranteed:
         points, self._drawn = self._drawn, None
         if points is None:
             return
-        known = points.delta < 1
+        # A probability of failure of 1 promises nothing.
+        if points.delta >= 1:
+            epsilons = dict.fromkeys(changed)
         errors = measured_errors(network, changed, points.fresh)
-        facts = {n: {"epsilon": epsilons[n] if known else None, "measured_error": errors.get(n)} for n in changed}
+        facts = {}
+        for name in changed:
+            facts[name] = {"epsilon": epsilons[name], "measured_error": errors.get(name)}
         promised = any(row["epsilon"] is not None for row in facts.values())
         self._facts = self._note(points, promised), facts
 
     def _note(self, points: Points, promised: bool) -> str:
-        measured = f"Measured: the largest such error on {points.fresh_number} fresh points." * bool(points.fresh)
+        measured = ""
+        if points.fresh:
+            measured = f"Measured: the largest such error on {points.fresh_number} fresh points."
         if not promised:
-            few = f" from an S of {points.number} points" if self.theorem else f" for {type(self).__name__}"
-            return f"No guarantee{few}. {measured}".strip()
+            why = f"from an S of {points.number} points" if self.theorem else f"for {type(self).__name__}"
+            return f"No guarantee {why}. {measured}".strip()
         promise = "each output's positive and negative part within 1 +- epsilon, given the layer's dense inputs"
         constants = f"K = {K:g}, C = {C:g}, S of {points.number} points, delta = {points.delta:.3g} per layer"
         return f"Promise: {promise} ({self.theorem}; {constants}). {measured}".strip()
@@ -100,12 +106,17 @@ def largest_epsilon(sizes: Tensor, factors: Tensor, kept: Tensor, parts: Tensor,
     """
     felt = sizes > 0  # no output feels the others
     sizes, factors, kept, parts = sizes[felt], factors[felt], kept[felt], parts[felt]
-    count, drawn = int(parts.max()) + 1 if len(parts) else 1, factors > 1 + 2 * SAFE
-    lost = sizes.new_zeros(count).index_add_(0, parts, sizes * (~kept & ~drawn))
+    count = int(parts.max()) + 1 if len(parts) else 1
+    drawn = factors > 1 + 2 * SAFE
+    cut = ~kept & ~drawn
+    lost = sizes.new_zeros(count).index_add_(0, parts, sizes * cut)
     # S / m of a part is s / probability of any entry that was drawn in proportion to s.
-    weight = sizes.new_zeros(count).scatter_reduce_(0, parts, (sizes * factors).masked_fill(~drawn, 0), "amax")
-    ratio = K / 3 * log_term * weight
-    return float((ratio + (ratio.square() + 6 * ratio).sqrt() + (K * lost).clamp_max(1)).max())
+    shares = (sizes * factors).masked_fill(~drawn, 0)
+    largest = sizes.new_zeros(count).scatter_reduce_(0, parts, shares, "amax")
+    ratio = K / 3 * log_term * largest
+    by_draw = ratio + (ratio.square() + 6 * ratio).sqrt()  # the sampling theorem, solved for epsilon
+    by_cut = (K * lost).clamp_max(1)
+    return float((by_draw + by_cut).max())
 
 
 def measured_errors(network: PrunableState, changed: Mapping[str, Tensor], fresh: Batches) -> dict[str, float]:
@@ -119,11 +130,14 @@ def measured_errors(network: PrunableState, changed: Mapping[str, Tensor], fresh
     errors: dict[str, float] = {}
 
     def take(name: str, layer: Layer) -> None:
-        if name in changed:
-            for half, other in zip(layer.halves(), layer.halves(changed[name]), strict=True):
-                before = layer.sums(half)
-                error = torch.where(before > TINY, (layer.sums(other) - before).abs() / before, 0).max()
-                errors[name] = max(errors.get(name, 0.0), float(error))
+        if name not in changed:
+            return
+        for half, other in zip(layer.halves(), layer.halves(changed[name]), strict=True):
+            before = layer.sums(half)
+            difference = (layer.sums(other) - before).abs()
+            # Where nothing was before, a relative error has no meaning.
+            error = torch.where(before > TINY, difference / before, 0).max()
+            errors[name] = max(errors.get(name, 0.0), float(error))
 
     if fresh:
         visit_layers(network, fresh, take)

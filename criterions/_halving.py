@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pruning import schedule
+from pruning.prune.schedule import Schedule
 
 
 class Halving:
@@ -13,6 +14,8 @@ class Halving:
     Args:
         snip_steps: how often the distance to the limit is halved after the first event; makes snip_steps + 2 events.
     """
+
+    schedule: Schedule
 
     def __init__(self, *, snip_steps: int = 5) -> None:
         if snip_steps < 0:

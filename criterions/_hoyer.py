@@ -4,6 +4,8 @@ import math
 
 from torch import Tensor
 
+from pruning.prune.criterion import Moment
+
 
 class HoyerThreshold:
     """One event during training, without data: what scores under a threshold goes.
@@ -12,8 +14,9 @@ class HoyerThreshold:
         hoyer_threshold: score under which a weight or node goes; the penalty itself pushes down what is below 1.
     """
 
-    moment = "during"
-    needs_data = False
+    moment: Moment = "during"
+    needs_data: bool = False
+    threshold: float | None
 
     def __init__(self, *, hoyer_threshold: float = 0.05) -> None:
         if not 0 <= hoyer_threshold < math.inf:

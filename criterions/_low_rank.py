@@ -6,6 +6,8 @@ from functools import partial
 from typing import Literal
 
 from pruning import schedule
+from pruning.prune.criterion import Moment
+from pruning.prune.schedule import Schedule
 
 
 class Decomposition:
@@ -16,7 +18,9 @@ class Decomposition:
         rank_events: events, each of which removes the same share of what is left; decomposed layers are merged before.
     """
 
-    needs_data = False
+    moment: Moment
+    schedule: Schedule
+    needs_data: bool = False
 
     def __init__(self, *, moment: Literal["before", "during", "after"] = "before", rank_events: int = 1) -> None:
         if rank_events < 1:

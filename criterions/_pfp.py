@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,12 +31,15 @@ class FilterSensitivities(Guaranteed):
         channel_reduce: a channel's share is that of its largest kernel entry ("max") or of all together ("sum").
     """
 
+    carried: Mapping[str, Tensor]
+
     def __init__(
         self, *, points: int | None = None, delta: float = 1e-16, channel_reduce: Literal["max", "sum"] = "max"
     ) -> None:
         super().__init__(points, delta)
         self.channel_reduce = channel_reduce
-        self.carried: dict[str, Tensor] = {}  # weight -> what the readers of drawn nodes are multiplied by
+        self._along: dict[str, Tensor] = {}  # weight -> what the readers of drawn nodes are multiplied by
+        self.carried = self._along
         self._factors: Tensor | None = None  # (nodes,) the same by node
         self._stay: Tensor | None = None  # (nodes,) bool, what was drawn
 
@@ -123,17 +126,17 @@ class FilterSensitivities(Guaranteed):
             drawn[nodes] = draw(probabilities, generator)
             factors[nodes] = 1 / probabilities.clamp_min(1e-300)
         # The event has hold of this dict already, and cuts along what is in it.
-        self.carried.clear()
-        self.carried.update(along_readers(network, factors))
+        self._along.clear()
+        self._along.update(along_readers(network, factors))
         self._factors, self._stay = factors, drawn
         return drawn
 
     def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         """Returns the weights that read drawn nodes, divided by the probabilities."""
-        factors, self.carried = self.carried, {}  # good for one event
         values = {}
-        for name, factor in factors.items():
+        for name, factor in self._along.items():
             values[name] = network.model.get_parameter(name).detach() * factor
+        self.carried = self._along = {}  # good for one event
         return values
 
     def _epsilon(self, network: PrunableState, name: str, keep: Tensor, factors: Tensor) -> float | None:

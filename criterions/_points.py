@@ -38,7 +38,12 @@ class Points:
 def outputs_of_layers(network: PrunableState) -> dict[str, float]:
     """Returns how many numbers each ranked layer puts out per sample, over all positions."""
     flops = network.flops_by_weight()
-    return {n: flops[n] / (2 * weight.numel() / weight.shape[0]) for n, weight in network.weights() if weight.numel()}
+    outputs = {}
+    for name, weight in network.weights():
+        if weight.numel():
+            flops_per_output = 2 * weight.numel() / weight.shape[0]
+            outputs[name] = flops[name] / flops_per_output
+    return outputs
 
 
 def points_needed(network: PrunableState, delta: float) -> int:
@@ -60,28 +65,41 @@ def draw_points(network: PrunableState, batches: Batches, number: int | None, de
     total = sum(batch_size_of(batch[0]) for batch in found)
     if not total:
         raise UsageError("This criterion scores on data, and it was given no batches.")
-    own = min(wanted, total if number else math.ceil(0.9 * total))
-    allowed = max(delta, _pairs(network) * math.exp(-own / C))
-    return Points(list(_between(found, 0, own)), list(_between(found, own, total)), own, total - own, allowed)
+    # Where the theory would take all there are, some are left for measuring.
+    most = total if number else math.ceil(0.9 * total)
+    own = min(wanted, most)
+    return Points(
+        own=list(_between(found, 0, own)),
+        fresh=list(_between(found, own, total)),
+        number=own,
+        fresh_number=total - own,
+        delta=max(delta, _pairs(network) * math.exp(-own / C)),
+    )
 
 
 def _pairs(network: PrunableState) -> float:
+    """Returns 8 eta_max eta_sum."""
     outputs = outputs_of_layers(network).values()
     return 8 * max(outputs) * sum(outputs)
 
 
 def _between(batches: Batches, start: int, end: int) -> Iterator[tuple[Any, Any]]:
     """Yields the points from one place to another, in batches as they come."""
+    if start >= end:
+        return  # without a look at the loader: asking it for a batch would move its random order on
     first = 0
-    for batch in pairs(batches) if end > start else ():
+    for batch in pairs(batches):
         last = first + batch_size_of(batch[0])
         if last > start:
-            whole = start <= first and last <= end
-            yield batch if whole else mapped(batch, _cut(max(0, start - first), end - first))
+            is_whole = start <= first and last <= end
+            yield batch if is_whole else mapped(batch, _cut(max(0, start - first), end - first))
         if last >= end:
             return
         first = last
 
 
 def _cut(start: int, end: int) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[start:end] if tensor.dim() else tensor  # labels may be a placeholder
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[start:end] if tensor.dim() else tensor  # labels may be a placeholder
+
+    return cut

@@ -30,12 +30,18 @@ class Parts:
     @classmethod
     def of(cls, layers: Sequence[tuple[Tensor, float]]) -> Parts:
         """Joins layers, each given by numbers of parts (from 0, two a filter) and a scale."""
-        sizes = [int(part.max()) // 2 * 2 + 2 for part, _ in layers]
-        starts = torch.tensor([0, *sizes]).cumsum(0)
-        numbers = torch.cat([part + start for (part, _), start in zip(layers, starts, strict=False)])
-        repeated = torch.tensor(sizes)
-        scales = torch.tensor([scale for _, scale in layers], dtype=torch.float64).repeat_interleave(repeated)
-        return cls(numbers, scales, (repeated / 2).double().repeat_interleave(repeated))
+        numbers, counts, scales = [], [], []
+        start = 0
+        for part, scale in layers:
+            filters = int(part.max()) // 2 + 1  # the last one may have no negative weights
+            numbers.append(part + start)
+            counts.append(2 * filters)
+            scales.append(scale)
+            start += 2 * filters
+        of_layer = torch.tensor(counts)
+        scale_of_part = torch.tensor(scales, dtype=torch.float64).repeat_interleave(of_layer)
+        filters_of_part = (of_layer / 2).double().repeat_interleave(of_layer)
+        return cls(torch.cat(numbers), scale_of_part, filters_of_part)
 
     def sums(self, values: Tensor) -> Tensor:
         """Returns the sum per part."""
@@ -48,10 +54,12 @@ class Parts:
     def ranks(self, sizes: Tensor) -> Tensor:
         """Returns each entry's place in its part, the largest being at 0, ties in order of position."""
         order = torch.sort(-sizes, stable=True).indices
+        # Parts one after the other, each from its largest entry down.
         order = order[torch.sort(self.of_entry[order], stable=True).indices]
         counts = torch.bincount(self.of_entry, minlength=len(self.scales))
+        starts = counts.cumsum(0) - counts
         ranks = torch.empty_like(order)
-        ranks[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[self.of_entry[order]]
+        ranks[order] = torch.arange(len(order)) - starts[self.of_entry[order]]
         return ranks
 
 
@@ -68,18 +76,25 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
         generator: of random numbers.
     """
     chance = probabilities.clone()
-    playing = ((chance > SAFE) & (chance < 1 - SAFE)).nonzero().flatten()
+    playing = _unsettled(chance).nonzero().flatten()
     while len(playing) > 1:
         pairs = len(playing) // 2
         one, other = playing[: 2 * pairs].view(pairs, 2).unbind(1)
         total = chance[one] + chance[other]
+        # Together at most 1: the winner takes all, the loser is out. Else the winner stays, the loser has the rest.
         little = total <= 1
+        winners = torch.where(little, total, 1.0)
+        losers = torch.where(little, 0.0, total - 1)
         odds = torch.where(little, chance[one] / total, (1 - chance[other]) / (2 - total))
         first = torch.rand(pairs, generator=generator, dtype=torch.float64) < odds
-        most, least = torch.where(little, total, 1.0), torch.where(little, 0.0, total - 1)
-        chance[one], chance[other] = torch.where(first, most, least), torch.where(first, least, most)
-        playing = playing[(chance[playing] > SAFE) & (chance[playing] < 1 - SAFE)]
+        chance[one] = torch.where(first, winners, losers)
+        chance[other] = torch.where(first, losers, winners)
+        playing = playing[_unsettled(chance[playing])]
     return chance > 0.5
+
+
+def _unsettled(chance: Tensor) -> Tensor:
+    return (chance > SAFE) & (chance < 1 - SAFE)
 
 
 def inclusion(sizes: Tensor, parts: Parts, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +109,12 @@ def inclusion(sizes: Tensor, parts: Parts, counts: Tensor) -> tuple[Tensor, Tens
     """
     of_entry = parts.of_entry
     shares = sizes / parts.sums(sizes).clamp_min(1e-300)[of_entry]
+    # The count of a part rises with log M_q, so that is found by bisection.
     low, high = torch.full_like(counts, -50.0), torch.full_like(counts, 100.0)
     for _ in range(60):
         middle = (low + high) / 2
-        enough = parts.sums((middle.exp()[of_entry] * shares).clamp_max(1)) >= counts
+        probabilities = (middle.exp()[of_entry] * shares).clamp_max(1)
+        enough = parts.sums(probabilities) >= counts
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     samples = torch.where(counts > 0, high.exp(), 0.0)
     return (samples[of_entry] * shares).clamp_max(1), samples
@@ -123,16 +140,21 @@ def water_filling(alpha: Tensor, per: Tensor, most: Tensor, budget: float) -> Te
         root = torch.minimum((steep / 3) ** (1 / 3), steep.sqrt())  # above the root by less than half of it
         for _ in range(8):  # Newton's method comes down to the root of a convex function
             root = root - (3 * root**3 + root**2 - steep) / (9 * root**2 + 2 * root)
-        return torch.minimum(alpha * (3 * root**2 + 2 * root) / (2 * K), most)
+        samples = alpha * (3 * root**2 + 2 * root) / (2 * K)
+        return torch.minimum(samples, most)
 
     low, high = -150.0, 150.0
     for _ in range(80):
         middle = (low + high) / 2
-        too_many = float(counts(math.exp(middle)).sum()) > budget
-        low, high = (middle, high) if too_many else (low, middle)
+        if float(counts(math.exp(middle)).sum()) > budget:
+            low = middle
+        else:
+            high = middle
     more, fewer = counts(math.exp(low)), counts(math.exp(high))
+    # The budget lies between the two; parts that are left out there get the rest in proportion.
     gap = float((more - fewer).sum())
-    return fewer + (more - fewer) * ((budget - float(fewer.sum())) / gap if gap > 0 else 0.0)
+    share = (budget - float(fewer.sum())) / gap if gap > 0 else 0.0
+    return fewer + (more - fewer) * share
 
 
 def error_of(alpha: Tensor, samples: Tensor) -> Tensor:
@@ -143,7 +165,9 @@ def error_of(alpha: Tensor, samples: Tensor) -> Tensor:
 
 def expected_distinct(shares: Tensor, samples: Tensor) -> Tensor:
     """Returns how many different entries so many draws with replacement hit on average, for each number of draws."""
-    missed = (samples[:, None] * torch.log1p(-shares.clamp_max(1 - 1e-15))[None]).expm1()
+    log_missed_by_one = torch.log1p(-shares.clamp_max(1 - 1e-15))
+    # expm1 of a logarithm is minus the probability to be hit, without loss where that is tiny.
+    missed = (samples[:, None] * log_missed_by_one[None]).expm1()
     return -missed.sum(1)
 
 
@@ -157,6 +181,8 @@ def draws_for(shares: Tensor, counts: Tensor) -> Tensor:
     low, high = torch.full_like(counts, -50.0), torch.full_like(counts, 100.0)
     for _ in range(50):
         middle = (low + high) / 2
-        enough = torch.cat([expected_distinct(shares, part.exp()) for part in middle.split(256)]) > counts
+        # A table of all counts by all entries would be large.
+        distinct = [expected_distinct(shares, part.exp()) for part in middle.split(256)]
+        enough = torch.cat(distinct) > counts
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high

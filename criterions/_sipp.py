@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from criterions._guarantee import Guaranteed, largest_epsilon, log_term
 from criterions._points import outputs_of_layers
@@ -86,9 +87,9 @@ def parts_of(network: PrunableState, name: str) -> Tensor:
     weight = network.model.get_parameter(name)
     module = network.model.get_submodule(network.owners()[name])
     filters = torch.arange(weight.shape[0])
-    if getattr(module, "transposed", False):
+    if isinstance(module, _ConvTransposeNd):
         # (channels, outputs of the channel's group, *kernel): filters of a group are numbered after the group before
-        groups, width = int(module.groups), weight.shape[1]
+        groups, width = module.groups, weight.shape[1]
         group_of_channel = filters * groups // weight.shape[0]
         filters = (group_of_channel * width)[:, None] + torch.arange(width)
     kernel_dims = weight.dim() - filters.dim()

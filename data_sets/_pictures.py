@@ -170,7 +170,7 @@ def _from_cache(cache: Path, print_of_files: str, shape: tuple[int, ...]) -> Ten
         kept: Any = torch.load(cache, weights_only=True)
         images = kept["images"]
         whole = kept["files"] == print_of_files and tuple(images.shape) == shape and images.dtype == torch.uint8
-        whole = whole and kept["crc32"] == zlib.crc32(images.numpy())
+        whole = whole and kept["crc32"] == _checksum(images)
     except BAD_INPUT as error:
         log.info("%s is damaged (%s) and is built anew", cache, type(error).__name__)
         return None
@@ -181,12 +181,17 @@ def _keep(cache: Path, print_of_files: str, images: Tensor) -> None:
     """Writes the cache under another name first: a run killed meanwhile leaves no half file under the real one."""
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
     try:
-        torch.save({"files": print_of_files, "crc32": zlib.crc32(images.numpy()), "images": images}, temporary)
+        torch.save({"files": print_of_files, "crc32": _checksum(images), "images": images}, temporary)
         temporary.replace(cache)
     except (OSError, RuntimeError) as error:  # a full disk or a read-only folder only costs the time to decode again
         log.info("cannot keep decoded pictures in %s (%s)", cache, error)
         with suppress(OSError):
             temporary.unlink()
+
+
+def _checksum(images: Tensor) -> int:
+    # A view of the memory: a copy of all pictures would take it twice.
+    return zlib.crc32(images.numpy().data)
 
 
 def picture_shape(name: str, image_size: int, channels: int = 3) -> tuple[int, int, int]:

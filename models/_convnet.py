@@ -78,28 +78,32 @@ def conv_stack(
     The size of the picture is followed along, so that a pooling which would empty it is left out and the first
     linear layer fits any picture.
     """
-    channels, *sides = input_shape
+    channels, height, width = input_shape
     layers: list[nn.Module] = []
     for step in plan:
         if isinstance(step, str):
-            if min(sides) >= 2:
+            # A pooling that would empty a small picture is skipped.
+            if min(height, width) >= 2:
                 layers.append(nn.MaxPool2d(pool_kernel, stride=2, padding=(pool_kernel - 1) // 2))
-                sides = [_side_after(side, pool_kernel, stride=2) for side in sides]
+                height = _side_after(height, pool_kernel, stride=2)
+                width = _side_after(width, pool_kernel, stride=2)
             continue
         conv = step if isinstance(step, Conv) else Conv(step)
-        width = scaled(conv.width, width_multiplier)
-        layers += _conv_block(channels, conv._replace(width=width), norm=norm)
-        sides = [_side_after(side, conv.kernel, stride=conv.stride) for side in sides]
-        channels = width
-    return nn.Sequential(*layers), (channels, *sides)
+        conv = conv._replace(width=scaled(conv.width, width_multiplier))
+        layers += _conv_block(channels, conv, norm=norm)
+        height = _side_after(height, conv.kernel, stride=conv.stride)
+        width = _side_after(width, conv.kernel, stride=conv.stride)
+        channels = conv.width
+    return nn.Sequential(*layers), (channels, height, width)
 
 
 def _conv_block(channels: int, conv: Conv, *, norm: bool) -> list[nn.Module]:
+    padding = (conv.kernel - 1) // 2
     # A norm subtracts whatever bias the convolution adds, so only one of them has a shift.
-    layer = nn.Conv2d(
-        channels, conv.width, conv.kernel, stride=conv.stride, padding=(conv.kernel - 1) // 2, bias=not norm
-    )
-    return [layer, *([nn.BatchNorm2d(conv.width)] if norm else []), activation()]
+    layer = nn.Conv2d(channels, conv.width, conv.kernel, stride=conv.stride, padding=padding, bias=not norm)
+    if norm:
+        return [layer, nn.BatchNorm2d(conv.width), activation()]
+    return [layer, activation()]
 
 
 def _side_after(side: int, kernel: int, *, stride: int) -> int:

@@ -61,6 +61,9 @@ class Gates(Protocol):
     def gone(self) -> Tensor:
         """(nodes,) bool, nodes whose gates are closed."""
 
+    def penalty(self, l0_reg: float | None, l2_reg: float) -> Tensor:
+        """Returns the expected number of weights, at a price each, and their decay; see the loss L0CrossEntropy."""
+
 
 class PrunableState:
     """A model that can be pruned, together with its masks and its counts at the start.

@@ -46,13 +46,20 @@ class Accuracy:
             folder.write_output("accuracy.json", report)
         if report and self.draw:
             folder.write_picture("confusion.png", draw_confusion(report, self.classes))
-        few = {name: report[name] for name in ("expected_calibration_error", "class_accuracy") if name in report}
-        return {"test_accuracy": accuracy, "test_loss": loss, **few}
+        found: dict[str, Any] = {"test_accuracy": accuracy, "test_loss": loss}
+        if report:
+            found["expected_calibration_error"] = report["expected_calibration_error"]
+            found["class_accuracy"] = report["class_accuracy"]
+        return found
 
     def rows(self, found: dict[str, Any]) -> list[tuple[str, str]]:
         """Returns the lines of the table at the end."""
         shares = found.get("class_accuracy", [])
-        rows = [(name.replace("_", " "), f"{value:.4f}") for name, value in found.items() if value is not shares]
+        rows = []
+        for name, value in found.items():
+            if value is not shares:
+                rows.append((name.replace("_", " "), f"{value:.4f}"))
+        # A class without test images has no accuracy.
         known = sorted((share, place) for place, share in enumerate(shares) if share is not None)
         if known:
             worst = ", ".join(f"{self._name(place)}: {share:.3f}" for share, place in known[:5])
@@ -60,4 +67,6 @@ class Accuracy:
         return rows
 
     def _name(self, place: int) -> str:
-        return str(self.classes[place]) if self.classes and place < len(self.classes) else str(place)
+        if self.classes and place < len(self.classes):
+            return str(self.classes[place])
+        return str(place)

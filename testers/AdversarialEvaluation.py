@@ -28,7 +28,10 @@ EXAMPLES = 6  # images in the picture of each attack
 CHUNK = 128  # images attacked at a time: larger ones hide how far it has come
 
 
-class Target(NamedTuple):
+Example = tuple[Tensor, Tensor, str]  # image, the same as it was changed, title
+
+
+class Attacked(NamedTuple):
     """A network that takes [0, 1], its images and labels to attack, and its accuracy without attack."""
 
     name: str
@@ -96,40 +99,48 @@ class AdversarialEvaluation:
             folder: of this run, to write into.
             console: shows progress.
         """
-        targets = self._targets(console)
-        report = {"epsilons_in": self.pixels.describe(), "attack_seed": SEED, "carlini_steps": self.carlini_steps}
-        report |= {"networks": {target.name: self._describe(target) for target in targets}, "differences": {}}
+        attacked = self._attacked(console)
+        report: dict[str, Any] = {
+            "epsilons_in": self.pixels.describe(),
+            "attack_seed": SEED,
+            "carlini_steps": self.carlini_steps,
+            "networks": {one.name: self._describe(one) for one in attacked},
+            "differences": {},
+        }
         for attack in self.attacks:
-            for target in targets:
-                found, examples = self._attack(attack, target, console)
-                report["networks"][target.name]["attacks"][attack] = found
-                console.info(f"{attack}, {target.name}: {worst(found)}")
-                which = "" if target is targets[0] else "_against"
+            for one in attacked:
+                found, examples = self._attack(attack, one, console)
+                report["networks"][one.name]["attacks"][attack] = found
+                console.info(f"{attack}, {one.name}: {worst(found)}")
+                which = "" if one is attacked[0] else "_against"
                 draw_examples(folder, f"adversarial_{attack}{which}.png", examples)
             compare(report, attack)
+            # Attacks take hours: what is known is on disk after each of them.
             folder.write_output("adversarial.json", report)
         draw_curves(folder, report)
-        return {"test_accuracy": targets[0].clean, **report}
+        return {"test_accuracy": attacked[0].clean, **report}
 
     def rows(self, report: dict[str, Any]) -> list[tuple[str, str]]:
         """Returns the lines of the table at the end."""
         return rows(report)
 
-    def _targets(self, console: Any) -> list[Target]:
+    def _attacked(self, console: Any) -> list[Attacked]:
         models = {name: network.model for name, network in self.networks.items()}
-        targets = []
+        attacked = []
         for name, right in clean_pass(models, self.test_batches, self.pixels, console.track).items():
             if not right.any():
                 raise UsageError(f"{name} classifies no test image correctly; there is nothing to attack.")
             model = OnPixels(models[name], self.pixels)
-            targets.append(Target(name, model, *self._draw(right), clean=float(right.double().mean())))
-        return targets
+            images, labels = self._draw(right)
+            attacked.append(Attacked(name, model, images, labels, clean=float(right.double().mean())))
+        return attacked
 
     def _draw(self, right: Tensor) -> tuple[Tensor, Tensor]:
         """The first correctly classified samples in the fixed order: (images in [0, 1], labels)."""
         order = torch.randperm(len(right), generator=torch.Generator().manual_seed(SEED))
+        in_order = order[right[order]]
         chosen = torch.zeros_like(right)
-        chosen[order[right[order]][: self.samples]] = True
+        chosen[in_order[: self.samples]] = True
         images, labels, start = [], [], 0
         for inputs, targets in self.test_batches:
             here = chosen[start : start + len(targets)].to(inputs.device)
@@ -138,26 +149,32 @@ class AdversarialEvaluation:
             start += len(targets)
         return torch.cat(images), torch.cat(labels)
 
-    def _describe(self, target: Target) -> dict[str, Any]:
-        sparsity = self.networks[target.name].weight_sparsity()
-        sizes = {"clean_accuracy": target.clean, "weight_sparsity": sparsity, "attacked": len(target.labels)}
-        return {**sizes, "attacks": {}}
+    def _describe(self, one: Attacked) -> dict[str, Any]:
+        return {
+            "clean_accuracy": one.clean,
+            "weight_sparsity": self.networks[one.name].weight_sparsity(),
+            "attacked": len(one.labels),
+            "attacks": {},
+        }
 
-    def _attack(self, attack: str, target: Target, console: Any) -> tuple[dict[str, Any], list[Any]]:
+    def _attack(self, attack: str, one: Attacked, console: Any) -> tuple[dict[str, Any], list[Example]]:
         """The curve of one attack on one network, and a few images that it changed."""
-        kind, size = ATTACKS[attack], min(self.batch_size, CHUNK)
+        kind = ATTACKS[attack]
+        size = min(self.batch_size, CHUNK)
         epsilons = self.epsilons or list(EPSILONS[kind.norm])
-        chunks = list(zip(target.images.split(size), target.labels.split(size), strict=True))
-        needed, examples = [], []
-        console.info(f"{attack}: {len(target.labels):,} images, {target.name} ...")
-        for images, labels in console.track(chunks, f"{attack}, {target.name}"):
+        chunks = list(zip(one.images.split(size), one.labels.split(size), strict=True))
+        needed: list[Tensor] = []
+        examples: list[Example] = []
+        console.info(f"{attack}: {len(one.labels):,} images, {one.name} ...")
+        for images, labels in console.track(chunks, f"{attack}, {one.name}"):
             with memory_advice(f"an attack on {size} images", "batch_size"):
                 sizes, changed = perturbations(
-                    target.model, kind, images, labels, epsilons=epsilons, carlini_steps=self.carlini_steps
+                    one.model, kind, images, labels, epsilons=epsilons, carlini_steps=self.carlini_steps
                 )
             needed.append(sizes.cpu())
-            for place in sizes.isfinite().nonzero().flatten()[: EXAMPLES - len(examples)].tolist():
-                said = int(look(target.model, changed[place : place + 1]).argmax(1))
+            lost = sizes.isfinite().nonzero().flatten()
+            for place in lost[: EXAMPLES - len(examples)].tolist():
+                said = int(look(one.model, changed[place : place + 1]).argmax(1))
                 title = f"class {int(labels[place])} taken for {said}\n{kind.norm} {float(sizes[place]):.3g}"
                 examples.append((images[place].cpu(), changed[place].cpu(), title))
-        return curve(kind.norm, torch.cat(needed), epsilons, target.clean), examples
+        return curve(kind.norm, torch.cat(needed), epsilons, one.clean), examples

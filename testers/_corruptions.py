@@ -65,7 +65,7 @@ def draw_corruptions(folder: Any, picture: Tensor, networks: dict[str, Any]) -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
     axes = left.subplots()
     for number, kind in enumerate(CORRUPTIONS):
         for (name, found), line in zip(networks.items(), ("-", "--"), strict=False):

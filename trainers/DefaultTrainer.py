@@ -5,10 +5,10 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import PrunableNetwork, UsageError
@@ -58,12 +58,13 @@ class DefaultTrainer:
         self.train_batches, self.test_batches = train_batches, test_batches
         self.optimization, self.epochs, self.eval_freq = optimization, epochs, eval_freq
         self.callbacks = list(callbacks)
-        self.model = torch.compile(network.model) if compile else network.model
+        self.model: nn.Module = network.model
+        if compile:
+            self.model = cast(nn.Module, torch.compile(network.model))
         self.device = next(network.model.parameters()).device
         self.optimizer = self.make_optimizer()
         self.schedule = self.make_schedule()
-        half = torch.float16 if self.device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
-        self.precision = half if amp else None
+        self.precision = _half_precision(self.device) if amp else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.epoch, self.batch = 0, 0
         self.share = 1.0  # what this process's gradients count in those of the batch, where several share it
@@ -137,10 +138,9 @@ class DefaultTrainer:
         level(self.network.model, self.optimizer, self.share)
         self.scaler.unscale_(self.optimizer)
         weights = self.network.prunable() if len(self.network.masks) else {}
-        parameters = [p for p in self.network.model.parameters() if p.grad is not None]
+        parameters = [parameter for parameter in self.network.model.parameters() if parameter.grad is not None]
         if self.optimization.grad_noise:
-            for parameter in parameters:
-                parameter.grad.add_(torch.randn_like(parameter.grad), alpha=self.optimization.grad_noise)
+            self._add_noise(parameters, self.optimization.grad_noise)
         self.network.masks.apply_to_gradients(weights)
         if self.optimization.grad_clip:
             torch.nn.utils.clip_grad_norm_(parameters, self.optimization.grad_clip)
@@ -150,12 +150,23 @@ class DefaultTrainer:
         # With a zero gradient and a cleared memory these rules leave a zero weight zero; a second multiply is spared.
         self._masks_hold = type(self.optimizer) in ZERO_STAYS_ZERO
 
+    @staticmethod
+    def _add_noise(parameters: Sequence[nn.Parameter], deviation: float) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                noise = torch.randn_like(parameter.grad)
+                parameter.grad.add_(noise, alpha=deviation)
+
     def validate(self) -> dict[str, float]:
         """Accuracy and loss over the whole test data, in eval mode."""
-        batches = self.test_batches.epoch(0, start=rank(), step=world()) if world() > 1 else self.test_batches
+        batches = self.test_batches
+        if world() > 1:
+            batches = batches.epoch(0, start=rank(), step=world())
         with self.autocast():
             sums = total_sums(self.network.model, batches, self.loss_function)
-        accuracy, loss = means(added_sums(sums, self.device) if world() > 1 else sums)
+        if world() > 1:
+            sums = added_sums(sums, self.device)
+        accuracy, loss = means(sums)
         if loss != loss:
             raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
         return {"test_accuracy": accuracy, "test_loss": loss}
@@ -178,15 +189,19 @@ class DefaultTrainer:
 
     def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
-        batch, samples = sums_of(loss, outputs, targets), len(targets)
+        batch = sums_of(loss, outputs, targets)
+        samples = len(targets)
         if world() > 1:
-            batch, samples = sums_of_batch(batch, samples, self.batch_size()), self.batch_size()
-        self._sums = batch if self._sums is None else self._sums + batch
+            whole = self.batch_size()
+            batch, samples = sums_of_batch(batch, samples, whole), whole
+        if self._sums is not None:
+            batch = self._sums + batch
+        self._sums = batch
         self.totals["samples_seen"] += samples
         # Forward once, and backward at twice the price: to the inputs and to the weights.
         self.totals["training_flops"] += 3 * self.flops_per_sample * samples
         if self.device.type == "cpu" or self.batch % FINITE_CHECK_EVERY == 0:
-            self._refuse_unless_finite(self._sums[0])
+            self._refuse_unless_finite(batch[0])
         self._count_seconds()
 
     def batch_size(self) -> int:
@@ -230,8 +245,12 @@ class DefaultTrainer:
 
     def rewind_state(self) -> dict[str, Any]:
         """Returns a copy of everything that `rewind` brings back."""
-        parts = {"model": self.network.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        state = {
+            "model": self.network.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        return copy.deepcopy(state)
 
     def forget_removed(self) -> None:
         """Clears removed weights and what the optimizer remembers of them."""
@@ -255,9 +274,12 @@ class DefaultTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state from `state_dict`; the network must be loaded already."""
-        self.epoch, self.batch, self.resumed = state["epoch"], state["batch"], True
-        self.metrics, self.totals, self.memory = dict(state["metrics"]), dict(state["totals"]), dict(state["memory"])
-        self._sums = state["sums"].to(self.device) if state["sums"] is not None else None
+        self.resumed = True
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.metrics, self.totals = dict(state["metrics"]), dict(state["totals"])
+        self.memory = dict(state["memory"])
+        sums = state["sums"]
+        self._sums = None if sums is None else sums.to(self.device)
         # A network that was decomposed has other parameters by now than this trainer was made with.
         self.optimizer = self.make_optimizer()
         self.schedule = self.make_schedule()
@@ -284,3 +306,8 @@ class DefaultTrainer:
                 f"The loss is no longer finite in epoch {self.epoch}, batch {self.batch}: training stopped, the last "
                 f"good state is kept. A smaller --learning_rate than {self.optimization.learning_rate} may help."
             )
+
+
+def _half_precision(device: torch.device) -> torch.dtype:
+    lacks_bfloat16 = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+    return torch.float16 if lacks_bfloat16 else torch.bfloat16

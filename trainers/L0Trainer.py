@@ -45,7 +45,8 @@ class L0Trainer(DefaultTrainer):
         report: Callable[[str], None] = print,
         **given: Any,
     ) -> None:
-        if criterion.unit != "weights" or isinstance(criterion, JointCriterion) or criterion.rewind_epoch is not None:
+        cuts = criterion.unit != "weights" or isinstance(criterion, JointCriterion)
+        if cuts or criterion.rewind_epoch is not None:
             why = f"{type(criterion).__name__} changes shapes or rewinds"
             raise UsageError(f"L0Trainer decides itself which nodes go; {why}. EmptyCrit fits.")
         if not gate_rate >= 0:

@@ -42,9 +42,15 @@ class TickTock(DefaultTrainer):
         super().__init__(**given)
         parameters = dict(self.network.model.named_parameters())
         scales = dict(norm_scales(self.network))
-        self.gates = [(scale, parameters.get(f"{n.removesuffix('weight')}bias")) for n, scale in scales.items()]
-        last = self.network.model.get_submodule(list(self.network.owners().values())[-1])
-        self.ticking = {id(p) for p in [*last.parameters(), *(p for gate in self.gates for p in gate)]}
+        self.gates: list[tuple[Parameter, Parameter | None]] = []
+        for name, scale in scales.items():
+            shift = parameters.get(f"{name.removesuffix('weight')}bias")
+            self.gates.append((scale, shift))
+        *_, last_path = self.network.owners().values()
+        last = self.network.model.get_submodule(last_path)
+        self.ticking = {id(parameter) for parameter in last.parameters()}  # what trains in a Tick
+        for gate in self.gates:
+            self.ticking.update(id(parameter) for parameter in gate)
 
     @property
     def phase(self) -> str:
@@ -56,7 +62,11 @@ class TickTock(DefaultTrainer):
 
         def factor(step: int) -> float:
             place = step / steps % (ticks + tocks) - ticks  # in epochs, from the start of the Tocks
-            return LOW if place < 0 else LOW + (1 - LOW) * (1 - abs(2 * place / tocks - 1))
+            if place < 0:
+                return LOW
+            # 0 at both ends of the Tocks, 1 in their middle.
+            height = 1 - abs(2 * place / tocks - 1)
+            return LOW + (1 - LOW) * height
 
         ticktock = LambdaLR(self.optimizer, factor)
         if rounds == self.epochs:
@@ -68,7 +78,8 @@ class TickTock(DefaultTrainer):
         value = super().loss(outputs, targets)
         if self.phase != "tock" or not self.gates:
             return value
-        return value + self.gate_reg * torch.stack([gate_of(*gate).abs().sum() for gate in self.gates]).sum()
+        sizes = [gate_of(*gate).abs().sum() for gate in self.gates]
+        return value + self.gate_reg * torch.stack(sizes).sum()
 
     def step(self) -> None:
         if self.phase == "tick":
@@ -98,25 +109,34 @@ class TickTock(DefaultTrainer):
 
 def gate_of(scale: Tensor, shift: Tensor | None) -> Tensor:
     """Returns phi: the norm's scale, or its shift in channels that hardly anything but the shift comes from."""
-    return scale if shift is None else torch.where(_scaled(scale, shift), scale, shift)
+    if shift is None:
+        return scale
+    return torch.where(_scaled(scale, shift), scale, shift)
 
 
 @contextmanager
 def gated(scale: Parameter, shift: Parameter) -> Iterator[None]:
     """Lets a norm's parameters stand for phi and t, their gradients too, for the length of an optimizer's step."""
+    if scale.grad is None or shift.grad is None:
+        raise ValueError("a gate stands for parameters that have gradients")
     with torch.no_grad():
         scaled, phi = _scaled(scale, shift), gate_of(scale, shift)
         s = torch.where(scaled, 1, scale / shift)
         # Where both are 0 the channel is silent, and its gate may open it again.
         t = torch.where(scaled, torch.where(scale == 0, 0, shift / scale), 1)
-        scale.grad, shift.grad = s * scale.grad + t * shift.grad, torch.where(scaled, phi * shift.grad, 0)
-        scale.copy_(phi), shift.copy_(t)
+        # By the chain rule: scale = phi s and shift = phi t.
+        of_phi = s * scale.grad + t * shift.grad
+        of_t = torch.where(scaled, phi * shift.grad, 0)
+        scale.grad, shift.grad = of_phi, of_t
+        scale.copy_(phi)
+        shift.copy_(t)
     try:
         yield
     finally:
         with torch.no_grad():
             t = torch.where(scaled, shift, 1)
-            shift.copy_(scale * t), scale.mul_(s)
+            shift.copy_(scale * t)
+            scale.mul_(s)
 
 
 def _scaled(scale: Tensor, shift: Tensor) -> Tensor:

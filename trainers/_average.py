@@ -29,14 +29,20 @@ class Average:
         now = self.tensors()
         if not self.updates:
             self.sums = {name: torch.zeros_like(tensor) for name, tensor in now.items()}
-        torch._foreach_lerp_([self.sums[name] for name in now], list(now.values()), 1 - self.decay)
+        sums = [self.sums[name] for name in now]
+        # All tensors in one call: thousands of small ones would take longer than the step itself.
+        torch._foreach_lerp_(sums, list(now.values()), 1 - self.decay)
         self.updates += 1
 
     @torch.no_grad()
     def take_over(self) -> None:
         """Gives the network the averages; the values that it had are lost. Nothing happens before the first update."""
-        for name, tensor in self.tensors().items() if self.updates else ():
-            tensor.copy_(self.sums[name] / (1 - self.decay**self.updates))
+        if not self.updates:
+            return
+        # What the zeros at the start take away of the average, as in Adam.
+        correction = 1 - self.decay**self.updates
+        for name, tensor in self.tensors().items():
+            tensor.copy_(self.sums[name] / correction)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from pruning import Batches, WeightCriterion, regrow
+from pruning import Batches, regrow
+from pruning.prune.regrow import Grower
+
+if TYPE_CHECKING:
+    from trainers.DefaultTrainer import DefaultTrainer
 
 
 class Growing:
-    """Lets a criterion's masks move while training goes on, see `pruning.growing`.
+    """Lets a criterion's masks move while training goes on, see `pruning.prune.regrow`.
 
     What an update does hangs on the weights, the masks and the step alone, so a stopped run goes on as if it had not
     been stopped.
@@ -27,7 +31,7 @@ class Growing:
 
     def __init__(
         self,
-        criterion: WeightCriterion,
+        criterion: Grower,
         draw_batches: Callable[[int], Batches],
         report: Callable[[str], None],
         *,
@@ -39,16 +43,20 @@ class Growing:
         self.first, self.invert, self.seed = first, invert, seed
         self.replaced, self.updates = 0, 0
 
-    def steps(self, trainer: Any) -> dict[int, float]:
+    def steps(self, trainer: DefaultTrainer) -> dict[int, float]:
         """Returns optimizer step -> share of the weights, for every update of the training."""
-        epoch = len(trainer.train_batches)
-        every, total = self.criterion.delta_t or epoch, epoch * trainer.epochs
-        shares = {step: self.criterion.update_share(step / total) for step in range(every, total, every)}
-        return {step: share for step, share in shares.items() if share > 0}
+        every = self._every(trainer)
+        total = len(trainer.train_batches) * trainer.epochs
+        shares = {}
+        for step in range(every, total, every):
+            share = self.criterion.update_share(step / total)
+            if share > 0:
+                shares[step] = share
+        return shares
 
-    def update(self, trainer: Any, step: int, share: float) -> None:
+    def update(self, trainer: DefaultTrainer, step: int, share: float) -> None:
         """Moves the masks after a step."""
-        number = self.first + step // (self.criterion.delta_t or len(trainer.train_batches)) - 1
+        number = self.first + step // self._every(trainer) - 1
         batches = self.draw_batches(number) if self.criterion.needs_data else ()
         # Draws of its own, and the run's random numbers go on as if there had been none.
         with torch.random.fork_rng():
@@ -62,6 +70,10 @@ class Growing:
                 invert=self.invert,
             )
         self.updates += 1
+
+    def _every(self, trainer: DefaultTrainer) -> int:
+        """Returns how many steps lie between updates: those of an epoch, unless the criterion says."""
+        return self.criterion.delta_t or len(trainer.train_batches)
 
     def tell(self) -> None:
         """Reports the updates since the last time."""

@@ -54,8 +54,9 @@ class Optimization:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "l2_reg", "grad_clip", "grad_noise", "warmup", "lr_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite; {getattr(self, name)} was given")
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite; {value} was given")
         if any(epoch < 0 for epoch in self.milestones):
             raise ValueError(f"milestones are epochs, from 0; {min(self.milestones)} was given")
         if not 0 <= self.momentum < 1:
@@ -66,17 +67,21 @@ class Optimization:
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
         """Returns the optimizer over those parameters that are trained."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        common = {"lr": self.learning_rate, "weight_decay": self.l2_reg}
-        if self.optimizer == "RMSPROP":
-            return torch.optim.RMSprop(trained, momentum=self.momentum, **common)
+        rate, decay = self.learning_rate, self.l2_reg
         # One pass over the weights instead of ten: two to fifteen times faster, on CPUs too.
-        common["fused"] = all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in trained)
+        fused = all(parameter.is_floating_point() and parameter.device.type in FUSED for parameter in trained)
+        if self.optimizer == "RMSPROP":  # which has no fused form
+            return torch.optim.RMSprop(trained, lr=rate, momentum=self.momentum, weight_decay=decay)
         if self.optimizer == "SGD":
-            sgd = torch.optim.SGD(trained, momentum=self.momentum, nesterov=self.nesterov, **common)
+            sgd = torch.optim.SGD(
+                trained, lr=rate, momentum=self.momentum, nesterov=self.nesterov, weight_decay=decay, fused=fused
+            )
             if self.momentum:
                 sgd.register_step_pre_hook(_give_memories)
             return sgd
-        return {"ADAM": torch.optim.Adam, "ADAMW": torch.optim.AdamW}[self.optimizer](trained, **common)
+        if self.optimizer == "ADAM":
+            return torch.optim.Adam(trained, lr=rate, weight_decay=decay, fused=fused)
+        return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=fused)
 
     def make_schedule(self, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
         """Returns a schedule that steps once per batch."""
@@ -84,7 +89,8 @@ class Optimization:
         warm = min(self.warmup * steps_per_epoch, steps - 1)
         rest = steps - warm
         if self.lr_schedule == "onecycle":
-            main: LRScheduler = OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], rest + 1)
+            largest = [group["lr"] for group in optimizer.param_groups]
+            main: LRScheduler = OneCycleLR(optimizer, largest, rest + 1)
         elif self.lr_schedule == "cosine":
             main = CosineAnnealingLR(optimizer, T_max=rest)
         elif self.lr_schedule == "multistep":
@@ -103,6 +109,7 @@ def _give_memories(sgd: Optimizer, *_: object) -> None:
 
     A layer that the batches before did not use, or that did not learn until now, would end the run.
     """
-    for parameter in (parameter for group in sgd.param_groups for parameter in group["params"]):
-        if parameter.grad is not None and sgd.state[parameter].get("momentum_buffer") is None:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and sgd.state[parameter].get("momentum_buffer") is None:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

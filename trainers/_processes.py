@@ -6,14 +6,28 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pruning import PrunableNetwork
 from pruning.distributed import added, assert_equal_across_ranks, broadcast_all, checksums, rank, world
+
+
+class Shared(Protocol):
+    """What is needed of a trainer whose batches several processes share."""
+
+    model: nn.Module
+    device: torch.device
+    epoch: int
+    batch: int
+    share: float  # what this process's gradients count in those of the batch
+
+    @property
+    def network(self) -> PrunableNetwork: ...
 
 
 class Replica(DistributedDataParallel):
@@ -23,13 +37,14 @@ class Replica(DistributedDataParallel):
         trainer: its model is what every process has; its `share` is what this process's gradients count.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Shared) -> None:
         device = trainer.device
+        device_ids = [device.index] if device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # older releases know no other name
             super().__init__(
                 trainer.model,
-                device_ids=[device.index] if device.type == "cuda" else None,
+                device_ids=device_ids,
                 init_sync=False,  # it knows not every type
                 broadcast_buffers=False,  # they travel after a batch, so that they are alike whenever somebody looks
                 find_unused_parameters=True,  # what is used may change with every cut
@@ -44,12 +59,19 @@ class Replica(DistributedDataParallel):
             return super().forward(*inputs, **named)
 
     def _added(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
-        adding = dist.all_reduce(gradients.mul_(self.trainer.share), async_op=True)
-        return adding.get_future().then(lambda done: (done.value(), gradients)[1])
+        # Sums over processes of what each one's samples count are the gradients of the whole batch.
+        gradients.mul_(self.trainer.share)
+        adding = dist.all_reduce(gradients, async_op=True)
+
+        def result(done: torch.futures.Future[Any]) -> Tensor:
+            done.value()  # raises what went wrong meanwhile
+            return gradients
+
+        return adding.get_future().then(result)
 
 
 @contextmanager
-def replicated(trainer: Any) -> Iterator[None]:
+def replicated(trainer: Shared) -> Iterator[None]:
     """Gives a trainer a model that adds up the gradients of all processes during backward passes.
 
     It must not be there when tensors change their shapes, so each epoch has one of its own.
@@ -88,9 +110,10 @@ def level(model: nn.Module, optimizer: torch.optim.Optimizer, share: float) -> N
         return
     broadcast_all(list(model.buffers()))
     own = {id(parameter) for parameter in model.parameters()}
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        if id(parameter) not in own and parameter.grad is not None:
-            parameter.grad.copy_(added(parameter.grad * share))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in own and parameter.grad is not None:
+                parameter.grad.copy_(added(parameter.grad * share))
 
 
 def weight_of_share(samples: int, whole: int) -> float:
@@ -100,17 +123,23 @@ def weight_of_share(samples: int, whole: int) -> float:
 
 def sums_of_batch(sums: Tensor, samples: int, whole: int) -> Tensor:
     """Returns [summed loss, right ones, samples] of a batch of `whole` samples, of which this process had some."""
-    return added(sums * (weight_of_share(samples, whole) * whole / samples))
+    # Samples that all processes looked at would be counted as often.
+    weight = weight_of_share(samples, whole) * whole / samples
+    return added(sums * weight)
 
 
 def added_sums(sums: Tensor | None, device: torch.device) -> Tensor:
     """Returns [summed loss, right ones, samples] of all processes; some may have had no batch."""
-    return added(torch.zeros(3, dtype=torch.float64, device=device) if sums is None else sums)
+    if sums is None:
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+    return added(sums)
 
 
 @contextmanager
 def own_draws(device: torch.device, *numbers: int) -> Iterator[None]:
     """Lets the processes draw different random numbers (dropout, gates), and go on with the same ones afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(hash((torch.initial_seed(), rank(), *numbers)) % 2**63)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        seed = hash((torch.initial_seed(), rank(), *numbers)) % 2**63
+        torch.manual_seed(seed)
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,16 +17,20 @@ from pruning.prune.rank import Budget, check_scores, keep_top_global
 from pruning.state import PrunableState
 
 
-@runtime_checkable
 class Grower(Protocol):
     """A criterion of weights that also says what should grow, see `WeightCriterion`."""
+
+    needs_data: bool
+    delta_t: int | None
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]: ...
 
     def grow_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]: ...
 
+    def update_share(self, progress: float) -> float: ...
 
-def grows(criterion: Criterion) -> bool:
+
+def grows(criterion: Criterion) -> TypeGuard[Grower]:
     """Whether a criterion also says what should grow: it then has `grow_scores`, see `WeightCriterion`."""
     if not hasattr(criterion, "grow_scores"):
         return False

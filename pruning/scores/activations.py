@@ -76,7 +76,10 @@ def channel_sensitivities(
 
     def take(name: str, layer: Layer) -> None:
         shares = layer.channel_shares(channel_reduce)
-        found[name] = torch.maximum(found[name], shares) if name in found else shares
+        # A layer may be used more than once in a pass.
+        if name in found:
+            shares = torch.maximum(found[name], shares)
+        found[name] = shares
 
     visit_layers(network, batches, take)
     return found
@@ -94,10 +97,15 @@ class Layer:
     def __init__(self, inputs: Tensor, weight: Tensor, how: list[Any] | None) -> None:
         self.inputs, self.count = inputs.float(), len(inputs)
         if bool((self.inputs < 0).any()):
+            # A point with both signs counts as two.
             self.inputs = torch.cat([self.inputs.clamp_min(0), (-self.inputs).clamp_min(0)])
-        self.weight, self.how = weight.float(), how or []
-        self.transposed, self.groups = (bool(how[3]), int(how[5])) if how else (False, 1)
-        if how is None:  # all points side by side, as the positions of one image
+        self.weight = weight.float()
+        self.how = how or []
+        if self.how:
+            self.transposed, self.groups = bool(self.how[3]), int(self.how[5])
+        else:
+            self.transposed, self.groups = False, 1
+            # All points side by side, as the positions of one image.
             self.inputs = self.inputs.t()[None]
 
     def halves(self, weight: Tensor | None = None) -> Iterator[Tensor]:
@@ -108,15 +116,21 @@ class Layer:
 
     def weight_shares(self, over_positions: str) -> Tensor:
         """Returns the largest share of each weight, or over the images the largest mean over the positions."""
-        ratios = self._mean_ratios if over_positions == "mean" and self.how else self._largest_ratios
-        return torch.stack([half * ratios(half) for half in self.halves()]).amax(0)
+        ratios = self._largest_ratios
+        if over_positions == "mean" and self.how:
+            ratios = self._mean_ratios
+        shares = [half * ratios(half) for half in self.halves()]
+        return torch.stack(shares).amax(0)
 
     def channel_shares(self, channel_reduce: str) -> Tensor:
         """Returns (groups, channels / groups): the largest share of each input channel in any output."""
         if channel_reduce == "max" or not self.how:
             shares = self.by_group(self.weight_shares("max"))
-            return shares.flatten(3).amax(3).amax(1) if shares.dim() > 3 else shares.amax(1)
-        return torch.stack([self._largest_sums(half) for half in self.halves()]).amax(0)
+            if shares.dim() > 3:
+                shares = shares.flatten(3).amax(3)
+            return shares.amax(1)
+        sums = [self._largest_sums(half) for half in self.halves()]
+        return torch.stack(sums).amax(0)
 
     def by_group(self, values: Tensor) -> Tensor:
         """Returns values shaped like the weight as (groups, outputs / groups, channels / groups, *kernel)."""
@@ -125,12 +139,15 @@ class Layer:
 
     def from_groups(self, values: Tensor) -> Tensor:
         """Returns the inverse of `by_group`."""
-        return (values.transpose(1, 2) if self.transposed else values).reshape(self.weight.shape)
+        if self.transposed:
+            values = values.transpose(1, 2)
+        return values.reshape(self.weight.shape)
 
     def signed_inputs(self) -> Tensor:
         """Returns the inputs as they came: (B, C, *positions) of a convolution, (N, C) of a linear layer."""
-        halves = (self.inputs if self.how else self.inputs[0].t()).split(self.count)
-        return halves[0] - halves[1] if len(halves) > 1 else halves[0]
+        inputs = self.inputs if self.how else self.inputs[0].t()
+        positive, *negative = inputs.split(self.count)
+        return positive - negative[0] if negative else positive
 
     def signed_entries(self) -> Iterator[Tensor]:
         """Yields what each kernel entry meets, image by image: (groups, channels / groups, kernel, positions).
@@ -138,7 +155,8 @@ class Layer:
         Points of a linear layer are the positions of one image.
         """
         inputs, kernel = self.signed_inputs(), self.weight.shape[2:].numel()
-        for image in inputs.split(1) if self.how else [inputs.t()[None]]:
+        images = inputs.split(1) if self.how else [inputs.t()[None]]
+        for image in images:
             entries = self._entries(image)
             yield entries.view(self.groups, -1, kernel, entries.shape[-1])
 
@@ -156,7 +174,9 @@ class Layer:
         return self._sums(self.inputs, half)
 
     def _sums(self, images: Tensor, half: Tensor) -> Tensor:
-        return aten.convolution(images, half, None, *self.how) if self.how else half @ images
+        if not self.how:
+            return half @ images
+        return aten.convolution(images, half, None, *self.how)
 
     def _inverse_sums(self, image: Tensor, half: Tensor) -> Tensor:
         """Returns 1 / z per output and position of one image, 0 where z is zero: (1, outputs, *positions)."""
@@ -192,7 +212,8 @@ class Layer:
         kernel = self.weight.shape[2:]
         # A convolution by each unit kernel copies, whatever stride, padding and dilation are.
         units = torch.eye(kernel.numel(), device=image.device).view(-1, 1, *kernel)
-        units = units.transpose(0, 1) if self.transposed else units
+        if self.transposed:
+            units = units.transpose(0, 1)
         copies = aten.convolution(image.transpose(0, 1), units, None, *self.how[:5], 1)
         return copies.reshape(self.groups, -1, copies[0, 0].numel())
 
@@ -204,11 +225,12 @@ class Layer:
         for image in self.inputs.split(1):
             inverse = self._inverse_sums(image, half).view(groups, outputs, -1)
             entries = self._entries(image).view(groups, channels, kernel, -1)
-            many = max(1, _block(image) // max(1, groups * outputs * channels))
+            many = max(1, _block(image) // max(1, groups * outputs * channels))  # positions of a block
             for begin in range(0, entries.shape[3], many):
                 here = slice(begin, begin + many)
                 sums = torch.einsum("gock,gckp->gocp", grouped, entries[..., here])
-                best = torch.maximum(best, (sums * inverse[:, :, None, here]).amax(3).amax(1))
+                shares = sums * inverse[:, :, None, here]
+                best = torch.maximum(best, shares.amax(3).amax(1))
         return best
 
 
@@ -219,13 +241,15 @@ def _block(like: Tensor) -> int:
 def _take_largest_products(best: Tensor, entries: Tensor, inverse: Tensor) -> None:
     """Raises best[g, o, j] to the largest entries[g, j, p] * inverse[g, o, p] over p, in blocks."""
     groups, width, positions = entries.shape
-    many = max(1, _block(best) // max(1, groups * width))
-    rows = max(1, many // max(1, positions))
+    many = max(1, _block(best) // max(1, groups * width))  # positions of a block
+    rows = max(1, many // max(1, positions))  # outputs of a block
     for begin in range(0, positions, many):
-        part, factors = entries[:, None, :, begin : begin + many], inverse[:, :, None, begin : begin + many]
+        block = slice(begin, begin + many)
+        part, factors = entries[:, None, :, block], inverse[:, :, None, block]
         for at in range(0, best.shape[1], rows):
             here = best[:, at : at + rows]
-            torch.maximum(here, (part * factors[:, at : at + rows]).amax(3), out=here)
+            products = part * factors[:, at : at + rows]
+            torch.maximum(here, products.amax(3), out=here)
 
 
 # -- the pass over S -------------------------------------------------------------------------------------------------
@@ -291,31 +315,39 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
-            inputs, second = (args[place] for place in _PRODUCTS[func])
-            self._product(inputs, second)
-        elif func is aten.convolution.default and (name := self._name_of(args[1])):
-            self._hand_on(name, args[0], args[1], list(args[3:9]))
+            first, second = _PRODUCTS[func]
+            self._product(args[first], args[second])
+        elif func is aten.convolution.default:
+            name = self._name_of(args[1])
+            if name is not None:
+                self._hand_on(name, args[0], args[1], list(args[3:9]))
         return func(*args, **(kwargs or {}))
 
     def _product(self, inputs: Tensor, second: Tensor) -> None:
-        if self._name_of(inputs) and not self._name_of(second):
-            self._refuse(str(self._name_of(inputs)))
         name = self._name_of(second)
         if name is None:
+            # A weight on the left is no Linear's; what it multiplies is no row of inputs.
+            on_the_left = self._name_of(inputs)
+            if on_the_left is not None:
+                self._refuse(on_the_left)
             return
         if second.dim() == 3:  # the same for each of a batch, or none of ours
             second = second[0]
         weight, used = self.weights[name], second.t()
-        aligned = used.untyped_storage()._cdata not in self.storages or used.stride() == weight.stride()
+        # Of the weight's own memory only the whole of it is a Linear's use; a computed weight has memory of its own.
+        is_own = used.untyped_storage()._cdata in self.storages
+        aligned = not is_own or used.stride() == weight.stride()
         if used.shape != weight.shape or not aligned:
             self._refuse(name)
         self._hand_on(name, inputs.reshape(-1, inputs.shape[-1]), used, None)
 
     def _name_of(self, weight: Tensor) -> str | None:
+        """Returns which ranked weight a tensor is, or is computed from; None for no such."""
         name = self.storages.get(weight.untyped_storage()._cdata)
-        if name is None and self.running and weight.numel() == self.weights[self.running[-1]].numel():
-            return self.running[-1]
-        return name
+        if name is not None or not self.running:
+            return name
+        layer = self.running[-1]
+        return layer if weight.numel() == self.weights[layer].numel() else None
 
     def _hand_on(self, name: str, inputs: Tensor, weight: Tensor, how: list[Any] | None) -> None:
         if not bool(torch.isfinite(inputs).all()):

@@ -5,6 +5,7 @@ None of them leaves a trace: modes, `.grad`, `requires_grad` and running statist
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,10 +51,15 @@ def scoring(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[Non
 
 def on_device(batches: Batches, model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Yields the batches on the model's device; raises UsageError if there are none or they are no pairs."""
-    device, empty = device_of(model), True
+    device = device_of(model)
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
+    empty = True
     for inputs, targets in pairs(batches):
         empty = False
-        yield mapped(inputs, lambda tensor: tensor.to(device)), mapped(targets, lambda tensor: tensor.to(device))
+        yield mapped(inputs, move), mapped(targets, move)
     if empty:
         raise UsageError("This criterion scores on data, and it was given no batches.")
 
@@ -63,6 +69,7 @@ def pairs(batches: Batches) -> Iterator[tuple[Any, Any]]:
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise UsageError(f"A batch must be a pair (inputs, targets); a {type(batch).__name__} came that is none.")
+        # The last batch of a loader may be empty; inputs without any tensor are the network's own business.
         sizes = [tensor.numel() for tensor in tensors_in(batch[0])]
         if any(sizes) or not sizes:
             yield batch[0], batch[1]
@@ -90,10 +97,8 @@ def accumulate_gradients(
     Raises:
         UsageError: if no gradient reaches any of them (the network is cut) or the loss is not finite.
     """
-    parameters = dict(network.model.named_parameters())
-    chosen = list(names) if names is not None else [name for name, _ in network.weights()]
-    weights: list[Tensor] = [parameters[name] for name in chosen] + list((extra or {}).values())
-    chosen += list(extra or {})
+    leaves = _leaves(network, names, extra or {})
+    weights = list(leaves.values())
     totals = [_wide_zeros(weight) for weight in weights]
     loss_total, count = 0.0, 0
 
@@ -101,15 +106,27 @@ def accumulate_gradients(
         value = _loss(network, *batch, loss or network.loss)
         return [value.detach().cpu().double(), *_gradients(value, weights)]
 
+    # What a process receives that did not compute it: the loss, and a gradient per leaf.
+    like = [torch.zeros((), dtype=torch.float64), *weights]
     with scoring(network.model, batch_statistics=batch_statistics):
-        like = [torch.zeros((), dtype=torch.float64), *weights]
         for value, *gradients in round_robin(on_device(batches, network.model), differentiate, like):
             _add(totals, gradients)
-            loss_total, count = loss_total + float(value), count + 1
+            loss_total += float(value)
+            count += 1
     for total in totals:
         total /= count
     _check_signal(totals, loss_total)
-    return dict(zip(chosen, totals, strict=True)), loss_total / count
+    return dict(zip(leaves, totals, strict=True)), loss_total / count
+
+
+def _leaves(network: PrunableState, names: Sequence[str] | None, extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what is differentiated, by name: the parameters named, or the ranked weights, and what comes beside."""
+    if names is None:
+        leaves: dict[str, Tensor] = dict(network.weights())
+    else:
+        parameters = dict(network.model.named_parameters())
+        leaves = {name: parameters[name] for name in names}
+    return {**leaves, **extra}
 
 
 def hessian_gradient_products(
@@ -129,13 +146,14 @@ def hessian_gradient_products(
     parameters = dict(network.model.named_parameters())
     weights = [parameters[name] for name in gradient]
     totals = [_wide_zeros(weight) for weight in weights]
-    # Fused attention has no second derivative; its plain form has.
 
     def differentiate_twice(batch: tuple[Any, Any]) -> list[Tensor]:
         first = _gradients(_loss(network, *batch, tempered), weights, create_graph=True)
-        products = [(f * g).sum() for f, g in zip(first, gradient.values(), strict=True)]
+        # The derivative of g' g, one factor held fixed, is H g.
+        products = [(own * fixed).sum() for own, fixed in zip(first, gradient.values(), strict=True)]
         return _gradients(torch.stack(products).sum(), weights)
 
+    # Fused attention has no second derivative; its plain form has.
     with scoring(network.model), sdpa_kernel(SDPBackend.MATH):
         for products in round_robin(on_device(batches, network.model), differentiate_twice, weights):
             _add(totals, products)
@@ -161,7 +179,8 @@ def connection_sensitivities(
 
 def require_signal(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the scores, or raises UsageError if all are zero: their order would then be that of position."""
-    if scores and not any(bool(score.any()) for score in scores.values()):
+    has_signal = any(bool(score.any()) for score in scores.values())
+    if scores and not has_signal:
         raise UsageError(
             "Every score is zero: no gradient reaches a weight that is not zero itself, the network is cut in two."
         )
@@ -170,7 +189,8 @@ def require_signal(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def require_node_signal(scores: Tensor) -> Tensor:
     """Returns scores per node, or raises UsageError if all are zero."""
-    require_signal({"nodes": scores} if len(scores) else {})
+    if len(scores):
+        require_signal({"nodes": scores})
     return scores
 
 
@@ -187,7 +207,10 @@ def _gradients(value: Tensor, weights: Sequence[Tensor], *, create_graph: bool =
     if not value.requires_grad or not weights:
         return [torch.zeros_like(weight) for weight in weights]
     found = torch.autograd.grad(value, weights, allow_unused=True, create_graph=create_graph)
-    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    gradients = []
+    for weight, gradient in zip(weights, found, strict=True):
+        gradients.append(torch.zeros_like(weight) if gradient is None else gradient)
+    return gradients
 
 
 def _wide_zeros(weight: Tensor) -> Tensor:
@@ -205,7 +228,8 @@ def _add(totals: list[Tensor], gradients: Sequence[Tensor]) -> None:
 
 
 def _check_signal(gradients: list[Tensor], loss: float) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         raise UsageError(f"The loss on the scoring batches is {loss}; scores from it would mean nothing.")
-    if gradients and not any(bool(gradient.any()) for gradient in gradients):
+    has_signal = any(bool(gradient.any()) for gradient in gradients)
+    if gradients and not has_signal:
         raise UsageError("No gradient reaches any prunable weight: every score is zero, the network is cut in two.")

@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from pruning.modules.calls import Batches
 from pruning.modules.weights import WEIGHTED, channel_dims
 from pruning.scores.gradients import accumulate_gradients, require_signal
 from pruning.state import PrunableState
 
-_PLAIN_FORWARDS = {
-    kind.forward
-    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    + (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-}
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PLAIN_FORWARDS = {kind.forward for kind in _PLAIN}
 
 
 def node_gate_gradients(network: PrunableState, batches: Batches) -> Tensor:
@@ -42,15 +40,19 @@ def gate_gradients(network: PrunableState, batches: Batches) -> tuple[Tensor, di
     with _gates_where_needed(network) as gates:
         leaves = {f"gate of {gate.path}": gate.values for gate in gates}
         gradients, loss = accumulate_gradients(network, batches, names=list(parameters), extra=leaves)
+    # A layer that never ran, or whose weight alone was read, has no outputs to gate.
     used = [gate for gate in gates if gate.used]
-    done = {name for gate in used for name in gate.parameters}
+    done: set[str] = set()
+    for gate in used:
+        done.update(gate.parameters)
     # In one expression, so that no more than one product is held beside the gradients.
     products = {name: p.detach() * gradients[name] for name, p in parameters.items() if name not in done}
     nodes = sum_over_producers(network, products)
     for gate in used:
         along = torch.from_numpy(gate.along).to(nodes.device)
         slopes = gradients[f"gate of {gate.path}"].to(nodes)
-        nodes = nodes.index_add(0, along[along >= 0], slopes[along >= 0])
+        prunable = along >= 0
+        nodes = nodes.index_add(0, along[prunable], slopes[prunable])
     return nodes, {name: gradients[name] for name in parameters}, loss
 
 
@@ -68,11 +70,16 @@ def elasticities(network: PrunableState, batches: Batches) -> tuple[dict[str, Te
 def sum_over_producers(network: PrunableState, products: Mapping[str, Tensor]) -> Tensor:
     """Returns per node the sum of w dL/dw, given by parameter, over all that produces it, biases included."""
     # A layer's own bias produces its outputs in whatever operation it is added.
-    owned = {f"{path}.bias" if path else "bias" for path, m in network.model.named_modules() if isinstance(m, WEIGHTED)}
-    biases = {name: product for name, product in products.items() if name in owned}
-    others = {name: product for name, product in products.items() if name not in owned}
+    own_biases = set()
+    for path, module in network.model.named_modules():
+        if isinstance(module, WEIGHTED):
+            own_biases.add(f"{path}.bias" if path else "bias")
+    biases = {name: product for name, product in products.items() if name in own_biases}
+    others = {name: product for name, product in products.items() if name not in own_biases}
     total = network.graph.reduce_to_nodes(others, role="producer")
-    return total + network.graph.reduce_to_nodes(biases, role="all").to(total) if biases else total
+    if not biases:
+        return total
+    return total + network.graph.reduce_to_nodes(biases, role="all").to(total)
 
 
 class _Gate:
@@ -85,15 +92,25 @@ class _Gate:
     """
 
     def __init__(self, path: str, module: nn.Module, along: np.ndarray) -> None:
-        self.path, self.along, self.used = path, along, False
+        self.path = path
+        self.along = along
+        self.used = False
         self.parameters = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
         like = next(module.parameters())
         self.values = torch.ones(len(along), dtype=like.dtype, device=like.device, requires_grad=True)
-        self._from_end = 1 if isinstance(module, nn.Linear) else 1 + len(module.kernel_size)  # type: ignore[arg-type]
+        # Channels of a convolution stand before its positions, those of a linear layer at the end.
+        positions = 0 if isinstance(module, nn.Linear) else len(_kernel_of(module))
+        self._shape = (-1, *[1] * positions)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         self.used = True
-        return output * self.values.view(-1, *[1] * (self._from_end - 1))
+        return output * self.values.view(self._shape)
+
+
+def _kernel_of(module: nn.Module) -> tuple[int, ...]:
+    if not isinstance(module, _ConvNd):
+        raise TypeError(f"a gate stands behind Linear and Conv layers, not behind a {type(module).__name__}")
+    return module.kernel_size
 
 
 @contextmanager
@@ -103,11 +120,14 @@ def _gates_where_needed(network: PrunableState) -> Iterator[list[_Gate]]:
     gates, hooks = [], []
     try:
         for path, module in network.model.named_modules():
-            if isinstance(module, WEIGHTED) and path in sources and not acts_as_it_is(module):
-                along = _nodes_of_outputs(network, module, sources[path])
-                if along is not None:
-                    gates.append(_Gate(path, module, along))
-                    hooks.append(module.register_forward_hook(gates[-1]))
+            if not isinstance(module, WEIGHTED) or path not in sources or acts_as_it_is(module):
+                continue
+            along = _nodes_of_outputs(network, module, sources[path])
+            if along is None:
+                continue
+            gate = _Gate(path, module, along)
+            gates.append(gate)
+            hooks.append(module.register_forward_hook(gate))
         yield gates
     finally:
         for hook in hooks:
@@ -120,6 +140,7 @@ def acts_as_it_is(module: nn.Module) -> bool:
 
 
 def _nodes_of_outputs(network: PrunableState, module: Any, source: str) -> np.ndarray | None:
+    """Returns (channels,) the node of each of a layer's outputs, None where they are not those of its weight."""
     output_dim, _ = channel_dims(module)
     if output_dim == 0 or module.groups == module.in_channels > 1:
         along = network.graph.nodes_along(source, 0)

@@ -23,24 +23,30 @@ def weights_only(network: PrunableState) -> Iterator[tuple[str, Tensor]]:
     """
     computed, hidden = _computed_weights(network)
     for name, parameter in network.model.named_parameters():
-        if name in computed or (name not in hidden and "bias" not in name.rpartition(".")[2]):
-            values = computed.get(name, parameter).detach()
-            if values.is_floating_point():
-                yield name, values.to(_wide(values.dtype))
+        own_name = name.rpartition(".")[2]
+        multiplies = name not in hidden and "bias" not in own_name
+        if name not in computed and not multiplies:
+            continue
+        values = computed.get(name, parameter).detach()
+        if values.is_floating_point():
+            yield name, values.to(_wide(values.dtype))
 
 
 @torch.no_grad()
 def _computed_weights(network: PrunableState) -> tuple[dict[str, Tensor], set[str]]:
     """Returns source -> weight as the layer applies it, and all parameters of such layers."""
-    computed, hidden = {}, set()
+    computed: dict[str, Tensor] = {}
+    hidden: set[str] = set()
     for name, path in network.owners().items():
         module = network.model.get_submodule(path)
-        if module._parameters.get("weight") is None:
-            with eval_mode(module):
-                for hook in module._forward_pre_hooks.values():  # the older norms compute it before each call
-                    hook(module, ())
-                computed[name] = torch.as_tensor(module.weight)
-            hidden |= {f"{path}.{own}" if path else own for own, _ in module.named_parameters()}
+        if module._parameters.get("weight") is not None:
+            continue
+        with eval_mode(module):
+            for hook in module._forward_pre_hooks.values():  # the older norms compute it before each call
+                hook(module, ())
+            computed[name] = torch.as_tensor(module.weight)
+        for own_name, _ in module.named_parameters():
+            hidden.add(f"{path}.{own_name}" if path else own_name)
     return computed, hidden
 
 
@@ -73,7 +79,8 @@ def over_group(network: PrunableState, values: Tensor, reduce: Literal["mean", "
     count = int(groups.max()) + 1 if len(groups) else 0
     joined = values.new_zeros(count)
     if reduce == "mean":
-        joined = joined.index_add(0, groups, values) / torch.bincount(groups, minlength=count).to(values.dtype)
+        sizes = torch.bincount(groups, minlength=count)
+        joined = joined.index_add(0, groups, values) / sizes.to(values.dtype)
     else:
         joined = joined.scatter_reduce(0, groups, values, reduce, include_self=False)
     return joined[groups]
