@@ -10,10 +10,10 @@ from torch import nn
 
 from pruning import PrunableNetwork
 from pruning.low_rank.criterion import LowRankCriterion
-from pruning.prune.criterion import NodeCriterion, WeightCriterion
-from tests.support.small_networks import SHAPES, Residual, build, conv_net, data, mlp
+from pruning.prune.criterion import Criterion, NodeCriterion, WeightCriterion
+from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 from utils.settings import registry
-from utils.settings.flags import parameters_of
+from utils.settings.signatures import REQUIRED, parameters_of
 
 NAMES = registry.names("criterions")
 MAKERS = [mlp, conv_net, Residual]
@@ -48,19 +48,42 @@ def test_it_says_what_it_is_and_explains_every_parameter(name):
     assert first_line.endswith((".", ":")) and 15 < len(first_line) <= 120
     assert cls.unit in ("weights", "nodes", "ranks")
     assert cls.moment in ("before", "during", "after")
-    for parameter, _, text in parameters_of(cls):
-        assert len(text) > 10, f"{name} does not explain {parameter.name} in its docstring's Args"
-        assert parameter.default is not parameter.empty, f"{name} needs {parameter.name}, so it cannot be run by name"
+    for parameter in parameters_of(cls):
+        assert len(parameter.help) > 10, f"{name} does not explain {parameter.name} in its docstring's Args"
+        assert parameter.default is not REQUIRED, f"{name} needs {parameter.name}, so it cannot be run by name"
+
+
+def depth(cls):
+    """How many classes lie above each other in the longest line down to `object`, the class itself included."""
+    if cls is object:
+        return 0
+    return 1 + max(depth(base) for base in cls.__bases__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_does_is_read_in_three_classes_at_most(name):
+    assert depth(registry.find("criterions", name)) <= 3
+
+
+def test_depth_counts_the_longest_line():
+    class Mixin:
+        pass
+
+    class Further(Mixin, WeightCriterion):
+        pass
+
+    assert depth(Criterion) == 1 and depth(Mixin) == 1
+    assert depth(Further) == 3 and depth(type("Deeper", (Further,), {})) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("limit", [0.0, 0.02, 0.3, 0.5, 0.9, 0.93, 0.98, 0.999])
-def test_targets_rise_to_the_limit_and_never_pass_it(name, limit):
-    targets = registry.find("criterions", name)().sparsities(limit)
-    assert targets == sorted(targets)
-    assert all(0 < target <= limit for target in targets)
-    assert not targets or targets[-1] == limit
-    assert targets or limit == 0 or name == "EmptyCrit"
+def test_sparsities_rise_to_the_limit_and_never_pass_it(name, limit):
+    sparsities = registry.find("criterions", name)().sparsities(limit)
+    assert sparsities == sorted(sparsities)
+    assert all(0 < sparsity <= limit for sparsity in sparsities)
+    assert not sparsities or sparsities[-1] == limit
+    assert sparsities or limit == 0 or name == "EmptyCrit"
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -79,8 +102,8 @@ def test_it_reaches_the_asked_sparsity_exactly(name, maker):
 @pytest.mark.parametrize("name", PRUNING_NAMES)
 def test_it_is_deterministic(name):
     first, second = network_of(conv_net), network_of(conv_net)
-    for network, batches in (first, second):
-        torch.manual_seed(torch.seed() % 1000)  # whatever the global state: it must not matter
+    for seed, (network, batches) in enumerate((first, second)):
+        torch.manual_seed(seed)  # whatever the global state: it must not matter
         network.prune(make(name), batches, sparsity=0.8)
     assert all(torch.equal(mask, second[0].masks.keep[key]) for key, mask in first[0].masks.keep.items())
 
