@@ -18,6 +18,7 @@ import yaml
 
 from models.MLP5 import MLP5
 from tests.support.running import QUICK, Commands, write_plug_in
+from tests.support.tiers import few, thorough
 from utils.settings import resolve
 from utils.settings.core import Core
 from utils.settings.parts import fixed_flags
@@ -218,6 +219,7 @@ def test_quiet_leaves_only_warnings_and_the_result(command, tmp_path):
     assert command.quick("--config", tmp_path / "mine.yaml").out.startswith("Result\n")
 
 
+@thorough
 def test_a_terminal_shows_a_bar_with_time_left(tmp_path):
     """A real terminal, since that is what decides between a bar and plain lines."""
     main_end, other_end = pty.openpty()
@@ -409,7 +411,7 @@ def test_training_from_a_checkpoint_keeps_its_masks(command):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("form", ["pt", "safetensors", "bare", "parallel"])
+@pytest.mark.parametrize("form", few(["pt", "safetensors", "bare", "parallel"], ["safetensors"]))
 def test_weights_of_ones_own(command, tmp_path, form):
     trained = command.quick("--prune_criterion", "EmptyCrit", "--pruning_limit", "0", "--epochs", "3")
     content = torch.load(trained.folder / "models" / "MLP5_finished", weights_only=True)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.support.running import QUICK, write_plug_in
+from tests.support.tiers import few
 
 
 @pytest.fixture
@@ -269,7 +270,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("setting", ["prune_criterion", "model"])
+@pytest.mark.parametrize("setting", few(["prune_criterion", "model"], ["prune_criterion"]))
 def test_plug_in_that_cannot_be_used_is_named_with_its_path_and_line(command, tmp_path, case, setting):
     source, expected = BROKEN[case]
     kind = {"prune_criterion": "criterions", "model": "models"}[setting]
@@ -448,7 +449,10 @@ def test_unwritable_results_are_said_before_an_evaluation_is_computed(command, t
 # -- what --resume refuses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [["--epochs", "5"], ["--learning_rate", "1"], ["--alpha", "2"], ["--config", "x"]])
+WRONG = [["--epochs", "5"], ["--learning_rate", "1"], ["--alpha", "2"], ["--config", "x"]]
+
+
+@pytest.mark.parametrize("wrong", few(WRONG, [["--epochs", "5"]]))
 def test_resume_refuses_what_would_change_the_run(command, wrong):
     folder = command.quick().folder
     line = command.refused("--resume", folder, *wrong)

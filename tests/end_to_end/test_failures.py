@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import main
+from tests.support.tiers import few, thorough
 from trainers.DefaultTrainer import DefaultTrainer
 from utils.callbacks import attach, tensorboard
 
@@ -128,11 +129,11 @@ def same_weights(one: Path, other: Path) -> bool:
 # -- full disk ------------------------------------------------------------------------------------------------------
 
 
+PARTS = ["models/.MLP5_checkpoint.part", "models/.MLP5_finished.part", ".result.json.part", "output/.epochs.csv.part"]
+
+
 @needs_full_disk
-@pytest.mark.parametrize(
-    "file",
-    ["models/.MLP5_checkpoint.part", "models/.MLP5_finished.part", ".result.json.part", "output/.epochs.csv.part"],
-)
+@pytest.mark.parametrize("file", few(PARTS, ["models/.MLP5_checkpoint.part"]))
 def test_a_full_disk_keeps_the_last_good_checkpoint(file, start, before_batch, capsys, tmp_path):
     _, undisturbed = start("--no-tensorboard", "--prune_criterion", "SNIPit")
     # The temporary file leads to a disk that is full: writing to it fails as on a real one.
@@ -201,7 +202,7 @@ def test_a_log_that_cannot_grow_does_not_end_a_run(start, before_batch, capsys):
     assert "the log cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("with_file", [False, True])
+@pytest.mark.parametrize("with_file", few([False, True], [True]))
 def test_the_folder_vanishes_under_the_run(with_file, start, before_batch, capsys, tmp_path):
     def vanish(folder: Path) -> None:
         shutil.rmtree(folder)
@@ -222,7 +223,7 @@ def test_the_folder_vanishes_under_the_run(with_file, start, before_batch, capsy
 # -- numbers that are none ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 5, 6])
+@pytest.mark.parametrize("number", few([1, 5, 6], [5]))
 def test_a_loss_that_is_not_finite_stops_the_run(number, start, plugin, capsys, tmp_path):
     # The criterion scores with this loss too: count the batches of training only.
     flags = plugin(f"return loss * float('nan') if self.calls == {number} else loss")
@@ -345,7 +346,7 @@ def replace_weight(file: Path, value) -> None:
     torch.save(content, file)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", few(DAMAGES, ["cut", "a pickle with code", "half an optimizer"]))
 def test_a_damaged_checkpoint_is_refused_in_one_line(damage, stopped, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     file = stopped / "models" / "MLP5_checkpoint"
@@ -357,6 +358,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(damage, stopped, capsys, mo
     assert (file.read_bytes() if file.is_file() else None) == before
 
 
+@thorough
 def test_a_flipped_bit_is_noticed(stopped, capsys):
     """Weights with one bit wrong would train on as if nothing were; checksums tell."""
     file = stopped / "models" / "MLP5_checkpoint"
@@ -375,7 +377,10 @@ def test_a_flipped_bit_is_noticed(stopped, capsys):
 
 @pytest.mark.parametrize(
     "content",
-    ["model: [MLP5", "- a\n- list\n", "", "just text", "\x00\x01", "epochs: many\n", "model: NoSuchModel\n"],
+    few(
+        ["model: [MLP5", "- a\n- list\n", "", "just text", "\x00\x01", "epochs: many\n", "model: NoSuchModel\n"],
+        ["model: [MLP5", "epochs: many\n"],
+    ),
 )
 def test_damaged_settings_are_refused_in_one_line(content, stopped, capsys):
     (stopped / "settings.yaml").write_text(content)
@@ -383,7 +388,7 @@ def test_damaged_settings_are_refused_in_one_line(content, stopped, capsys):
     one_error(capsys)
 
 
-@pytest.mark.parametrize("file", ["result.json", "output/pruning_events.json"])
+@pytest.mark.parametrize("file", few(["result.json", "output/pruning_events.json"], ["result.json"]))
 def test_damaged_reports_do_not_keep_a_run_from_going_on(file, stopped):
     (stopped / file).write_text("{ damaged\n1,2")
     assert resume(stopped) == 0

@@ -8,6 +8,7 @@ import torch
 
 from models.MLP5 import MLP5
 from pruning import UsageError, load_pruned
+from tests.support.tiers import thorough
 from utils.callbacks import attach
 
 # Runs of one second are sorted by their names; the later of two must come last.
@@ -87,6 +88,7 @@ def test_latency_is_measured_dense_and_pruned(command):
     assert again["latency_seconds"] > 0
 
 
+@thorough
 def test_dense_latency_is_measured_before_anything_is_loaded(command, monkeypatch):
     run = command.quick("--prune_criterion", "SNAP", "--hidden", "48")
     measured = []

@@ -12,158 +12,11 @@ import sys
 import pytest
 import torch
 
+from tests.support.plug_ins import PLUG_INS
 from tests.support.running import QUICK, write_plug_in
+from tests.support.tiers import few, thorough
 from utils.runs.run_folder import CODE
 from utils.settings.registry import KINDS, ROOT
-
-# kind -> (its setting, a name, its file, what is typed beside it, a flag that --help must explain)
-PLUG_INS = {
-    "criterions": (
-        "prune_criterion",
-        "MyIdea",
-        '''
-        from pruning import WeightCriterion
-
-        class MyIdea(WeightCriterion):
-            """Weights far from alpha (nobody 2024, arXiv:0000.00000).
-
-            Args:
-                alpha: value that no weight should have.
-            """
-
-            def __init__(self, alpha: float = 0.3):
-                self.alpha = alpha
-
-            def weight_scores(self, network, batches):
-                return {name: (weight - self.alpha).abs() for name, weight in network.weights()}
-        ''',
-        ["--alpha", "0.4"],
-        r"--alpha FLOAT +value that no weight should have\. \(default: 0\.3\)",
-    ),
-    "models": (
-        "model",
-        "MyNet",
-        '''
-        import math
-        from torch import nn
-
-        class MyNet(nn.Module):
-            """Two layers.
-
-            Args:
-                my_width: units of the hidden layer.
-            """
-
-            def __init__(self, num_classes: int, input_shape: tuple[int, int, int], my_width: int = 24):
-                super().__init__()
-                self.hidden = nn.Linear(math.prod(input_shape), my_width)
-                self.last = nn.Linear(my_width, num_classes)
-
-            def forward(self, x):
-                return self.last(self.hidden(x.flatten(1)).relu())
-        ''',
-        ["--my_width", "8"],
-        r"--my_width INT +units of the hidden layer\. \(default: 24\)",
-    ),
-    "data_sets": (
-        "data_set",
-        "MyData",
-        '''
-        import torch
-
-        class MyData:
-            """Noise in three classes.
-
-            Args:
-                count: samples for training.
-            """
-
-            num_classes = 3
-
-            def __init__(self, count: int = 90, size: tuple[int, int] = (4, 4)):
-                self.count, self.input_shape = count, (1, *size)
-
-            def train(self):
-                return self._draw(self.count)
-
-            def test(self):
-                return self._draw(30)
-
-            def _draw(self, number):
-                generator = torch.Generator().manual_seed(number)
-                labels = torch.arange(number) % 3
-                return torch.rand(number, *self.input_shape, generator=generator) + labels.view(-1, 1, 1, 1), labels
-        ''',
-        ["--count", "60", "--size", "5", "6"],
-        r"--size \[INT \.\.\.\].*\(default: 4 4\)",
-    ),
-    "losses": (
-        "loss",
-        "MyLoss",
-        '''
-        import torch.nn.functional as F
-
-        class MyLoss:
-            """Cross-entropy of smoothed labels.
-
-            Args:
-                smoothing: share of the target that all classes get.
-            """
-
-            def __init__(self, smoothing: float = 0.1):
-                self.smoothing = smoothing
-
-            def __call__(self, outputs, targets):
-                return F.cross_entropy(outputs, targets, label_smoothing=self.smoothing)
-        ''',
-        ["--smoothing", "0.2"],
-        r"--smoothing FLOAT +share of the target that all classes get\. \(default: 0\.1\)",
-    ),
-    "trainers": (
-        "train_scheme",
-        "MyTrainer",
-        '''
-        from trainers.DefaultTrainer import DefaultTrainer
-
-        class MyTrainer(DefaultTrainer):
-            """Trains on a scaled loss.
-
-            Args:
-                scale: factor on the loss.
-            """
-
-            def __init__(self, *, scale: float = 2.0, **others):
-                super().__init__(**others)
-                self.scale = scale
-
-            def loss(self, outputs, targets):
-                return self.scale * super().loss(outputs, targets)
-        ''',
-        ["--scale", "3", "--learning_rate", "0.01"],
-        r"--scale FLOAT +factor on the loss\. \(default: 2\.0\)",
-    ),
-    "testers": (
-        "test_scheme",
-        "MyTester",
-        '''
-        class MyTester:
-            """Counts outputs above a threshold.
-
-            Args:
-                threshold: what an output must exceed.
-            """
-
-            def __init__(self, network, test_batches, threshold: float = 0.0):
-                self.network, self.test_batches, self.threshold = network, test_batches, threshold
-
-            def evaluate(self):
-                outputs = self.network.model(next(iter(self.test_batches))[0])
-                return {"above": float((outputs > self.threshold).float().mean()), "threshold": self.threshold}
-        ''',
-        ["--threshold", "0.5"],
-        r"--threshold FLOAT +what an output must exceed\. \(default: 0\.0\)",
-    ),
-}
 
 
 def typed(kind):
@@ -227,6 +80,7 @@ def test_parameter_reaches_the_constructor(command, tmp_path):
     assert kept[100].max() < 0 < kept[-100].min()
 
 
+@thorough
 def test_plug_ins_dropped_into_the_rooms_themselves(tmp_path):
     """Point 3 of what a user can do, literally: a copy of the project, six files put in place, nothing else touched."""
     copy = tmp_path / "copy"
@@ -271,7 +125,7 @@ OVERRIDES = {
 ARGUMENTS = {"train_batch": ", inputs, targets", "forward": ", inputs", "loss": ", outputs, targets"}
 
 
-@pytest.mark.parametrize("method", OVERRIDES)
+@pytest.mark.parametrize("method", few(OVERRIDES, ["train_epoch", "loss", "validate"]))
 def test_trainer_of_ten_lines_overrides_one_method(command, tmp_path, method):
     name = f"Own_{method}"
     source = f'''

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from data_sets._batches import _part
 from main import main
 from pruning import UsageError
 from tests.support.several_processes import run_all
+from tests.support.tiers import few
 from utils.processes import local_gpu
 from utils.settings.registry import ROOT
 
@@ -72,6 +74,8 @@ ALIKE = {
         *("--limit_batches", "2", "--batch_size", "32"),
     ],
 }
+LINES = {**EQUAL, **ALIKE}
+QUICK = ["nodes before training", "a short last batch", "batch statistics and dropout"]
 
 
 def started(command: list[str], **changes: str) -> subprocess.Popen:
@@ -91,32 +95,53 @@ def ended(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Runs all lines in two processes, those of EQUAL also alone; returns what (name, process) came to."""
-    folder = tmp_path_factory.mktemp("processes")
-    lines = {**EQUAL, **ALIKE}
-
-    def write(name: str, chosen: dict[str, list[str]]) -> Path:
-        file = folder / name / "lines.json"
-        file.parent.mkdir()
-        content = [[*argv, *TINY, "--results_dir", str(file.parent / "results")] for argv in chosen.values()]
-        file.write_text(json.dumps(content), encoding="utf-8")
-        return file
-
-    script = "tests/support/several_processes.py"
-    process = started([*TORCHRUN, script, str(write("two", lines))], TORCH_CPP_LOG_LEVEL="ERROR")
-    printed = ended(process)
-    assert process.returncode == 0, printed
-    run_all(write("one", EQUAL))
-    numbers = {name: number for number, name in enumerate(lines)}
+    """Returns what (name, process) came to: two processes that run all lines of a tier, those of EQUAL also alone."""
+    tiers = [
+        Tier(tmp_path_factory.mktemp("quick"), QUICK),
+        Tier(tmp_path_factory.mktemp("rest"), [name for name in LINES if name not in QUICK]),
+    ]
 
     def found(name: str, process: str) -> dict:
-        return torch.load(folder / ("one" if process == "alone" else "two") / f"{numbers[name]}_{process}.pt")
+        (tier,) = (tier for tier in tiers if name in tier.names)
+        return tier.found(name, process)
 
-    found.printed = printed
+    found.tiers = tiers
     return found
 
 
-@pytest.mark.parametrize("name", EQUAL)
+class Tier:
+    """Lines that are run together, once somebody asks for one of them: starting two processes takes longer."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+
+    @cached_property
+    def printed(self) -> str:
+        """What two processes printed; when it is there, so are the files of all lines."""
+        script = "tests/support/several_processes.py"
+        process = started([*TORCHRUN, script, str(self._write("two", self.names))], TORCH_CPP_LOG_LEVEL="ERROR")
+        printed = ended(process)
+        assert process.returncode == 0, printed
+        run_all(self._write("one", self._equal()))
+        return printed
+
+    def found(self, name: str, process: str) -> dict:
+        assert self.printed
+        names, folder = (self._equal(), "one") if process == "alone" else (self.names, "two")
+        return torch.load(self.folder / folder / f"{names.index(name)}_{process}.pt")
+
+    def _equal(self) -> list[str]:
+        return [name for name in self.names if name in EQUAL]
+
+    def _write(self, folder: str, names: list[str]) -> Path:
+        file = self.folder / folder / "lines.json"
+        file.parent.mkdir()
+        content = [[*LINES[name], *TINY, "--results_dir", str(file.parent / "results")] for name in names]
+        file.write_text(json.dumps(content), encoding="utf-8")
+        return file
+
+
+@pytest.mark.parametrize("name", few(EQUAL, QUICK))
 def test_two_processes_come_to_what_one_comes_to(both, name):
     one, two = both(name, "alone"), both(name, "0")
     assert one["state"].keys() == two["state"].keys()
@@ -127,7 +152,7 @@ def test_two_processes_come_to_what_one_comes_to(both, name):
     assert {**two["totals"], "seconds_training": 0} == {**one["totals"], "seconds_training": 0}
 
 
-@pytest.mark.parametrize("name", [*EQUAL, *ALIKE])
+@pytest.mark.parametrize("name", few(LINES, QUICK))
 def test_both_processes_have_the_same_network(both, name):
     first, second = both(name, "0"), both(name, "1")
     for part in ("state", "masks"):
@@ -136,9 +161,11 @@ def test_both_processes_have_the_same_network(both, name):
     assert first["metrics"] == second["metrics"]
 
 
-def test_only_one_process_speaks(both):
-    assert both.printed.count("status") == len(EQUAL) + len(ALIKE)
-    assert "Warning" not in both.printed
+@pytest.mark.parametrize("number", few([0, 1], [0]))
+def test_only_one_process_speaks(both, number):
+    tier = both.tiers[number]
+    assert tier.printed.count("status") == len(tier.names)
+    assert "Warning" not in tier.printed
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

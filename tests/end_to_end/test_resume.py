@@ -15,6 +15,7 @@ import torch
 
 import main
 from pruning import PrunableNetwork
+from tests.support.tiers import few, later, thorough
 from trainers.DefaultTrainer import DefaultTrainer
 from utils import files
 from utils.callbacks import attach
@@ -53,6 +54,8 @@ CASES = {
     "low rank, after": ["--prune_criterion", "SVD", "--moment", "after", "--optimizer", "RMSPROP", "--save_freq", "3"],
     "random": ["--prune_criterion", "UnstructuredRandom", "--dropout", "0.5", "--l1_reg", "0.001"],
 }
+# One of before, during and with rewinding; the others show that nothing a way to train keeps is forgotten.
+QUICK = ["before, dropout, one cycle", "during, cosine, shuffled", "rewinding, Adam", "nodes and weights"]
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +171,7 @@ def saved_every(flags) -> int:
 # -- one random kill and one Ctrl-C for every way to train ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(CASES, QUICK))
 def test_a_killed_and_an_interrupted_run_end_like_an_undisturbed_one(name, start, undisturbed, monkeypatch, tmp_path):
     flags, rng = CASES[name], random.Random(name)
     expected = undisturbed(*flags)
@@ -189,8 +192,8 @@ def test_a_killed_and_an_interrupted_run_end_like_an_undisturbed_one(name, start
     assert EPOCHS <= epochs_trained(folder) <= EPOCHS + saved_every(flags)
 
 
-@pytest.mark.parametrize("event", [1, 2, 3])
-@pytest.mark.parametrize("name", ["before, dropout, one cycle", "rewinding, Adam"])
+@pytest.mark.parametrize("event", few([1, 2, 3], [2]))
+@pytest.mark.parametrize("name", few(["before, dropout, one cycle", "rewinding, Adam"], ["rewinding, Adam"]))
 def test_killed_within_a_pruning_event(event, name, start, undisturbed, monkeypatch, tmp_path):
     expected = undisturbed(*CASES[name])
     # The masks are set and the weights are not yet zeroed: the middle of an event.
@@ -220,9 +223,9 @@ def only_for(ending: str, number: int, action, original):
 
 @pytest.mark.parametrize(
     ("moment", "ending", "number"),
-    [("half", "", 4), ("half", "", 14), ("before", "_checkpoint", 1), ("before", "_checkpoint", 4)]
-    + [("after", "_checkpoint", 4), ("after", "_checkpoint", EPOCHS + 2), ("before", "_finished", 1)]
-    + [("after", "_finished", 1), ("before", "result.json", 1)],
+    [("half", "", 4), ("before", "_checkpoint", 4), ("after", "_checkpoint", 4)]
+    + later(("half", "", 14), ("before", "_checkpoint", 1), ("after", "_checkpoint", EPOCHS + 2))
+    + later(("before", "_finished", 1), ("after", "_finished", 1), ("before", "result.json", 1)),
 )
 def test_killed_while_a_file_is_written(moment, ending, number, start, undisturbed, monkeypatch, tmp_path):
     flags = CASES["during, cosine, shuffled"]
@@ -257,6 +260,7 @@ def test_killed_while_a_file_is_written(moment, ending, number, start, undisturb
     assert not list(folder.rglob(".*.part"))
 
 
+@thorough
 def test_killed_again_and_again(start, undisturbed, monkeypatch, tmp_path):
     flags = CASES["rewinding, Adam"]
     expected, rng = undisturbed(*flags), random.Random(7)
@@ -274,7 +278,7 @@ def test_killed_again_and_again(start, undisturbed, monkeypatch, tmp_path):
 # -- Ctrl-C and its kin ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, EPOCHS * BATCHES])
+@pytest.mark.parametrize("batch", few([1, 2, 3, EPOCHS * BATCHES], [2]))
 def test_ctrl_c_finishes_the_batch_saves_and_says_how_to_go_on(batch, start, undisturbed, monkeypatch, capsys):
     flags = CASES["before, dropout, one cycle"]
     expected = undisturbed(*flags)
@@ -443,8 +447,8 @@ def test_training_on_does_not_change_what_is_rewound_to(start, monkeypatch):
     monkeypatch.setattr(DefaultTrainer, "rewind", remember)
     assert start(*CASES["rewinding, Adam"])[0] == 0
     assert len(seen) == 3
-    for later in seen[1:]:
-        assert all(torch.equal(one, other) for one, other in zip(seen[0], later, strict=True))
+    for again in seen[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(seen[0], again, strict=True))
 
 
 # -- what is written along the way ----------------------------------------------------------------------------------
@@ -460,7 +464,10 @@ def read_board(folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
 
 
-@pytest.mark.parametrize("way", ["kill", "kill at the start", "kill at the end", "interrupt", "interrupt before"])
+WAYS = ["kill", "kill at the start", "kill at the end", "interrupt", "interrupt before"]
+
+
+@pytest.mark.parametrize("way", few(WAYS, ["kill", "interrupt"]))
 def test_tensorboard_and_tables_hold_each_step_once(way, start, monkeypatch, tmp_path):
     flags = ["--prune_criterion", "SNIPit", "--save_freq", "3"]
     train_batch, replace, prune_to = DefaultTrainer.train_batch, os.replace, PrunableNetwork.prune_to
@@ -495,6 +502,7 @@ def test_tensorboard_and_tables_hold_each_step_once(way, start, monkeypatch, tmp
 # -- the real thing -------------------------------------------------------------------------------------------------
 
 
+@thorough
 def test_kill_minus_nine_from_outside(tmp_path, undisturbed):
     """The program as a user runs it, killed at a random time by another process and taken up again."""
     flags = ["--prune_criterion", "SNIPitDuring", "--dropout", "0.3", *DURING]

@@ -18,6 +18,7 @@ from models.MLP5 import MLP5
 from pruning import PrunableNetwork, load_pruned
 from pruning.cut.plan import PruningPlan
 from pruning.measure import flops
+from tests.support.tiers import few, thorough
 from tests.support.zoo.small import data
 from trainers.DefaultTrainer import DefaultTrainer
 from utils.callbacks import attach
@@ -61,8 +62,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("criterion", ["SNAPit", "SNAPitDuring", "CNIPit", "EfficientConvNets"])
-@pytest.mark.parametrize("model", RUNS)
+@pytest.mark.parametrize(
+    "criterion", few(["SNAPit", "SNAPitDuring", "CNIPit", "EfficientConvNets"], ["SNAPitDuring", "CNIPit"])
+)
+@pytest.mark.parametrize("model", few(RUNS, ["LeNet5"]))
 def test_a_run_ends_smaller_and_says_by_how_much(model, criterion, run, monkeypatch):
     seen, train_epoch = [], DefaultTrainer.train_epoch
 
@@ -114,7 +117,7 @@ def test_outer_layer_pruning_changes_nothing_for_nodes_and_one_line_says_so(run)
     assert "outer_layer_pruning" not in run(*flags[:5], "SNIP", "--epochs", "1", "--outer_layer_pruning").err
 
 
-@pytest.mark.parametrize("target", ["weights", "flops"])
+@pytest.mark.parametrize("target", few(["weights", "flops"], ["flops"]))
 def test_a_limit_can_count_something_else(target, run):
     flags = ["--model", "LeNet5", "--prune_criterion", "SNAPit", "--pruning_limit", "0.7", "--epochs", "1"]
     done = run(*flags, "--target", target)
@@ -170,7 +173,7 @@ def test_slimming_shrinks_the_scales_and_then_ranks_them(run, monkeypatch):
 
 
 @pytest.mark.parametrize("control", ["shuffle", "reinit", "invert"])
-@pytest.mark.parametrize("criterion", ["SNAPit", "CNIPit"])
+@pytest.mark.parametrize("criterion", few(["SNAPit", "CNIPit"], ["SNAPit"]))
 def test_controls_keep_the_shapes_and_change_the_rest(criterion, control, run):
     flags = ["--model", "LeNet5", "--prune_criterion", criterion, "--pruning_limit", "0.6", "--epochs", "1"]
     flags += ["--snip_steps", "0", "--score_batches", "2"]
@@ -231,6 +234,7 @@ def test_a_finished_network_is_trained_on_evaluated_and_pruned_again(run):
     assert "already sparser" in third.result["sparsity_reason"]
 
 
+@thorough
 def test_masks_and_smaller_tensors_together(run):
     first = run(*PLAIN, "--prune_criterion", "SNIP", "--pruning_limit", "0.6")
     start = ["--checkpoint_name", first.folder.name]
@@ -249,6 +253,7 @@ def test_masks_and_smaller_tensors_together(run):
     assert third.result["nodes_left"] == second.result["nodes_left"]
 
 
+@thorough
 def test_one_node_left_in_a_layer_is_still_a_node_after_loading(run):
     flags = ["--model", "MLP5", "--hidden", "16", "--epochs", "1"]
     first = run(*flags, "--prune_criterion", "SNAPit", "--pruning_limit", "0.999")
@@ -292,8 +297,8 @@ def undisturbed():
     return {}
 
 
-@pytest.mark.parametrize("batch", [1, 5, 8])
-@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("batch", few([1, 5, 8], [5]))
+@pytest.mark.parametrize("name", few(STOPPED, ["SNAPitDuring, Adam", "CNIPitDuring, SGD"]))
 def test_a_stopped_run_ends_like_an_undisturbed_one(name, batch, run, undisturbed, monkeypatch):
     flags = [*DURING, *STOPPED[name]]
     flags += [] if "--pruning_limit" in flags else ["--pruning_limit", "0.7"]

@@ -15,3 +15,8 @@ def few(cases: Iterable[Any], quick: Container[Any]) -> list[Any]:
     chosen = list(cases)
     assert any(case in quick for case in chosen), "a family without a quick case would not run by default"
     return [case if case in quick else pytest.param(case, marks=thorough) for case in chosen]
+
+
+def later(*cases: tuple[Any, ...]) -> list[Any]:
+    """Returns cases of several parameters that wait for `-m thorough`, to stand beside the quick ones."""
+    return [pytest.param(*case, marks=thorough) for case in cases]
