@@ -17,6 +17,7 @@ from data_sets.IMAGEWOOF import IMAGEWOOF
 from data_sets.OMNIGLOT import OMNIGLOT
 from data_sets.TINYIMAGENET import TINYIMAGENET
 from pruning.errors import UsageError
+from tests.support.tiers import thorough
 
 
 def refusal(function, *arguments) -> str:
@@ -276,6 +277,7 @@ def omniglot(tmp_path):
     return tmp_path
 
 
+@thorough
 def test_omniglot_gives_fifteen_persons_to_training_and_five_to_the_test(omniglot):
     data_set = OMNIGLOT(str(omniglot), image_size=4)
     images, labels = data_set.train()

@@ -18,6 +18,7 @@ from models.ResNet20 import ResNet20
 from pruning import DependencyGraph, LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.cut.factorize import blocks_of, factored, truncated
 from pruning.export import export
+from tests.support.tiers import few, thorough
 from tests.support.zoo.small import Attention, Residual, data, tokens
 from tests.unit.pruning.test_export import NEEDS_ONNX
 from utils.runs.checkpoints import load_network, network_state
@@ -349,7 +350,7 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize("criterion", [SVD(), ALDS(max_subspaces=12)])
-@pytest.mark.parametrize("nodes", ["none", "after", "before"])
+@pytest.mark.parametrize("nodes", few(["none", "after", "before"], ["before"]))
 def test_the_handle_of_a_loaded_network_counts_as_that_of_the_saved(criterion, nodes, tmp_path):
     torch.manual_seed(0)
     batches = data(SHAPE)
@@ -386,7 +387,7 @@ def test_a_residual_network_and_a_shared_path():
         assert model(batches[0][0]).shape == (3, 4)
 
 
-@pytest.mark.parametrize("kind", ["torch_export", pytest.param("onnx", marks=NEEDS_ONNX)])
+@pytest.mark.parametrize("kind", ["torch_export", pytest.param("onnx", marks=[NEEDS_ONNX, thorough])])
 def test_decomposed_layers_can_be_exported(kind, tmp_path):
     network, batches = mixed(ALDS(max_subspaces=12), 0.2)
     layer = nn.Linear(6, 4)  # the one that is no plain Linear then

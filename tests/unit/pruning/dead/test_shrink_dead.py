@@ -13,6 +13,7 @@ from models.VGG16 import VGG16
 from pruning import PrunableNetwork, UsageError, load_pruned, shrink_dead
 from pruning.cut.load import extras_of
 from pruning.modules.modes import look
+from tests.support.tiers import later
 from tests.support.zoo.small import Attention, Residual, build
 
 DIGIT, PICTURE = (1, 28, 28), (3, 32, 32)
@@ -47,7 +48,12 @@ def difference(network, before, inputs):
     return float((look(network.model, inputs) - before).abs().max() / before.abs().max())
 
 
-@pytest.mark.parametrize("name, sparsity", [*((name, 0.98) for name in NETWORKS), ("LeNet5", 0.9), ("Residual", 0.9)])
+LARGE = ["VGG16", "ResNet20", "Conv6"]
+CASES = [(name, 0.98) for name in NETWORKS if name not in LARGE] + [("LeNet5", 0.9), ("Residual", 0.9)]
+CASES += later(*((name, 0.98) for name in LARGE))
+
+
+@pytest.mark.parametrize("name, sparsity", CASES)
 def test_the_shrunken_network_computes_what_the_masked_one_did(name, sparsity):
     maker, shape = NETWORKS[name]
     network = network_of(maker, shape)

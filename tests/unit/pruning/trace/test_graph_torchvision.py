@@ -9,15 +9,19 @@ from pruning.dry_run.trials import sample_nodes
 from pruning.graph.graph import DependencyGraph
 from pruning.modules.calls import tensors_in
 from tests.slow.torchvision_sweep import build, coverage, names, record
+from tests.support.tiers import thorough
 
-QUICK = ("alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
-         "regnet_y_400mf", "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1",
-         "lraspp_mobilenet_v3_large")  # fmt: skip
+# One with residuals, one depthwise with squeeze-and-excite, one shuffled, one concatenated; then one of each family.
+QUICK = ("mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
+THOROUGH = ("alexnet", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2", "regnet_y_400mf",
+            "resnext50_32x4d", "lraspp_mobilenet_v3_large")  # fmt: skip
 KINDS, RECORD = names(), record()
 
 
 def parameters(name: str) -> list:
-    return [name] if name in QUICK else [pytest.param(name, marks=pytest.mark.slow)]
+    if name in QUICK:
+        return [name]
+    return [pytest.param(name, marks=thorough if name in THOROUGH else pytest.mark.slow)]
 
 
 def test_the_record_is_complete() -> None:
