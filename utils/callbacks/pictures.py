@@ -174,6 +174,7 @@ def _draw_score_curve(axes: Axes, curve: Rows) -> None:
     if all(row["score"] >= 0 for row in curve) and kept[0]["score"] > 0:
         # Scores span many powers of ten; zeros stay on the picture, at its lower edge.
         axes.set_yscale("log", nonpositive="clip")
+        axes.minorticks_off()  # which take longer to draw than all the rest
     axes.legend(loc="upper right")
 
 

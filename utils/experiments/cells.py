@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import UsageError
-from utils.experiments.experiment import Cell, Experiment, command
+from utils.experiments.cell import Cell, Experiment, command
 from utils.runs.run_folder import RunFolder
 
 ATTEMPTS = 2  # a cell that fails is tried once more
@@ -40,8 +41,10 @@ class Cells:
     """
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
-        self.experiment, self.folder = experiment, folder
-        self.runs, self.notes = folder / "cells", folder / "cells" / ".notes"
+        self.experiment = experiment
+        self.folder = folder
+        self.runs = folder / "cells"
+        self.notes = self.runs / ".notes"
         self._finished: dict[str, dict[str, Any]] = {}
 
     def make_folders(self) -> None:
@@ -55,21 +58,33 @@ class Cells:
 
     def run_of(self, cell: Cell) -> RunFolder | None:
         """Returns the newest run folder of a cell; one without settings was killed while it was made."""
-        pattern = re.compile(rf"_{cell.key}(_\d+)?$")
-        there = [path for path in self.runs.glob(f"*_{cell.key}*") if pattern.search(path.name)]
-        there = [path for path in there if (path / "settings.yaml").is_file()]
-        newest = max(there, key=lambda path: (path / "settings.yaml").stat().st_mtime_ns, default=None)
-        return RunFolder(newest) if newest else None
+        found: list[tuple[int, Path]] = []
+        for name in self._names():
+            # Two runs of one second are told apart by a number at the end.
+            is_own = name.endswith(f"_{cell.key}") or re.search(rf"_{cell.key}_\d+$", name)
+            settings = self.runs / name / "settings.yaml"
+            if is_own and settings.is_file():
+                found.append((settings.stat().st_mtime_ns, self.runs / name))
+        return RunFolder(max(found)[1]) if found else None
+
+    def _names(self) -> list[str]:
+        """Returns the names of all run folders; looked at for every cell, so as plain strings."""
+        try:
+            return os.listdir(self.runs)
+        except OSError:
+            return []  # nothing has been run yet
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """Returns result.json of a finished cell, None of another."""
-        if cell.key not in self._finished:
-            folder = self.run_of(cell)
-            found = folder.result() if folder else {}
-            if found.get("status") != "finished":
-                return None
-            self._finished[cell.key] = found
-        return self._finished[cell.key]
+        if cell.key in self._finished:
+            return self._finished[cell.key]
+        folder = self.run_of(cell)
+        found = folder.result() if folder else {}
+        if found.get("status") != "finished":
+            return None
+        # What is finished stays so; it is asked for after every other cell.
+        self._finished[cell.key] = found
+        return found
 
     def state(self, cell: Cell) -> str:
         """Returns "finished", "running", "failed", "interrupted" or "left"."""
@@ -86,9 +101,10 @@ class Cells:
         errors = self._noted(cell, "error")
         if len(errors) >= ATTEMPTS:
             return str(errors[-1])
-        before = [other for other in (cell.start, cell.rewind) if other]
-        lost = next((other for other in before if self.record(other) is None and self.error(other)), None)
-        return f"{lost.title}, from which it starts, failed" if lost else ""
+        for before in (cell.start, cell.rewind):
+            if before and self.record(before) is None and self.error(before):
+                return f"{before.title}, from which it starts, failed"
+        return ""
 
     def seconds(self, cell: Cell) -> float | None:
         """Returns how long a finished cell took, from its start to its end; None if it is not known."""
@@ -97,15 +113,23 @@ class Cells:
     def seconds_left(self, workers: int) -> float | None:
         """Returns an estimate from the finished cells, by method where one is finished; None before the first."""
         by_method: dict[str, list[float]] = {}
+        left: list[Cell] = []
         for cell in self.experiment.cells:
-            if self.record(cell) is not None and (seconds := self.seconds(cell)):
+            if self.record(cell) is None:
+                if not self.error(cell):
+                    left.append(cell)
+                continue
+            seconds = self.seconds(cell)
+            if seconds:
                 by_method.setdefault(cell.method, []).append(seconds)
         if not by_method:
             return None
         everyone = [seconds for known in by_method.values() for seconds in known]
-        left = [cell for cell in self.experiment.cells if self.record(cell) is None and not self.error(cell)]
-        known = [by_method.get(cell.method, everyone) for cell in left]
-        return sum(sum(times) / len(times) for times in known) / max(1, min(workers, len(left)))
+        total = 0.0
+        for cell in left:
+            known = by_method.get(cell.method, everyone)
+            total += sum(known) / len(known)
+        return total / max(1, min(workers, len(left)))
 
     # -- what is done ----------------------------------------------------------------------------------------------
 
@@ -132,14 +156,19 @@ class Cells:
             tell: told ("begin" or "end", cell).
             pause: seconds to wait where all that is left is in other hands.
         """
-        while left := [cell for cell in self.experiment.cells if self.record(cell) is None and not self.error(cell)]:
+        while True:
+            left = [cell for cell in self.experiment.cells if self.record(cell) is None and not self.error(cell)]
+            if not left:
+                return
+            # `any` stops at the first one that could be run: what is left is then looked at anew.
             if not any(self.attempt(cell, run, tell) for cell in left):
                 time.sleep(pause)
 
     def attempt(self, cell: Cell, run: Run, tell: Tell) -> bool:
         """Runs a cell, or goes on with it; says whether that was possible."""
-        if any(before and self.record(before) is None for before in (cell.start, cell.rewind)):
-            return False
+        for before in (cell.start, cell.rewind):
+            if before and self.record(before) is None:
+                return False
         with self.taken(cell.key) as mine:
             # It may have been finished, or have failed, between the look at it and the lock.
             if not mine or self.record(cell) is not None or self.error(cell):
@@ -157,25 +186,29 @@ class Cells:
 
     def _command(self, cell: Cell) -> list[str]:
         """What begins a cell or goes on with it; after an error the other one of the two is tried."""
-        folder, failures = self.run_of(cell), self._noted(cell, "error")
-        resumed_in_vain = bool(failures) and bool(self._noted(cell, "resumed"))
+        folder = self.run_of(cell)
+        resumed_in_vain = self._noted(cell, "error") and self._noted(cell, "resumed")
         if folder and not resumed_in_vain:
             self.note(cell, resumed=True)
             return ["--resume", str(folder.path), "--quiet"]
         values = dict(cell.settings)
-        if cell.start and (start := self.run_of(cell.start)):
+        start = self.run_of(cell.start) if cell.start else None
+        early = self.run_of(cell.rewind) if cell.rewind else None
+        if start:
             values["checkpoint_name"] = str(start.path)
-        if cell.rewind and (early := self.run_of(cell.rewind)):
-            values["rewind_from"] = str(next(early.models.glob("*_epoch_*"), early.models / "epoch"))
+        if early:
+            kept = next(early.models.glob("*_epoch_*"), early.models / "epoch")
+            values["rewind_from"] = str(kept)
         values |= {"run_name": cell.run_name, "results_dir": str(self.runs), "quiet": True}
         return command(values)
 
     @contextlib.contextmanager
     def taken(self, name: str, *, wait: bool = False) -> Iterator[bool]:
         """Holds a lock that ends with this process, however that ends; gives whether it could be had."""
+        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         with open(self.notes / f"{name}.lock", "a", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, how)
             except BlockingIOError:
                 yield False
                 return
@@ -192,13 +225,18 @@ class Cells:
         return self.notes / f"{cell.key}.log"
 
     def _noted(self, cell: Cell, what: str) -> list[Any]:
-        with contextlib.suppress(OSError):
-            found = []
-            for line in self._log(cell).read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):  # a line that a killed process left half written
-                    found.append(json.loads(line))
-            return [note[what] for note in found if what in note]
-        return []
+        """Returns everything of one kind that was noted about a cell, oldest first."""
+        try:
+            lines = self._log(cell).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that a killed process left half written
+                note = json.loads(line)
+                if what in note:
+                    found.append(note[what])
+        return found
 
 
 def run_silently(run: Run, argv: Sequence[str]) -> tuple[int, str]:
@@ -206,5 +244,6 @@ def run_silently(run: Run, argv: Sequence[str]) -> tuple[int, str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         code = run(argv)
-    errors = [line.removeprefix("error: ") for line in said.getvalue().splitlines() if line.startswith("error: ")]
+    lines = said.getvalue().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return code, errors[-1] if errors else ""

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import torch
 
 from pruning.errors import UsageError
+from utils.experiments.cell import Cell
 from utils.experiments.cells import Cells, Run, Stopped
 from utils.experiments.demand import Demand
-from utils.experiments.experiment import Cell
 from utils.experiments.runner import Runner, duration
 from utils.settings.registry import ROOT
 

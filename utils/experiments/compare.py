@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from utils import processes
 from utils.console import Console
 from utils.experiments import experiment
 from utils.experiments.asked import Asked
+from utils.experiments.cell import Cell, plain_name
 from utils.experiments.cells import Cells, Run
 from utils.experiments.report import gather, gather_runs, write
 from utils.experiments.runner import LocalRunner, Runner, check_all, duration
@@ -72,19 +74,44 @@ def compare(typed: CommandLine, console: Console, run: Run, check: Check) -> int
 
 
 def _run(cells: Cells, kind: Callable[..., Runner], console: Console, run: Run, check: Check) -> int:
-    argv_of: Callable[[Any], list[str]] = lambda cell: experiment.command(dict(cell.settings) | {"device": "cpu"})  # noqa: E731
-    check_all(cells, lambda argv: check(resolve.parse(argv), console), argv_of)
+    def check_command(argv: Sequence[str]) -> None:
+        check(resolve.parse(argv), console)
+
+    def command_of(cell: Cell) -> list[str]:
+        # The runner itself may lack the GPU that its workers have.
+        return experiment.command(dict(cell.settings) | {"device": "cpu"})
+
+    check_all(cells, check_command, command_of)
     cells.make_folders()
-
-    def report(last: bool) -> None:
-        with cells.taken("report", wait=True):  # another runner may be writing it too
-            write(gather(cells), cells.folder, plots=last)
-
-    runner = kind(cells, run, console=console, report=report)
+    runner = kind(cells, run, console=console, report=CurrentReport(cells))
     code = runner.go()
     _status(cells, runner.slots, console)
     console.out.print(f"report: {cells.folder / 'report.html'}", markup=False)
     return code
+
+
+class CurrentReport:
+    """Keeps the report of an experiment up to date while its runs are made.
+
+    Writing it draws every curve anew, which takes longer than a small run. So it is written only when at least
+    `PATIENCE` times as long has passed as it took the last time, and at the end.
+    """
+
+    PATIENCE = 20
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.not_before = 0.0
+
+    def __call__(self, last: bool) -> None:
+        """A run has ended; `last` says that it was the last one."""
+        began = time.monotonic()
+        if began < self.not_before and not last:
+            return
+        with self.cells.taken("report", wait=True):  # another runner may be writing it too
+            write(gather(self.cells), self.cells.folder, plots=last)
+        ended = time.monotonic()
+        self.not_before = ended + self.PATIENCE * (ended - began)
 
 
 def _status(cells: Cells, workers: int, console: Console) -> None:
@@ -95,17 +122,24 @@ def _status(cells: Cells, workers: int, console: Console) -> None:
         own = [state for cell, state in states.items() if cell.method == method]
         if own:
             rows.append((method or "dense", _counted(own)))
-    rows += [(cell.title, f"failed: {cells.error(cell)}") for cell, state in states.items() if state == "failed"]
-    rows.append(("all", _counted(list(states.values()))))
-    left = cells.seconds_left(workers)
-    if any(state not in ("finished", "failed") for state in states.values()):
-        rows.append(("time left", f"about {duration(left)}" if left else "not known before a cell is finished"))
+    for cell, state in states.items():
+        if state == "failed":
+            rows.append((cell.title, f"failed: {cells.error(cell)}"))
+    everyone = list(states.values())
+    rows.append(("all", _counted(everyone)))
+    if set(everyone) - {"finished", "failed"}:
+        left = cells.seconds_left(workers)
+        estimate = f"about {duration(left)}" if left else "not known before a cell is finished"
+        rows.append(("time left", estimate))
     console.table(cells.experiment.name, rows, cells.folder)
 
 
 def _counted(states: Sequence[str]) -> str:
-    kinds = [kind for kind in ("finished", "running", "interrupted", "failed", "left") if kind in states]
-    return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds) + f" of {len(states)}"
+    counts = []
+    for kind in ("finished", "running", "interrupted", "failed", "left"):
+        if kind in states:
+            counts.append(f"{states.count(kind)} {kind}")
+    return f"{', '.join(counts)} of {len(states)}"
 
 
 def _plan(cells: Cells, workers: int, console: Console) -> None:
@@ -118,5 +152,5 @@ def _plan(cells: Cells, workers: int, console: Console) -> None:
 
 def _report_folder(pattern: str, results: Path) -> Path:
     """Returns a folder beside the runs, named after the pattern."""
-    name = "".join(letter if letter.isalnum() or letter in "._-+" else "-" for letter in Path(pattern).name)
-    return results / f"report_{name.strip('-') or 'all'}"
+    name = plain_name(Path(pattern).name).strip("-")
+    return results / f"report_{name or 'all'}"

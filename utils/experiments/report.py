@@ -18,8 +18,9 @@ import jinja2
 
 from pruning.errors import UsageError
 from utils.experiments import report_plots
+from utils.experiments.cell import DENSE, WHEREABOUTS
 from utils.experiments.cells import Cells
-from utils.experiments.experiment import DENSE, RUNNERS, WHEREABOUTS
+from utils.experiments.plan_file import RUNNERS
 from utils.experiments.report_data import (
     AXES,
     Data,

@@ -17,8 +17,8 @@ import torch
 
 from pruning.errors import UsageError
 from utils.console import Console
+from utils.experiments.cell import Cell
 from utils.experiments.cells import Cells, Run, Stopped
-from utils.experiments.experiment import Cell
 
 
 class Runner(ABC):

@@ -57,6 +57,7 @@ def test_settings_of_a_cell(read):
         "epochs": 20,
         "enable_rewinding": True,
         "tensorboard": False,
+        "pictures": False,
         "prune_criterion": "IMP",
         "pruning_limit": 0.9,
         "seed": 1,
@@ -82,6 +83,15 @@ def test_where_a_run_is_made_is_no_part_of_what_it_is(read):
     keys = [{cell.key for cell in read(GRID, **typed).cells} for typed in ({}, {"device": "cpu"}, {"hidden": 8})]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
+
+
+def test_runs_draw_nothing_unless_the_file_or_who_starts_it_asks_for_it(read):
+    asked = GRID.replace("epochs: 2}", "epochs: 2, pictures: true}")
+    drawn = [{cell.settings["pictures"] for cell in plan.cells} for plan in (read(GRID), read(asked))]
+    assert drawn == [{False}, {True}]
+    assert {cell.settings["pictures"] for cell in read(GRID, pictures=True).cells} == {True}
+    # Drawing changes nothing of a run: a finished one is found again.
+    assert {cell.key for cell in read(GRID).cells} == {cell.key for cell in read(asked).cells}
 
 
 def test_a_cascade_goes_from_limit_to_limit_and_starts_from_dense(read):
