@@ -67,9 +67,12 @@ def broadcast_tensors(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UsageError: in every process, if they have not all the same names and shapes.
     """
-    if world() > 1:
-        assert_equal_across_ranks({name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
-        broadcast_all(list(tensors.values()))
+    if world() == 1:
+        return
+    forms = {name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    # Processes that wait for other shapes than come would hang, or take wrong values.
+    assert_equal_across_ranks(forms)
+    broadcast_all(list(tensors.values()))
 
 
 @torch.no_grad()
@@ -79,33 +82,43 @@ def broadcast_all(tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     for alike in kinds.values():
-        flat = broadcast(torch.cat([tensor.detach().flatten() for tensor in alike]))
-        for tensor, values in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+        flat = torch.cat([tensor.detach().flatten() for tensor in alike])
+        sizes = [tensor.numel() for tensor in alike]
+        parts = broadcast(flat).split(sizes)
+        for tensor, values in zip(alike, parts, strict=True):
             tensor.copy_(values.view_as(tensor))
 
 
 def assert_equal_across_ranks(values: Mapping[str, Any]) -> None:
     """Raises UsageError, in every process and with the first name that differs, unless all have the same values."""
+    own = {name: repr(value) for name, value in values.items()}
     everyone: list[Any] = [None] * world()
-    dist.all_gather_object(everyone, {name: repr(value) for name, value in values.items()})
+    dist.all_gather_object(everyone, own)
+    first = everyone[0]
     for number, theirs in enumerate(everyone):
-        differing = next((n for n in {**everyone[0], **theirs} if everyone[0].get(n) != theirs.get(n)), None)
-        if differing is not None:
-            first, other = everyone[0].get(differing), theirs.get(differing)
-            raise UsageError(
-                f"The processes of this run are no longer alike: {differing} is {first} in process 0 and {other} in "
-                f"process {number}. A plug-in must do the same in all of them."
-            )
+        for name in {**first, **theirs}:
+            if first.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"The processes of this run are no longer alike: {name} is {first.get(name)} in process 0 and "
+                    f"{theirs.get(name)} in process {number}. A plug-in must do the same in all of them."
+                )
 
 
 def checksums(model: nn.Module) -> dict[str, float]:
     """Returns the sum of each parameter's and buffer's absolute values."""
-    named = dict([*model.named_parameters(), *model.named_buffers()])
+    named: dict[str, Tensor] = {}
+    named.update(model.named_parameters())
+    named.update(model.named_buffers())
     if not named:
         return {}
-    parts = [torch.view_as_real(t.detach()) if t.is_complex() else t.detach() for t in named.values()]
-    sums = torch.stack([part.double().abs().sum() for part in parts])
-    return dict(zip(named, sums.tolist(), strict=True))
+    sums = []
+    for tensor in named.values():
+        values = tensor.detach()
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        sums.append(values.double().abs().sum())
+    # All at once: each number that is read makes a GPU wait.
+    return dict(zip(named, torch.stack(sums).tolist(), strict=True))
 
 
 def added(tensor: Tensor) -> Tensor:
@@ -143,7 +156,10 @@ def round_robin(
         return
     left = iter(items)
     while turn := list(islice(left, world())):
+        # The last turn may have fewer items than there are processes.
         mine = compute(turn[rank()]) if rank() < len(turn) else []
         for source in range(len(turn)):
-            found = mine if source == rank() else [torch.empty_like(tensor) for tensor in like]
+            found = mine
+            if source != rank():
+                found = [torch.empty_like(tensor) for tensor in like]
             yield [broadcast(tensor, source) for tensor in found]

@@ -21,8 +21,11 @@ def nearest(given: str, known: Iterable[str], *, prefix: str = "") -> str:
         prefix: put before each name, such as "--".
     """
     by_lower = {name.lower(): name for name in known}
-    close = [by_lower[key] for key in difflib.get_close_matches(given.lower(), by_lower, n=3, cutoff=0.5)]
-    return f" Did you mean {' or '.join(prefix + name for name in close)}?" if close else ""
+    close = difflib.get_close_matches(given.lower(), by_lower, n=3, cutoff=0.5)
+    if not close:
+        return ""
+    names = " or ".join(prefix + by_lower[key] for key in close)
+    return f" Did you mean {names}?"
 
 
 def whole_numbers(values: Any) -> list[int]:

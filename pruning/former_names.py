@@ -25,7 +25,7 @@ FORMER: dict[str, tuple[str, ...]] = {
     "hard_concrete": ("l0.gates",),
     "history": ("graph.history",),
     "labels": ("trace.labels", "trace.call", "trace.schema", "modules.calls"),
-    "limits": ("prune.target",),
+    "limits": ("prune.limit",),
     "loading": ("cut.load",),
     "nodes": ("graph.nodes",),
     "paths": ("dead.reach",),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+Pairs = list[tuple[Tensor, Tensor]]  # what is multiplied, and by what
 
 
 class WeightMasks:
@@ -49,33 +51,40 @@ class WeightMasks:
 
     def apply_to_weights(self, weights: Mapping[str, Parameter]) -> None:
         """Sets every removed weight to zero, in place."""
-        pairs = [(weights[name], self._multiplier(name, weights[name])) for name in self.keep if name in weights]
+        pairs: Pairs = []
+        for name in self.keep:
+            weight = weights.get(name)
+            if weight is not None:
+                pairs.append((weight, self._multiplier(name, weight)))
         _multiply_in_place(pairs)
 
     def apply_to_gradients(self, weights: Mapping[str, Parameter]) -> None:
         """Zeroes the gradients of removed weights, so that they feed neither clipping nor the optimizer's state."""
-        pairs = [
-            (weights[name].grad, self._multiplier(name, weights[name]))
-            for name in self.keep
-            if name in weights and weights[name].grad is not None
-        ]
+        pairs: Pairs = []
+        for name in self.keep:
+            weight = weights.get(name)
+            if weight is not None and weight.grad is not None:
+                pairs.append((weight.grad, self._multiplier(name, weight)))
         _multiply_in_place(pairs)
 
     def apply_to_optimizer(self, optimizer: torch.optim.Optimizer, weights: Mapping[str, Parameter]) -> None:
         """Clears the optimizer's memory (moments) of removed weights, once per pruning event."""
-        pairs = []
+        pairs: Pairs = []
         for name in self.keep:
             weight = weights.get(name)
             if weight is None:
                 continue
             multiplier = self._multiplier(name, weight)
-            state = optimizer.state.get(weight, {})
-            pairs += [(t, multiplier) for t in state.values() if torch.is_tensor(t) and t.shape == weight.shape]
+            for value in optimizer.state.get(weight, {}).values():
+                # Beside moments an optimizer keeps numbers, such as its step.
+                if torch.is_tensor(value) and value.shape == weight.shape:
+                    pairs.append((value, multiplier))
         _multiply_in_place(pairs)
 
     def _multiplier(self, name: str, weight: Tensor) -> Tensor:
         cached = self._multipliers.get(name)
-        if cached is None or cached.device != weight.device or cached.dtype != weight.dtype:
+        is_stale = cached is not None and (cached.device != weight.device or cached.dtype != weight.dtype)
+        if cached is None or is_stale:
             # In the weight's own memory layout: the fused multiply falls back to a loop for any other.
             cached = torch.empty_like(weight, requires_grad=False).copy_(self.keep[name])
             self._multipliers[name] = cached
@@ -83,11 +92,7 @@ class WeightMasks:
 
 
 @torch.no_grad()
-def _multiply_in_place(pairs: Iterable[tuple[Tensor | None, Tensor]]) -> None:
-    tensors, multipliers = [], []
-    for tensor, multiplier in pairs:
-        if tensor is not None:
-            tensors.append(tensor)
-            multipliers.append(multiplier)
-    if tensors:
-        torch._foreach_mul_(tensors, multipliers)
+def _multiply_in_place(pairs: Pairs) -> None:
+    if pairs:
+        tensors, multipliers = zip(*pairs, strict=True)
+        torch._foreach_mul_(list(tensors), list(multipliers))

@@ -16,10 +16,10 @@ from pruning.modules.calls import Batches
 from pruning.prune import joint, nodes  # noqa: F401 - they enter their kinds of criteria into carry_out
 from pruning.prune.controls import reinitialise, shuffle
 from pruning.prune.criterion import Criterion, Facts, JointCriterion
+from pruning.prune.limit import counted_by, reached
 from pruning.prune.report import PruneReport, Row, Step
 from pruning.prune.schedule import check_limit
 from pruning.prune.step import Event, carry_out
-from pruning.prune.target import counted_by, reached
 from pruning.state import PrunableState
 
 
@@ -152,7 +152,7 @@ class PrunableNetwork(PrunableState):
         return rows
 
     def counted(self, criterion: Criterion) -> str:
-        """Returns what a criterion's limit counts, see `pruning.prune.target.counted_by`."""
+        """Returns what a criterion's limit counts, see `pruning.prune.limit.counted_by`."""
         return counted_by(criterion, self)
 
     def shuffle_masks(self, generator: torch.Generator, initial: dict[str, Tensor]) -> None:

@@ -43,11 +43,13 @@ class NodeRules:
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; {getattr(self, name)} was given.")
+            number = getattr(self, name)
+            if number < 1:
+                raise UsageError(f"{name} must be at least 1; {number} was given.")
         for name, known in (("ranking", get_args(Ranking)), ("counted", get_args(Counted))):
-            if getattr(self, name) not in (None, *known):
-                raise UsageError(f"{name} must be one of {', '.join(known)}; {getattr(self, name)!r} was given.")
+            word = getattr(self, name)
+            if word not in (None, *known):
+                raise UsageError(f"{name} must be one of {', '.join(known)}; {word!r} was given.")
 
 
 class Gates(Protocol):
@@ -95,13 +97,14 @@ class PrunableState:
         self.gates: Gates | None = None  # closed ones count as removed
         self.learns_nodes = False  # whether gates are or were there: how many nodes go is then an outcome
         self.last_scores: dict[str, Tensor] = {}
-        self.pre_event_values: dict[
-            str, Tensor
-        ] = {}  # between events of a criterion that revives: values of before the first one
+        # Between events of a criterion that revives: values of before the first one.
+        self.pre_event_values: dict[str, Tensor] = {}
         self.events = 0  # so far; penalties that prepare for pruning end with the first
         self._find_weights()
-        self.start_sizes = {name: weight.numel() for name, weight in self.prunable().items()}
-        self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in self.prunable().items()}
+        # What later counts are compared with. FLOPs, latency and nodes cost time and are counted when first asked for.
+        weights = self.prunable()
+        self.start_sizes = {name: weight.numel() for name, weight in weights.items()}
+        self.start_outputs = {name: weight.shape[self.output_dim(name)] for name, weight in weights.items()}
         self.start_bytes = parameter_bytes(model)
         self._counted: tuple[int, dict[str, int]] = (0, {})
         self._counted_shapes: tuple[torch.Size, ...] = ()
@@ -120,8 +123,12 @@ class PrunableState:
 
     def _find_weights(self) -> None:
         self._prunable = prunable_weights(self.model, self.example_inputs)
-        dimensions = {name: normalised_dimension(self.model, name, path) for name, path in self._prunable.items()}
-        self.slices = {name: dimension for name, dimension in dimensions.items() if dimension is not None}
+        # Under weight_norm a slice that loses all its weights would be 0 / 0.
+        self.slices: dict[str, int] = {}
+        for name, path in self._prunable.items():
+            dimension = normalised_dimension(self.model, name, path)
+            if dimension is not None:
+                self.slices[name] = dimension
 
     def owners(self) -> dict[str, str]:
         """Returns prunable weight -> path of the layer that it belongs to."""
@@ -151,12 +158,17 @@ class PrunableState:
     def weights_left(self, names: list[str] | None = None) -> int:
         """Returns how many weights are neither masked nor gone, of all prunable ones or of those named."""
         left = self._left_by_weight()
-        return sum(left.values()) if names is None else sum(left[name] for name in names)
+        if names is None:
+            return sum(left.values())
+        return sum(left[name] for name in names)
 
     def _left_by_weight(self) -> dict[str, int]:
         if self.gates is not None:
             return self.gates.left
-        return {name: weight.numel() - self.masks.removed(name) for name, weight in self.prunable().items()}
+        left = {}
+        for name, weight in self.prunable().items():
+            left[name] = weight.numel() - self.masks.removed(name)
+        return left
 
     def weights_total(self) -> int:
         """Returns how many prunable weights there were at the start."""
@@ -189,14 +201,16 @@ class PrunableState:
         return self._graph
 
     def kept_indices(self) -> dict[str, dict[int, Tensor]]:
-        """Returns which indices of each tensor are left of those at the start, see `pruning.history`."""
-        return kept_indices_of(self._graph) if self._graph is not None else {}
+        """Returns which indices of each tensor are left of those at the start, see `pruning.graph.history`."""
+        if self._graph is None:
+            return {}  # nothing was cut
+        return kept_indices_of(self._graph)
 
     def reshaped(self, kept_indices: Survivors | None = None) -> None:
         """Tells the handle that the model's shapes were changed by something else (a loaded checkpoint).
 
         Args:
-            survivors: what the network that was saved said of itself; without it the structure is found anew.
+            kept_indices: what the network that was saved said of itself; without it the structure is found anew.
         """
         known = self._graph is not None and kept_indices is not None and cut_like(self._graph, kept_indices)
         if not known:
@@ -215,20 +229,27 @@ class PrunableState:
             start_sizes: weights at the start, by the names after that.
             nodes_total: nodes that count as those of the start, if that is known.
         """
-        gone = None if self._start_nodes is None else self._start_nodes - len(self.graph.nodes)
-        outputs = {weight: self.start_outputs[name] for name, weight in self.prunable().items()}
+        nodes_gone = None
+        if self._start_nodes is not None:
+            nodes_gone = self._start_nodes - len(self.graph.nodes)
+        outputs_of = {weight: self.start_outputs[name] for name, weight in self.prunable().items()}
         change()
         self._find_weights()
         if set(start_sizes) != set(self._prunable):
             raise UsageError(f"{type(self.model).__name__} has other layers than it was counted with.")
         self.start_sizes = {name: start_sizes[name] for name in self._prunable}
-        weights = self.prunable()
-        self.start_outputs = {n: outputs.get(w, w.shape[self.output_dim(n)]) for n, w in weights.items()}
-        # By object, not by name: layers that are decomposed again keep their names and get other weights.
-        self.masks.keep = {n: mask for n, mask in self.masks.keep.items() if n in weights and weights[n] in outputs}
+        masks = self.masks.keep
+        self.start_outputs, self.masks.keep = {}, {}
+        for name, weight in self.prunable().items():
+            # By object, not by name: layers that are decomposed again keep their names and get other weights.
+            is_old = weight in outputs_of
+            self.start_outputs[name] = outputs_of[weight] if is_old else weight.shape[self.output_dim(name)]
+            if is_old and name in masks:
+                self.masks.keep[name] = masks[name]
         self.reshaped()
-        counted = None if gone is None else gone + len(self.graph.nodes)
-        self._start_nodes = counted if nodes_total is None else nodes_total
+        if nodes_total is None and nodes_gone is not None:
+            nodes_total = nodes_gone + len(self.graph.nodes)
+        self._start_nodes = nodes_total
 
     def nodes_total(self) -> int:
         """Returns how many nodes could be removed at the start."""
@@ -243,7 +264,10 @@ class PrunableState:
 
     def nodes_left(self) -> int:
         """Returns how many of these nodes are there, less those that closed gates will remove."""
-        return len(self.graph.nodes) - (0 if self.gates is None else int(self.gates.gone.sum()))
+        left = len(self.graph.nodes)
+        if self.gates is not None:
+            left -= int(self.gates.gone.sum())
+        return left
 
     def note_start(self, *, structure: bool = True, latency: bool = False) -> None:
         """Takes down what later counts are compared with, while everything is still there."""
@@ -279,9 +303,12 @@ class PrunableState:
             masked: count masked weights as if they were there (what dense kernels compute today).
         """
         total, by_weight = self._count_flops()
-        weights, absent = self.prunable(), 0.0
+        absent = 0.0
         if not masked:
-            absent = sum(self.masks.removed(n) / weights[n].numel() * by_weight[n] for n in self.masks.keep)
+            weights = self.prunable()
+            for name in self.masks.keep:
+                share = self.masks.removed(name) / weights[name].numel()
+                absent += share * by_weight[name]
         return (total - absent) / batch_size_of(self.example_inputs)
 
     def flops_by_weight(self) -> dict[str, float]:

@@ -18,8 +18,8 @@ from pruning.graph.graph import DependencyGraph
 from pruning.graph.nodes import Group
 from pruning.prune.criterion import NodeCriterion
 from pruning.prune.layout import NodeSelection
+from pruning.prune.limit import counted_by, filled, most_to_keep, nodes_to_keep, reached
 from pruning.prune.step import Event, carry_out
-from pruning.prune.target import counted_by, filled, most_to_keep, nodes_to_keep, reached
 from pruning.state import PrunableState
 
 NEAR = 0.005  # more than was asked by so little is no news: nodes have sizes

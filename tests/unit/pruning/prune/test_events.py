@@ -15,13 +15,13 @@ from criterions.StructuredRandom import StructuredRandom
 from pruning import NodeCriterion, PrunableNetwork, UsageError
 from pruning.cut.load import extras_of, resize_like
 from pruning.graph.history import cut_like, cut_state, kept_indices_of
-from pruning.prune import target
+from pruning.prune import limit
 from pruning.prune.criterion import Criterion
 from pruning.prune.joint import joint_threshold
 from pruning.prune.layout import NodeSelection
+from pruning.prune.limit import nodes_to_keep
 from pruning.prune.nodes import node_selection_of
 from pruning.prune.step import weight_budget
-from pruning.prune.target import nodes_to_keep
 from pruning.state import NodeRules
 from tests.support.zoo.by_hand import BY_HAND
 from tests.support.zoo.small import build, data
@@ -100,10 +100,10 @@ def test_a_layout_of_nothing():
 
 
 @pytest.mark.parametrize(
-    ("total", "target", "wanted"), [(10, 0.9, 1), (10, 0.7, 3), (12_928, 0.93, 904), (7, 0.0, 7), (3, 0.999, 0)]
+    ("total", "sparsity", "wanted"), [(10, 0.9, 1), (10, 0.7, 3), (12_928, 0.93, 904), (7, 0.0, 7), (3, 0.999, 0)]
 )
-def test_nodes_to_keep_is_not_misled_by_rounding_errors(total, target, wanted):
-    assert nodes_to_keep(total, target) == wanted
+def test_nodes_to_keep_is_not_misled_by_rounding_errors(total, sparsity, wanted):
+    assert nodes_to_keep(total, sparsity) == wanted
 
 
 @given(st.integers(1, 60), st.integers(0, 60), st.one_of(st.none(), st.integers(-5, 70)))
@@ -114,7 +114,7 @@ def test_the_search_finds_the_border_wherever_it_starts(top, border, guess):
         asked.append(number)
         return number <= border
 
-    assert target._largest(holds, top, guess) == min(border, top - 1)
+    assert limit._largest(holds, top, guess) == min(border, top - 1)
     assert all(0 < number < top for number in asked)
 
 
@@ -125,8 +125,8 @@ def test_forecasts_equal_what_comes(kind):
     gone = random_scores(network.nodes_total()) < 0.4
     layout_now = node_selection_of(network)
     gone &= ~layout_now.best(random_scores(network.nodes_total()), 2)
-    weights = target.weights_after(network, gone)
-    flops = target._flops_after(network, gone)
+    weights = limit.weights_after(network, gone)
+    flops = limit._flops_after(network, gone)
     network.graph.plan(gone.numpy()).exec()
     assert weights == pytest.approx(network.weight_sparsity(), abs=1e-12)
     assert flops == pytest.approx(1 - network.flops() / network.start_flops(), abs=1e-12)
