@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from pruning.prune.criterion import Moment
 from pruning.prune.recalibrate import recalibrate
 from pruning.prune.regrow import grows
 from trainers._growing import Growing
+
+if TYPE_CHECKING:
+    from trainers.DefaultTrainer import DefaultTrainer
 
 FRACTIONS = {"at_least": 0, "below": 1, "words": "is a fraction removed, 0 to below 1"}
 
@@ -80,9 +83,9 @@ class Pruning:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
         self.limit, self.early_model = pruning_limit, early_model
-        self.sparsities = [
-            target for limit in (*prune_through, pruning_limit) for target in criterion.sparsities(limit)
-        ]
+        self.sparsities: list[float] = []
+        for limit in (*prune_through, pruning_limit):
+            self.sparsities += criterion.sparsities(limit)
         self.counted = network.counted(criterion)
         self.timing = Timing(epochs, prune_delay, prune_freq)
         own = criterion.event_epochs
@@ -99,26 +102,34 @@ class Pruning:
             self.growing = Growing(criterion, draw_batches, report, first=first, invert=invert, seed=seed)
         self._check_feasible()
 
-    def __call__(self, trainer: Any, moment: str) -> None:
+    def __call__(self, trainer: DefaultTrainer, moment: str) -> None:
         if moment == "train_start":
-            self._keep_initial()
-            self._plan_updates(trainer)
-            if not trainer.resumed and (line := self.criterion.announcement(self.limit)):
-                self.report(line)
-            if self.criterion.moment == "before":
-                self._run_all(trainer)
+            self._start(trainer)
         elif moment == "batch_end":
             self._grow(trainer)
         elif moment == "epoch_trained":
-            if self.growing:
-                self.growing.tell()
-            if trainer.epoch == self.criterion.rewind_epoch:
-                self.rewind_copy = trainer.rewind_state()
-            if self.criterion.moment == "during" and trainer.epoch in self.event_epochs and not self.complete:
-                self.event(trainer)
+            self._end_epoch(trainer)
         elif moment == "train_end" and self.criterion.moment == "after" and not self.complete:
             self._run_all(trainer)
             trainer.metrics |= trainer.validate()
+
+    def _start(self, trainer: DefaultTrainer) -> None:
+        self._keep_initial()
+        self._plan_updates(trainer)
+        line = self.criterion.announcement(self.limit)
+        if line and not trainer.resumed:
+            self.report(line)
+        if self.criterion.moment == "before":
+            self._run_all(trainer)
+
+    def _end_epoch(self, trainer: DefaultTrainer) -> None:
+        if self.growing:
+            self.growing.tell()
+        if trainer.epoch == self.criterion.rewind_epoch:
+            self.rewind_copy = trainer.rewind_state()
+        is_due = self.criterion.moment == "during" and trainer.epoch in self.event_epochs
+        if is_due and not self.complete:
+            self.event(trainer)
 
     @property
     def complete(self) -> bool:
@@ -132,27 +143,37 @@ class Pruning:
             return math.nan
         return self.sparsities[-1] if self.sparsities else 0.0
 
-    def event(self, trainer: Any) -> None:
+    def event(self, trainer: DefaultTrainer) -> None:
         """One pruning event, with what it means for the optimizer and, where the method rewinds, for the weights."""
         number = len(self.steps)
         batches = self.draw_batches(number) if self.criterion.needs_data else ()
+        # Whatever is kept by parameter name must have the shapes of after the cut.
         memory = _memory_by_name(self.rewind_copy, trainer)
-        copies = [copy for copy in (self.initial, (self.rewind_copy or {}).get("model")) if copy is not None]
+        copies: list[dict[str, Any]] = [*memory.values(), *trainer.memory.values()]
+        if self.initial is not None:
+            copies.append(self.initial)
+        if self.rewind_copy is not None:
+            copies.append(self.rewind_copy["model"])
+        shuffle = None
+        if self.control == "shuffle":
+            shuffle = torch.Generator().manual_seed(self.seed + number)
         step = self.network.prune_to(
             self.criterion,
             self.sparsities[number],
             batches,
             invert=self.control == "invert",
             optimizers=[trainer.optimizer],
-            cut_along=[*copies, *memory.values(), *trainer.memory.values()],
-            shuffle=torch.Generator().manual_seed(self.seed + number) if self.control == "shuffle" else None,
+            cut_along=copies,
+            shuffle=shuffle,
         )
-        if self.recalibrate and (self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)):
+        changes_shapes = self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)
+        if self.recalibrate and changes_shapes:
             recalibrate(self.network.model, self.draw_batches(number, self.recalibrate))
         if self.control != "none":  # what is said of each layer is of the criterion's own choice
             step.layers, step.note = [], ""
         self.steps.append(step)
-        self.history.append({"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()})
+        record = {"epoch": trainer.epoch, **asdict(step), "sparsities": self.network.layer_sparsities()}
+        self.history.append(record)
         if step.removed and self.rewind_copy is not None:
             _put_memory_back(memory, self.rewind_copy, trainer)
             trainer.rewind(self.rewind_copy)
@@ -164,9 +185,13 @@ class Pruning:
         self.report(step.describe(self.counted))
 
     def state_dict(self) -> dict[str, Any]:
-        steps = [asdict(step) for step in self.steps]
-        kept = {"rewind_copy": self.rewind_copy, "initial": self.initial, "dense": self.network.pre_event_values}
-        return {"steps": steps, "history": self.history, **kept}
+        return {
+            "steps": [asdict(step) for step in self.steps],
+            "history": self.history,
+            "rewind_copy": self.rewind_copy,
+            "initial": self.initial,
+            "dense": self.network.pre_event_values,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = [Step(**step) for step in state["steps"]]
@@ -174,39 +199,44 @@ class Pruning:
         self.history = list(state["history"])
         self.rewind_copy, self.initial = state["rewind_copy"], state["initial"]
         weights = self.network.prunable()
-        self.network.pre_event_values = {name: value.to(weights[name].device) for name, value in state["dense"].items()}
+        values = state["dense"].items()
+        self.network.pre_event_values = {name: value.to(weights[name].device) for name, value in values}
 
-    def _run_all(self, trainer: Any) -> None:
+    def _run_all(self, trainer: DefaultTrainer) -> None:
         while not self.complete:
             self.event(trainer)
             trainer.at("event_end")
 
-    def _plan_updates(self, trainer: Any) -> None:
-        if self.growing:
-            self.updates = self.growing.steps(trainer)
-            if not self.updates and not trainer.resumed:
-                name, steps = type(self.criterion).__name__, len(trainer.train_batches) * trainer.epochs
-                self.report(f"{name} grows nothing: no update of the masks falls into {steps} steps of training")
+    def _plan_updates(self, trainer: DefaultTrainer) -> None:
+        if not self.growing:
+            return
+        self.updates = self.growing.steps(trainer)
+        if not self.updates and not trainer.resumed:
+            name = type(self.criterion).__name__
+            steps = len(trainer.train_batches) * trainer.epochs
+            self.report(f"{name} grows nothing: no update of the masks falls into {steps} steps of training")
 
-    def _grow(self, trainer: Any) -> None:
+    def _grow(self, trainer: DefaultTrainer) -> None:
         """Moves the masks of a criterion that grows, if it is time."""
         step = _step_of(trainer)
-        if self.growing and step in self.updates:
-            self.growing.update(trainer, step, self.updates[step])
-            if self._settled(trainer):
-                self._apply_control(trainer)
-                trainer.forget_removed()
+        if not self.growing or step not in self.updates:
+            return
+        self.growing.update(trainer, step, self.updates[step])
+        if self._settled(trainer):
+            self._apply_control(trainer)
+            trainer.forget_removed()
 
-    def _settled(self, trainer: Any) -> bool:
+    def _settled(self, trainer: DefaultTrainer) -> bool:
         """Whether the masks will not change any more."""
-        return self.complete and _step_of(trainer) >= next(reversed(self.updates), 0)
+        last_update = max(self.updates, default=0)
+        return self.complete and _step_of(trainer) >= last_update
 
     def _keep_initial(self) -> None:
         # Shuffled masks bring weights back, at their initial value; nothing else needs the copy.
         if self.control == "shuffle" and self.initial is None:
             self.initial = {name: weight.detach().clone() for name, weight in self.network.prunable().items()}
 
-    def _apply_control(self, trainer: Any) -> None:
+    def _apply_control(self, trainer: DefaultTrainer) -> None:
         if self.control == "shuffle" and self.initial is not None:
             generator = torch.Generator().manual_seed(self.seed)
             self.network.shuffle_masks(generator, self.initial)
@@ -228,9 +258,10 @@ class Pruning:
         if self.criterion.moment not in get_args(Moment):
             known = ", ".join(get_args(Moment))
             raise UsageError(f"{name} has the moment {self.criterion.moment!r}; one of {known} is needed.")
-        wrong = next((target for target in self.sparsities if not 0 <= target < 1), None)
-        if wrong is not None:
-            raise UsageError(f"{name}.sparsities({self.limit}) holds {wrong}; sparsities are fractions, 0 to below 1.")
+        for sparsity in self.sparsities:
+            if not 0 <= sparsity < 1:
+                message = f"{name}.sparsities({self.limit}) holds {sparsity}; sparsities are fractions, 0 to below 1."
+                raise UsageError(message)
         if self.counted == "latency" and world() > 1:
             raise UsageError("--target latency is for one process: several would measure different times.")
         if self.criterion.moment != "during" or not self.sparsities:
@@ -249,35 +280,44 @@ class Pruning:
             )
 
 
-def _step_of(trainer: Any) -> int:
+def _step_of(trainer: DefaultTrainer) -> int:
     return trainer.epoch * len(trainer.train_batches) + trainer.batch
 
 
-def _memory_by_name(rewind_copy: dict[str, Any] | None, trainer: Any) -> dict[str, dict[str, Tensor]]:
+def _memory_by_name(rewind_copy: dict[str, Any] | None, trainer: DefaultTrainer) -> dict[str, dict[str, Tensor]]:
     """Returns what a saved optimizer remembers of each parameter, as {"exp_avg": {parameter name: tensor}, ...}.
 
     So it can be cut along with the network: a rewound optimizer must fit the shapes of today.
     """
     memory: dict[str, dict[str, Tensor]] = {}
-    if rewind_copy is not None:
-        for name, kept in zip(_names(trainer), _states(rewind_copy, trainer), strict=True):
-            for key, value in kept.items():
-                if isinstance(value, Tensor) and value.dim():
-                    memory.setdefault(key, {})[name] = value
+    if rewind_copy is None:
+        return memory
+    for name, kept in zip(_names(trainer), _states(rewind_copy, trainer), strict=True):
+        for key, value in kept.items():
+            # Numbers, such as an optimizer's step, have no shape to be cut.
+            if isinstance(value, Tensor) and value.dim():
+                memory.setdefault(key, {})[name] = value
     return memory
 
 
-def _put_memory_back(memory: dict[str, dict[str, Tensor]], rewind_copy: dict[str, Any], trainer: Any) -> None:
+def _put_memory_back(
+    memory: dict[str, dict[str, Tensor]], rewind_copy: dict[str, Any], trainer: DefaultTrainer
+) -> None:
     for name, kept in zip(_names(trainer), _states(rewind_copy, trainer), strict=True):
-        kept.update({key: by_name[name] for key, by_name in memory.items() if name in by_name})
+        for key, by_name in memory.items():
+            if name in by_name:
+                kept[key] = by_name[name]
 
 
-def _names(trainer: Any) -> list[str]:
+def _names(trainer: DefaultTrainer) -> list[str]:
     """Names of the optimizer's parameters in its own order."""
-    names = {id(parameter): name for name, parameter in trainer.network.model.named_parameters()}
-    return [names[id(parameter)] for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    name_of = {id(parameter): name for name, parameter in trainer.network.model.named_parameters()}
+    names = []
+    for group in trainer.optimizer.param_groups:
+        names += [name_of[id(parameter)] for parameter in group["params"]]
+    return names
 
 
-def _states(rewind_copy: dict[str, Any], trainer: Any) -> list[dict[str, Any]]:
+def _states(rewind_copy: dict[str, Any], trainer: DefaultTrainer) -> list[dict[str, Any]]:
     states = rewind_copy["optimizer"]["state"]
     return [states.get(number, {}) for number in range(len(_names(trainer)))]
