@@ -277,8 +277,8 @@ def test_all_stop_together_and_the_rest_comes_to_the_same_network(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme(tmp_path):
-    lines = re.findall(r"^torchrun (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_commands_of_the_page_on_training(tmp_path):
+    lines = re.findall(r"^torchrun (.*)$", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(lines) == 2
     for line in lines:
         options = ["--results_dir", str(tmp_path)]
