@@ -6,15 +6,15 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
-from rich.table import Table
-from rich.text import Text
 
 from utils import processes
 from utils.trainer import Moment, Trainer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Console:
@@ -22,8 +22,10 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        # A file or a pipe has no width of its own; rich would take 80 columns and break the longer lines of the table.
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+        width = None
+        if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+            # A file or a pipe has no width of its own; rich would take 80 columns and break long lines of the table.
+            width = 140
         self.first = not processes.number()  # of several processes the first one speaks
         self.out = RichConsole(highlight=False, soft_wrap=True, width=width, quiet=not self.first)
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -51,7 +53,8 @@ class Console:
         """An error, in one line on standard error."""
         self.log(f"error: {line}")
         who = "" if self.first else f" in process {processes.number()}"
-        self.err.print(f"error{who}: {' '.join(line.split())}", style="red", markup=False)
+        one_line = " ".join(line.split())  # whatever a library's message looks like
+        self.err.print(f"error{who}: {one_line}", style="red", markup=False)
 
     def log(self, text: str) -> None:
         """Writes to the log only. A log that cannot be written must not end a run."""
@@ -68,10 +71,15 @@ class Console:
         """Yields the items; on a terminal a bar shows how many are done, unless --quiet was given."""
         if self.quiet or not self.out.is_terminal:
             return items
+        from rich.progress import track  # many commands show no bar
+
         return track(items, what, console=self.out, transient=True)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]], folder: Path) -> None:
         """Two columns, what and how much, and where the files are; printed even when quiet."""
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column("what")
         table.add_column("how much", overflow="fold")
@@ -94,7 +102,8 @@ class ProgressLines:
         if moment == "train_start" and self.console.out.is_terminal and not self.console.quiet:
             self._start(trainer)
         elif moment == "batch_end" and self.bar is not None:
-            self.bar.update(self.task, completed=trainer.epoch * len(trainer.train_batches) + trainer.batch)
+            before = trainer.epoch * len(trainer.train_batches)
+            self.bar.update(self.task, completed=before + trainer.batch)
         elif moment == "epoch_end":
             self._epoch(trainer)
         elif moment == "train_end":
@@ -107,18 +116,24 @@ class ProgressLines:
             self.bar = None
 
     def _start(self, trainer: Trainer) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}")]
+        # Taken away at the end: the table of results says it all.
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console.out, transient=True)
         total = trainer.epochs * len(trainer.train_batches)
         self.task = self.bar.add_task(f"epoch 1/{trainer.epochs}", total=total, state="")
         self.bar.start()
 
     def _epoch(self, trainer: Trainer) -> None:
-        state = describe_metrics({**trainer.metrics, "weight_sparsity": trainer.network.weight_sparsity()})
+        metrics = dict(trainer.metrics)
+        metrics["weight_sparsity"] = trainer.network.weight_sparsity()
+        state = describe_metrics(metrics)
         line = f"epoch {trainer.epoch}/{trainer.epochs}  {state}"
         if self.bar is not None:
-            self.bar.update(self.task, description=f"epoch {min(trainer.epoch + 1, trainer.epochs)}/{trainer.epochs}")
-            self.bar.update(self.task, state=state)
+            # The bar names the epoch that comes next, the log the one that has ended.
+            running = min(trainer.epoch + 1, trainer.epochs)
+            self.bar.update(self.task, description=f"epoch {running}/{trainer.epochs}", state=state)
             self.console.log(line)
         else:
             self.console.info(line)

@@ -39,7 +39,9 @@ def write_atomic(path: Path, content: bytes | memoryview | str) -> None:
 def as_csv(rows: list[dict[str, float]]) -> str:
     """Returns lines of numbers as text; the first line names the columns, of which a line may lack some."""
     text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
+    columns: dict[str, None] = {}  # in the order in which they first appear
+    for row in rows:
+        columns.update(dict.fromkeys(row))
     writer = csv.DictWriter(text, fieldnames=list(columns), restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -52,7 +54,12 @@ def read_rows(path: Path, before: float = math.inf) -> list[dict[str, float]]:
         return []
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return [row for row in rows if row.get("epoch", 0) <= before]
+            lines = list(csv.DictReader(file))
+        rows = []
+        for line in lines:
+            row = {name: float(value) for name, value in line.items()}
+            if row.get("epoch", 0) <= before:
+                rows.append(row)
+        return rows
     except (OSError, ValueError, TypeError, KeyError, csv.Error):
         return []  # a damaged log is begun anew; the run itself does not hang on it

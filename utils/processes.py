@@ -10,7 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pruning import UsageError, distributed
+from pruning import distributed
+from pruning.errors import UsageError
 
 LONGEST = 60.0 * 24 * 365  # minutes: backends count in milliseconds, and not up to infinity
 LOST = ("gloo", "nccl", "pair closure", "connection closed", "connection reset")  # said of a process that is gone
@@ -19,7 +20,10 @@ LOST = ("gloo", "nccl", "pair closure", "connection closed", "connection reset")
 def launched() -> int:
     """Returns how many processes torchrun started for this command; 1 if it did not."""
     numbered = all(os.environ.get(name, "").isdigit() for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    return int(os.environ["WORLD_SIZE"]) if numbered and "MASTER_ADDR" in os.environ else 1
+    # Schedulers of clusters set some of these too; only a launcher says where the processes meet.
+    if not numbered or "MASTER_ADDR" not in os.environ:
+        return 1
+    return int(os.environ["WORLD_SIZE"])
 
 
 def number() -> int:
@@ -34,10 +38,11 @@ def is_local_first() -> bool:
 
 def command() -> str:
     """Returns how to start main.py with as many processes as now."""
-    if launched() == 1:
+    everywhere = launched()
+    if everywhere == 1:
         return "python main.py"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
-    machines = f" --nnodes {launched() // here}" if launched() > here else ""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
+    machines = f" --nnodes {everywhere // here}" if everywhere > here else ""
     return f"torchrun{machines} --nproc_per_node {here} main.py"
 
 
@@ -107,6 +112,8 @@ def losses_told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = str(error).lower()
-        if distributed.world() == 1 or not (isinstance(error, dist.DistError) or any(word in said for word in LOST)):
+        # Backends raise plain RuntimeErrors too; what they have in common are these words.
+        lost = isinstance(error, dist.DistError) or any(word in said for word in LOST)
+        if distributed.world() == 1 or not lost:
             raise
         raise UsageError("Another process of this run ended, or did not answer within --rank_timeout.") from error

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_sets._batches import Batches
-from pruning import PrunableNetwork
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call, mapped
 from pruning.modules.modes import undisturbed
+from pruning.network import PrunableNetwork
+from utils.jobs.parts import DataSet
 
 
-def check_fit(network: PrunableNetwork, data_set: Any, train_batches: Batches, test_batches: Batches) -> None:
+def check_fit(network: PrunableNetwork, data_set: DataSet, train_batches: Batches, test_batches: Batches) -> None:
     """Raises UsageError if the network cannot train on batches of these sizes, or on so many classes."""
-    if any(stop - start == 1 for start, stop in train_batches.bounds):
+    sizes = [stop - start for start, stop in train_batches.bounds]
+    if 1 in sizes:
         _check_lone_sample(network, train_batches.delivery.batch_size)
     target = next(iter(test_batches))[1][:1]
     if target.dim() == 1 and not target.is_floating_point():  # what other targets mean is the loss's business
@@ -35,17 +36,20 @@ def _check_lone_sample(network: PrunableNetwork, batch_size: int) -> None:
         raise UsageError(f"{why}; --batch_size {batch_size} makes one: more samples at a time are needed.") from error
 
 
-def _check_classes(network: PrunableNetwork, data_set: Any, target: Tensor) -> None:
+def _check_classes(network: PrunableNetwork, data_set: DataSet, target: Tensor) -> None:
     """Outputs that are no scores of every class must be what the loss takes all the same."""
     classes = int(data_set.num_classes)
     with undisturbed(network.model):
         outputs = call(network.model, network.example_inputs)
     if isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[1] >= classes:
         return
+    last_class = torch.full_like(target.cpu(), classes - 1)
     try:
         # On the CPU, since on CUDA a class that is not there ends all further work.
-        network.loss(mapped(outputs, Tensor.cpu), torch.full_like(target.cpu(), classes - 1))
+        network.loss(mapped(outputs, Tensor.cpu), last_class)
     except RUN_ERRORS as error:
-        given = f"outputs of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        given = type(outputs).__name__
+        if isinstance(outputs, Tensor):
+            given = f"outputs of shape {tuple(outputs.shape)}"
         what = f"{type(network.model).__name__} returns {given} for one sample"
         raise UsageError(f"{what}, which the loss cannot take for {classes} classes: {error}.") from error

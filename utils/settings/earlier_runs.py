@@ -14,7 +14,10 @@ from utils.settings.registry import KINDS
 
 def find_run(name: str, results_dir: str) -> Path:
     """Returns a run's folder, given by path or by its name under the results folder; the error lists the runs."""
-    for path in (Path(name).expanduser(), Path(results_dir).expanduser() / name):
+    by_path = Path(name).expanduser()
+    by_name = Path(results_dir).expanduser() / name
+    for path in (by_path, by_name):
+        # An empty name would be the folder that one stands in.
         if name and (path / "settings.yaml").is_file():
             return path.resolve()
     runs = list_runs(results_dir)
@@ -24,13 +27,18 @@ def find_run(name: str, results_dir: str) -> Path:
 def list_runs(results_dir: str) -> list[str]:
     """Returns the names of the runs in a results folder, oldest first."""
     folder = Path(results_dir).expanduser()
-    return sorted(path.parent.name for path in folder.glob("*/settings.yaml")) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # Names begin with the date.
+    return sorted(file.parent.name for file in folder.glob("*/settings.yaml"))
 
 
 def known_runs(results_dir: str) -> str:
     """Returns the end of a message: which runs there are."""
-    runs = list_runs(results_dir)
-    return f"Runs there are: {', '.join(runs[-10:])}." if runs else f"There are no runs in {results_dir} yet."
+    newest = list_runs(results_dir)[-10:]
+    if not newest:
+        return f"There are no runs in {results_dir} yet."
+    return f"Runs there are: {', '.join(newest)}."
 
 
 def read_settings(file: Path) -> dict[str, Any]:

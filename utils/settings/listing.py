@@ -10,6 +10,7 @@ from pruning.prune.criterion import Criterion
 from utils.console import Console
 from utils.settings import registry
 
+# Networks that are no files of ours.
 LIBRARIES = {"models": [("torchvision/NAME", "any classifier of torchvision"), ("timm/NAME", "any model of timm")]}
 
 

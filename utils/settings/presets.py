@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 AUTOCONFIG = Path(__file__).parents[1] / "autoconfig.json"
 
+# Says where a setting stands, by the names that lead to it.
 Lines = Callable[..., str]
 
+# These names: ("base", "epochs"); entries of a list have numbers.
 Place = tuple[Any, ...]
 
 
@@ -87,13 +89,16 @@ def checked(content: Mapping[Any, Any], known: Mapping[str, Flag], where: Lines)
         where: says where a setting stands.
     """
     values: dict[str, Any] = {}
-    for name, value in content.items():
+    for name, given in content.items():
+        line = where(name)
         if name not in known:
-            raise UsageError(f"{where(name)}: there is no setting {name!r}.{nearest(str(name), known)}")
+            raise UsageError(f"{line}: there is no setting {name!r}.{nearest(str(name), known)}")
         flag = known[name]
-        value = canonical(name, flag.check(value, where(name)))
-        if values.setdefault(flag.name, value) != value:
-            raise UsageError(f"{where(name)}: {flag.name} is given twice, as {values[flag.name]} and as {value}.")
+        value = canonical(name, flag.check(given, line))
+        # Two spellings of one setting may stand in a file, if they say the same.
+        before = values.setdefault(flag.name, value)
+        if before != value:
+            raise UsageError(f"{line}: {flag.name} is given twice, as {before} and as {value}.")
     return values
 
 
@@ -106,7 +111,8 @@ def presets(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
     table = _read_autoconfig()
     for kind, name in parts:
         setting = KINDS[kind][0]
-        for preset, value in table.get(setting, {}).get(name, {}).items():
+        of_part = table.get(setting, {}).get(name, {})
+        for preset, value in of_part.items():
             yield preset, value, f"{AUTOCONFIG}, {setting} {name}"
 
 
@@ -116,16 +122,18 @@ def switches() -> dict[str, dict[str, Any]]:
 
 
 def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns setting -> name of a part -> presets; "switch" stands among the settings."""
     try:
         table = json.loads(AUTOCONFIG.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
-    settings = {"switch", *(setting for setting, _ in KINDS.values())}
     if not isinstance(table, dict) or not all(_is_table(inner) for inner in table.values()):
         raise UsageError(f"{AUTOCONFIG} must hold {{setting: {{name: {{flag: value}}}}}}.")
-    unknown = next((name for name in table if name not in settings), None)
-    if unknown is not None:
-        raise UsageError(f"{AUTOCONFIG} holds presets of {unknown!r}; there are {', '.join(sorted(settings))}.")
+    settings = ["switch"]
+    settings += [setting for setting, _ in KINDS.values()]
+    for name in table:
+        if name not in settings:
+            raise UsageError(f"{AUTOCONFIG} holds presets of {name!r}; there are {', '.join(sorted(settings))}.")
     return table
 
 
