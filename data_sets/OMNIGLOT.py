@@ -49,11 +49,15 @@ class OMNIGLOT:
         return self._part(range(FOR_TRAINING, DRAWINGS), "test")
 
     def _part(self, persons: range, part: str) -> tuple[Tensor, Tensor]:
-        characters = [character for half in HALVES for character in self._characters(half)]
+        characters: list[list[str]] = []
+        for half in HALVES:
+            characters += self._characters(half)
         if len(characters) != self.num_classes:
             found = f"{len(characters)} characters, not {self.num_classes}"
             raise UsageError(f"OMNIGLOT: {self.data_dir / 'omniglot-py'} holds {found}; put the whole data set there")
-        files = [character[person] for character in characters for person in persons]
+        files: list[str] = []
+        for drawings in characters:
+            files += [drawings[person] for person in persons]
         labels = torch.arange(self.num_classes).repeat_interleave(len(persons))
         size = self.input_shape[1]
         cache = self.data_dir / "omniglot-py" / f".{part}-{size}x{size}.pt"

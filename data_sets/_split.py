@@ -22,7 +22,8 @@ def stratified_split(labels: Tensor | None, count: int, held_out: int, seed: int
     # RandomState, not default_rng: NumPy promises that its stream never changes, and published splits must not move.
     shuffled = np.random.RandomState(seed).permutation(count)
     groups = [shuffled] if labels is None else _by_class(shuffled, labels.cpu().numpy())
-    held = np.concatenate([group[:some] for group, some in zip(groups, _shares(groups, held_out), strict=True)])
+    shares = _shares(groups, held_out)
+    held = np.concatenate([group[:share] for group, share in zip(groups, shares, strict=True)])
     rest = np.setdiff1d(shuffled, held)
     return torch.from_numpy(rest), torch.from_numpy(np.sort(held))
 
@@ -30,13 +31,16 @@ def stratified_split(labels: Tensor | None, count: int, held_out: int, seed: int
 def _by_class(shuffled: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """The samples of each class, in shuffled order."""
     ordered = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return np.split(ordered, np.flatnonzero(np.diff(labels[ordered])) + 1)
+    changes = np.diff(labels[ordered])
+    starts = np.flatnonzero(changes) + 1  # of every class but the first
+    return np.split(ordered, starts)
 
 
 def _shares(groups: list[np.ndarray], held_out: int) -> np.ndarray:
     """How many of each group go; rounded down, then the groups that lost most by rounding give one more."""
-    wanted = np.array([len(group) for group in groups]) * held_out
-    total = sum(len(group) for group in groups)
+    sizes = np.array([len(group) for group in groups])
+    wanted = sizes * held_out
+    total = int(sizes.sum())
     shares = wanted // total  # in integers: floats would round differently somewhere
     order = np.argsort(-(wanted % total), kind="stable")
     shares[order[: held_out - shares.sum()]] += 1

@@ -25,7 +25,9 @@ def draw(count: int, *, crop: int, flip: bool, rng: torch.Generator, device: tor
     """Draws offsets in 0..2*crop and flips for `count` samples, on the CPU, so that every device sees the same."""
     down = torch.randint(0, 2 * crop + 1, (count,), generator=rng)
     right = torch.randint(0, 2 * crop + 1, (count,), generator=rng)
-    turned = torch.randint(0, 2, (count,), generator=rng).bool().to(device) if flip else None
+    turned = None
+    if flip:
+        turned = torch.randint(0, 2, (count,), generator=rng).bool().to(device)
     return Draws(down.to(device), right.to(device), turned)
 
 
@@ -54,10 +56,15 @@ class Normaliser:
     """
 
     def __init__(self, mean: Tensor | None, std: Tensor | None, dims: int, device: torch.device) -> None:
-        shape = (-1,) + (1,) * max(dims - 1, 0)
-        self.mean = (torch.zeros(1) if mean is None else mean).to(device, torch.float32).view(shape)
-        self.std = (torch.ones(1) if std is None else std).to(device, torch.float32).view(shape)
         self.plain = mean is None and std is None
+        if mean is None:
+            mean = torch.zeros(1)
+        if std is None:
+            std = torch.ones(1)
+        # One number per channel, alike at every position.
+        shape = (-1,) + (1,) * max(dims - 1, 0)
+        self.mean = mean.to(device, torch.float32).view(shape)
+        self.std = std.to(device, torch.float32).view(shape)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Changes `images` in place where it can, so they must belong to the caller."""
@@ -68,4 +75,6 @@ class Normaliser:
         if not images.is_floating_point():
             return images
         images = images.to(dtype)
-        return images if self.plain else images.sub_(self.mean).div_(self.std)
+        if self.plain:
+            return images
+        return images.sub_(self.mean).div_(self.std)

@@ -62,7 +62,10 @@ class Corruption:
             text = " against ".join(f"{found[what]:.4f}" for found in networks.values())
             rows.append((what.replace("_", " "), text))
         for kind in CORRUPTIONS:
-            texts = [" ".join(f"{share:.3f}" for share in found["accuracy"][kind]) for found in networks.values()]
+            texts = []
+            for found in networks.values():
+                shares = [f"{share:.3f}" for share in found["accuracy"][kind]]
+                texts.append(" ".join(shares))
             rows.append((f"{kind}, strength 1 to 5", " against ".join(texts)))
         return rows
 
@@ -77,6 +80,8 @@ class Corruption:
                     # Left on the device: nothing waits for a number until all are there.
                     hits[kind][strength] = hits[kind][strength] + (scores.argmax(1) == targets).sum()
                 samples += len(targets)
-        shares = {kind: [int(count) / samples for count in counts] for kind, counts in hits.items()}
-        means = [sum(found) / len(found) for found in shares.values()]
+        shares, means = {}, []
+        for kind, counts in hits.items():
+            shares[kind] = [int(count) / samples for count in counts]
+            means.append(sum(shares[kind]) / len(counts))
         return {"corrupted_accuracy": sum(means) / len(means), "accuracy": shares}

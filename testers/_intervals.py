@@ -13,11 +13,15 @@ def wilson(hits: int, samples: int) -> Interval:
     """Returns Wilson's score interval of hits / samples (1927): it holds near 0 and 1 too, unlike the normal one."""
     if samples == 0:
         return 0.0, 1.0
-    share, spread = hits / samples, Z * Z / samples
+    share = hits / samples
+    spread = Z * Z / samples
     middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    variance = share * (1 - share) * spread + spread * spread / 4
+    half = math.sqrt(variance) / (1 + spread)
     # At the ends the bound is exact; rounding must not push it past the share.
-    return (0.0 if hits == 0 else middle - half), (1.0 if hits == samples else middle + half)
+    low = 0.0 if hits == 0 else middle - half
+    high = 1.0 if hits == samples else middle + half
+    return low, high
 
 
 def difference(one: float, of_one: Interval, other: float, of_other: Interval) -> Interval:
@@ -25,6 +29,8 @@ def difference(one: float, of_one: Interval, other: float, of_other: Interval) -
 
     Both networks meet nearly the same images, so the true interval is narrower, if anything.
     """
-    below = math.hypot(one - of_one[0], of_other[1] - other)
-    above = math.hypot(of_one[1] - one, other - of_other[0])
-    return one - other - below, one - other + above
+    (one_low, one_high), (other_low, other_high) = of_one, of_other
+    below = math.hypot(one - one_low, other_high - other)
+    above = math.hypot(one_high - one, other - other_low)
+    change = one - other
+    return change - below, change + above
