@@ -105,6 +105,7 @@ def test_the_events_are_told_and_kept(run):
 # -- what a user may combine ----------------------------------------------------------------------------------------
 
 
+@thorough
 def test_outer_layer_pruning_changes_nothing_for_nodes_and_one_line_says_so(run):
     flags = ["--model", "MLP5", "--hidden", "32", "--prune_criterion", "SNAPit", "--epochs", "1"]
     flags += ["--pruning_limit", "0.5"]
@@ -172,7 +173,7 @@ def test_slimming_shrinks_the_scales_and_then_ranks_them(run, monkeypatch):
     assert len(set(scores)) > 32, "scales that were alike tell nodes apart"
 
 
-@pytest.mark.parametrize("control", ["shuffle", "reinit", "invert"])
+@pytest.mark.parametrize("control", few(["shuffle", "reinit", "invert"], ["shuffle"]))
 @pytest.mark.parametrize("criterion", few(["SNAPit", "CNIPit"], ["SNAPit"]))
 def test_controls_keep_the_shapes_and_change_the_rest(criterion, control, run):
     flags = ["--model", "LeNet5", "--prune_criterion", criterion, "--pruning_limit", "0.6", "--epochs", "1"]
@@ -324,6 +325,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(name, batch, run, undisturbe
     assert all(torch.equal(tensor, expected[1][key]) for key, tensor in tensors.items())
 
 
+@thorough
 def test_killed_within_a_cut(run, monkeypatch):
     flags = [*DURING, "--prune_criterion", "SNAPitDuring", "--pruning_limit", "0.7", "--hidden", "24"]
     expected = outcome(run(*flags).folder)

@@ -16,6 +16,7 @@ from criterions.SET import SET
 from criterions.SNIP import SNIP
 from pruning import NodeCriterion, PrunableNetwork, UsageError, WeightCriterion, regrow
 from tests.support import slow_reference as slow
+from tests.support.tiers import thorough
 from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 from trainers._optimization import Optimization
 from trainers._pruning import Pruning
@@ -198,6 +199,7 @@ def test_sparsity_of_each_layer_stays_and_what_is_new_starts_at_zero(criterion, 
     assert len(watch.moves) > 5
 
 
+@thorough
 def test_a_thousand_updates_leave_every_density_as_it_was():
     network, batches = network_of(conv_net, torch.float32)
     optimizer = torch.optim.Adam(network.model.parameters(), lr=0.01, amsgrad=True)

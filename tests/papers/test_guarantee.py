@@ -15,6 +15,7 @@ from criterions.SiPP import SiPP
 from criterions.SiPPRand import SiPPRand
 from criterions.UniformWeights import UniformWeights
 from pruning import NodeCriterion, PrunableNetwork, UsageError
+from tests.support.tiers import few
 from tests.support.zoo.small import SHAPES, build, conv_net
 
 DELTA, DRAWS, WIDE, HEAVY = 0.1, 200, 200, 10
@@ -65,7 +66,7 @@ def promised_and_measured(cls, number):
     return row["epsilon"], row["measured_error"]
 
 
-@pytest.mark.parametrize("cls", [SiPP, SiPPRand, PFP, PFPRand])
+@pytest.mark.parametrize("cls", few([SiPP, SiPPRand, PFP, PFPRand], [SiPP]))
 def test_promises_are_kept_and_those_of_shuffled_scores_are_not(cls):
     found = torch.tensor([promised_and_measured(cls, number) for number in range(DRAWS)])
     assert float(found[:, 0].max()) < 1 and float(found[:, 1].min()) > 0

@@ -12,6 +12,7 @@ from pruning import PrunableNetwork, UsageError, shrink_dead
 from pruning import export as exporting
 from pruning.export import SUFFIXES, check_export, export
 from pruning.modules.calls import tensors_in
+from tests.support.tiers import thorough
 from tests.support.zoo.small import Attention, build
 
 # The exporter to ONNX takes seconds to try and fail.
@@ -44,7 +45,7 @@ def pruned(maker, shape):
 
 @pytest.mark.parametrize("maker, shape, kind", [
     pytest.param(lambda: LeNet5(10, (1, 16, 16)), (1, 16, 16), "onnx", marks=NEEDS_ONNX),
-    (lambda: ResNet20(10, (3, 16, 16)), (3, 16, 16), "torch_export"),
+    pytest.param(lambda: ResNet20(10, (3, 16, 16)), (3, 16, 16), "torch_export", marks=thorough),
     pytest.param(lambda: ResNet20(10, (3, 16, 16)), (3, 16, 16), "onnx", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_pruned_network_runs_without_its_code_on_any_batch(maker, shape, kind, tmp_path):
@@ -69,7 +70,8 @@ class TwoInTwoOut(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kind, form", [pytest.param("onnx", tuple, marks=NEEDS_ONNX), ("torch_export", tuple), ("torch_export", dict)]
+    "kind, form",
+    [pytest.param("onnx", tuple, marks=[NEEDS_ONNX, thorough]), ("torch_export", tuple), ("torch_export", dict)],
 )
 def test_several_inputs_and_outputs(kind, form, tmp_path):
     model, one, two = build(TwoInTwoOut), torch.randn(2, 3), torch.randn(2, 2)

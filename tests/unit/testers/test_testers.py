@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from testers._corruptions import CORRUPTIONS, blur, corrupted
 from tests.support.running import write_plug_in
+from tests.support.tiers import thorough
 
 LATER = ["--run_name", "zz"]
 
@@ -66,6 +67,7 @@ def test_corruptions_are_stronger_each_time_and_stay_pictures(shape):
     assert all(map(torch.equal, first, again)) and not torch.equal(first[0], other[0])
 
 
+@thorough
 def test_corruption_of_two_networks(command):
     start = ["--hidden", "16", "--epochs", "4", "--no-tensorboard"]
     dense = command(*start, "--prune_criterion", "EmptyCrit", "--pruning_limit", "0", "--run_name", "a").folder

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning.graph.graph import DependencyGraph
 from pruning.trace.rules.table import RULES, Rule
+from tests.support.tiers import thorough
 from tests.support.zoo import NETWORKS
 
 LAYERS = {  # what no small network of the others has between its layers; (2, 5, 8) goes in
@@ -53,6 +54,7 @@ def counts(name: str) -> tuple[int, int]:
     return len(graph.nodes), int((~graph.inexact).sum())
 
 
+@thorough
 def test_every_rule_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     used: dict[Rule, list[str]] = defaultdict(list)
     table, found = dict(RULES), {}
