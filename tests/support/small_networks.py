@@ -1,1 +1,0 @@
-from tests.support.zoo.small import *  # noqa: F403
