@@ -9,7 +9,7 @@ import torch
 from models.MLP5 import MLP5
 from pruning import UsageError, load_pruned
 from tests.support.tiers import thorough
-from utils.callbacks import attach
+from utils.callbacks import finishing
 
 # Runs of one second are sorted by their names; the later of two must come last.
 LATER = ["--run_name", "later"]
@@ -136,7 +136,7 @@ def test_a_failed_export_fails_the_run_but_not_the_network(command, monkeypatch)
         raise UsageError("What was written computes something else: its outputs differ by 0.5.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(attach, "export", broken)
+        patch.setattr(finishing, "export", broken)
         done = command.quick("--export", "torch_export")
         assert done.code == 2
         assert "differ by 0.5. Go on with: python main.py --resume" in done.err

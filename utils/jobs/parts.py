@@ -57,6 +57,7 @@ class Parts:
 
     def by_name(self) -> dict[str, Any]:
         """Returns the parts as arguments for a constructor."""
+        # Not asdict, which would copy the network.
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 

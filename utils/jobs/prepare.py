@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from data_sets._batches import Batches, make_batches
@@ -18,6 +16,7 @@ from utils.runs.run_folder import RunFolder
 from utils.runs.saving import load_start, other_run
 from utils.settings.core import node_rules, without_effect
 from utils.settings.resolve import Settings
+from utils.trainer import PruningCallback, Trainer
 
 
 def prepare(chosen: Settings) -> Parts:
@@ -27,6 +26,7 @@ def prepare(chosen: Settings) -> Parts:
     seed_everything(core.seed)
     forget_peak_memory(device)
     data_set = chosen.build("data_sets")
+    # What every model's constructor may name; nothing else of the data is its business.
     shapes = {"num_classes": data_set.num_classes, "input_shape": data_set.input_shape}
 
     def batches(part: str) -> Batches:
@@ -67,7 +67,7 @@ def prepare(chosen: Settings) -> Parts:
     )
 
 
-def assemble(chosen: Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Parts, Pruning, Any]:
+def assemble(chosen: Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Parts, PruningCallback, Trainer]:
     """Builds everything that training needs, and loads what it starts from.
 
     Args:
@@ -86,9 +86,10 @@ def assemble(chosen: Settings, console: Console, stopped: RunFolder | None = Non
     given["draw_batches"] = chosen.construct(ScoreBatches, batches=parts.batches("score"))
     given["report"] = console.info
     early = chosen.construct(early_model, network=parts.network, fresh_model=parts.fresh_model)
-    pruning: Pruning = chosen.construct(Pruning, **given, early_model=early)
+    pruning: PruningCallback = chosen.construct(Pruning, **given, early_model=early)
+    # After the events are planned: what does not fit is said before a checkpoint is read.
     load_start(parts.network, chosen.core, stopped)
     train_batches = parts.batches("train")
     check_fit(parts.network, parts.data_set, train_batches, parts.test_batches)
-    trainer = chosen.build("trainers", **given, train_batches=train_batches)
+    trainer: Trainer = chosen.build("trainers", **given, train_batches=train_batches)
     return parts, pruning, trainer

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from typing import Any
 
-from pruning import PrunableNetwork
 from pruning.errors import UsageError
+from pruning.network import PrunableNetwork
 from utils import processes
 from utils.callbacks.finishing import DeadNodes
 from utils.console import Console
@@ -17,9 +16,10 @@ from utils.runs.result import Result, result_rows
 from utils.runs.run_folder import RunFolder
 from utils.runs.saving import Saving
 from utils.settings.resolve import Settings
+from utils.trainer import PruningCallback, Trainer
 
 
-def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
+def run_to_the_end(trainer: Trainer, saving: Saving, result: Result, console: Console) -> int:
     """Trains, writes result.json whatever happens, and returns the exit code."""
     try:
         return _train(trainer, saving, result, console)
@@ -36,12 +36,13 @@ def run_to_the_end(trainer: Any, saving: Saving, result: Result, console: Consol
         close(trainer)
 
 
-def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> int:
+def _train(trainer: Trainer, saving: Saving, result: Result, console: Console) -> int:
     folder = saving.folder
     try:
         with processes.losses_told():
             trainer.train()
     except Interrupted as stop:
+        # It comes between two batches, so the state is one that training can go on from.
         saving.save(trainer)
         folder.write_result(result.record(trainer, "interrupted"))
         close(trainer)
@@ -53,10 +54,17 @@ def _train(trainer: Any, saving: Saving, result: Result, console: Console) -> in
     return 0
 
 
-def follow(trainer: Any, network: PrunableNetwork, pruning: Any, chosen: Settings, stopped: RunFolder | None) -> int:
+def follow(
+    trainer: Trainer,
+    network: PrunableNetwork,
+    pruning: PruningCallback,
+    chosen: Settings,
+    stopped: RunFolder | None,
+) -> int:
     """Trains and prunes along with the first process, which says and saves everything; returns the exit code."""
     if stopped:
         chosen.construct(Saving, folder=stopped, network=network, pruning=pruning).restore(trainer)
+    # Here too, since every process must hold the same network.
     shrinking = chosen.construct(DeadNodes, network=network, report=lambda line: None)
     trainer.callbacks += [pruning, shrinking, StopRequests(chosen.core.max_training_minutes)]
     try:
@@ -86,8 +94,12 @@ def resume_command(saving: Saving) -> str:
     return f"{processes.command()} --resume {shlex.quote(os.path.relpath(saving.folder.path))}"
 
 
-def close(trainer: Any) -> None:
+def close(trainer: Trainer) -> None:
     """Lets callbacks put away what they hold open."""
     for callback in trainer.callbacks:
+        put_away = getattr(callback, "close", None)
+        if put_away is None:
+            continue
+        # A disk that is full has been told of by then.
         with contextlib.suppress(UsageError, OSError):
-            getattr(callback, "close", lambda: None)()
+            put_away()

@@ -123,8 +123,9 @@ def load(saved: Mapping[str, Any], changed: Mapping[str, Any], source: Any) -> S
 
 def _finish(values: Layer, flags: list[Flag], warnings: list[str]) -> Settings:
     complete = _complete(values, flags)
-    names = [one.name for one in dataclasses.fields(Core)]
-    core = Core(**{name: complete[name] for name in names})
+    own = {one.name: complete[one.name] for one in dataclasses.fields(Core)}
+    core = Core(**own)
+    # The core makes paths absolute; everyone must see the same ones.
     return Settings(core, complete | dataclasses.asdict(core), warnings)
 
 
@@ -153,6 +154,7 @@ def _read_config(typed: CommandLine | InFile) -> tuple[Layer, Switches]:
 
     The folder of the user's plug-ins, typed or in the file, is added first: it may hold flags.
     """
+    # What decides where else settings and flags come from must be known before any other.
     users = typed.rough(fixed_flags())
     content: Mapping[str, Any] = {}
     where: Lines = str
@@ -191,7 +193,7 @@ def _of_checkpoint(users: Mapping[str, Any]) -> Layer:
 
 def _without_aliases(given: Layer, flags: list[Flag]) -> Layer:
     """Returns what was typed by flag name, whatever the spelling."""
-    given = dict(given)
+    given = dict(given)  # the caller's own stays as it was typed
     for alias, name in aliases(flags).items():
         if alias in given:
             typed = given.pop(alias)
@@ -241,7 +243,8 @@ def _checked_wishes(values: Mapping[str, Any], origins: Mapping[str, str], flags
     known = {flag.name: flag for flag in flags}
     if not set(origins) <= set(known):
         known |= every_flag(origins)
-    return checked({name: values[name] for name in origins}, known, origins.__getitem__)
+    asked_for = {name: values[name] for name in origins}
+    return checked(asked_for, known, origins.__getitem__)
 
 
 # -- the chosen parts and their flags ---------------------------------------------------------------------------------
