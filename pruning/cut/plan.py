@@ -123,6 +123,7 @@ class PruningPlan:
             reasons.add(f"a number depends on the width ({number.entry.name} in {where})")
         self.inexact = sorted(reasons)
         self.keeps = self._kept_indices()
+        self._scaled_dims = self._find_scaled_dims()
         self._before = {name: tuple(traced.tensors[name].shape) for name in self.keeps}
         self._touched: list[_Touched] = []
 
@@ -135,6 +136,21 @@ class PruningPlan:
                 kept = torch.from_numpy(np.flatnonzero(~gone))
                 found.setdefault(dimension.name, {})[dimension.dim] = kept
         return found
+
+    def _find_scaled_dims(self) -> dict[str, set[int]]:
+        """Returns the dimensions along which a factor goes into rows; not all of their tensors shrink."""
+        structure = self.traced.structure
+        found: dict[str, set[int]] = {}
+        for scale in self.scales:
+            for owner in np.unique(structure.owners(scale.labels)):
+                dimension = structure.dimensions[owner]
+                found.setdefault(dimension.name, set()).add(dimension.dim)
+        return found
+
+    @property
+    def _changed(self) -> list[str]:
+        """Names of all tensors that are cut or scaled."""
+        return list(dict.fromkeys([*self.keeps, *self._scaled_dims]))
 
     # -- what it says ----------------------------------------------------------------------------------------------
 
@@ -266,10 +282,10 @@ class PruningPlan:
         """Makes all new tensors, and lists the integers to set, before anything is put in place."""
         cuts, integers = Cuts(), list(self.attributes)
         keeps = {}
-        for name, keep in self.keeps.items():
+        for name in self._changed:
             tensor = self.traced.tensors[name]
-            keeps[id(tensor)] = keep
-            cuts.add_tensor(tensor, keep, self._factors(name))
+            keeps[id(tensor)] = self.keeps.get(name, {})
+            cuts.add_tensor(tensor, keeps[id(tensor)], self._factors(name))
         for optimizer in optimizers:
             cuts.add_optimizer(optimizer, keeps)
         for companion in cut_along:
@@ -281,10 +297,8 @@ class PruningPlan:
 
     def _factors(self, name: str) -> Tensor | None:
         """Returns what is left of a tensor has to be multiplied with, because a scale followed the width."""
-        if not self.scales:
-            return None
         result = None
-        for dim in self.keeps[name]:
+        for dim in sorted(self._scaled_dims.get(name, ())):
             labels = self.traced.structure.labels_of(self.traced.known_dimension(name, dim))
             labels = labels[~self._removed[labels]]
             shape = [1] * self.traced.tensors[name].dim()
@@ -300,12 +314,13 @@ class PruningPlan:
         """Cuts a module of the same architecture; returns the integers that it must hold afterwards."""
         tensors = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
         shapes = {}
-        for name, shape in self.shapes.items():
+        for name in self._changed:
             tensor = tensors.get(name)
             if tensor is None or tensor.shape != self.traced.tensors[name].shape:
                 raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
-            cuts.add_tensor(tensor, self.keeps[name], self._factors(name))
-            shapes[id(tensor)] = shape
+            cuts.add_tensor(tensor, self.keeps.get(name, {}), self._factors(name))
+            if name in self.keeps:
+                shapes[id(tensor)] = self.shapes[name]
         integers = module_integers(companion, shapes)
         paths = {module: path for path, module in self.traced.model.named_modules()}
         modules = dict(companion.named_modules())

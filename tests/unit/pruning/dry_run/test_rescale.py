@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,30 @@ def test_rows_that_others_read_are_left_alone(how: str) -> None:
     _, _, graph, nodes = build(how)
     plan = graph.plan(nodes)
     assert not plan.scales and any("a number depends on the width" in reason for reason in plan.inexact)
+
+
+class ScaledByAnother(nn.Module):
+    """What one layer makes is divided by the root of another layer's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled, self.other = nn.Linear(4, 6), nn.Linear(4, 8)
+        self.read_scaled, self.read_other = nn.Linear(6, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.other(x)
+        return self.read_scaled(self.scaled(x) / other.shape[-1] ** 0.5) + self.read_other(other)
+
+
+def test_a_layer_that_is_not_cut_takes_up_a_factor() -> None:
+    torch.manual_seed(0)
+    model, x = ScaledByAnother().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    average = copy.deepcopy(model)
+    plan = DependencyGraph(model, x).get_pruning_plan(model.other, idxs=[0, 1, 5])
+    wanted = with_zeros(model, x, plan.keeps)
+    assert not plan.inexact
+    torch.testing.assert_close(plan.preview()(x), wanted)
+    plan.exec(cut_along=[average])
+    assert model.scaled.out_features == 6
+    torch.testing.assert_close(model(x), wanted)
+    torch.testing.assert_close(average(x), wanted)
