@@ -24,7 +24,7 @@ import main
 from tests.support.running import TINY, Commands
 from utils.console import Console
 from utils.experiments.cells import Cells, Stopped, run_silently
-from utils.experiments.report import gather
+from utils.experiments.report.gather import gather
 from utils.experiments.runner import LocalRunner, places
 from utils.settings.registry import ROOT
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from utils.experiments.demand import Demand
-from utils.experiments.report_data import Wanted
+from utils.experiments.wanted import Wanted
 
 DENSE = "EmptyCrit"
 

@@ -15,7 +15,8 @@ from utils.experiments import experiment
 from utils.experiments.asked import Asked
 from utils.experiments.cell import Cell, plain_name
 from utils.experiments.cells import Cells, Run
-from utils.experiments.report import gather, gather_runs, write
+from utils.experiments.report.gather import gather, gather_runs
+from utils.experiments.report.page import write
 from utils.experiments.runner import LocalRunner, Runner, check_all, duration
 from utils.settings import resolve
 from utils.settings.command_line import CommandLine

@@ -27,17 +27,12 @@ class Demand:
     @classmethod
     def read(cls, content: Any, where: Callable[..., str]) -> Demand:
         """Returns what the block `resources` of a file says; raises UsageError with the line for what does not fit."""
-        content = {} if content is None else content
+        if content is None:
+            return cls(where=where())
         if not isinstance(content, Mapping):
             raise UsageError(f"{where()}: resources takes {{cpus: ..., gpus: ...}}; {content!r} was given.")
         for name, value in content.items():
-            if name not in ("cpus", "gpus"):
-                raise UsageError(f"{where(name)}: there is no resource {name!r}; there are cpus and gpus.")
-            if type(value) not in (int, float) or not isfinite(value) or value < 0 or (name == "cpus" and not value):
-                least = "above 0" if name == "cpus" else "from 0"
-                raise UsageError(f"{where(name)}: {name} is a number {least}; {value!r} was given.")
-            if value > 1 and value != int(value):
-                raise UsageError(f"{where(name)}: more than one of {name} is a whole number; {value} was given.")
+            _check(name, value, where(name))
         return cls(**content, where=where())
 
     def fits(self, node: Mapping[str, float]) -> int:
@@ -47,5 +42,19 @@ class Demand:
         return min(int(there / asked + 1e-9) for there, asked in shares if asked)
 
     def __str__(self) -> str:
-        gpus = f" and {self.gpus:g} GPU{'s' * (self.gpus != 1)}" if self.gpus else ""
-        return f"{self.cpus:g} CPU{'s' * (self.cpus != 1)}{gpus}"
+        cpus = f"{self.cpus:g} {'CPU' if self.cpus == 1 else 'CPUs'}"
+        if not self.gpus:
+            return cpus
+        return f"{cpus} and {self.gpus:g} {'GPU' if self.gpus == 1 else 'GPUs'}"
+
+
+def _check(name: str, value: Any, place: str) -> None:
+    if name not in ("cpus", "gpus"):
+        raise UsageError(f"{place}: there is no resource {name!r}; there are cpus and gpus.")
+    is_number = type(value) in (int, float) and isfinite(value)
+    # A run without a processor does not run; without a GPU it does.
+    least = "above 0" if name == "cpus" else "from 0"
+    if not is_number or value < 0 or (name == "cpus" and value == 0):
+        raise UsageError(f"{place}: {name} is a number {least}; {value!r} was given.")
+    if value > 1 and value != int(value):
+        raise UsageError(f"{place}: more than one of {name} is a whole number; {value} was given.")

@@ -11,8 +11,8 @@ from typing import Any
 from pruning.errors import UsageError, nearest
 from utils.experiments.cell import DENSE, Method
 from utils.experiments.demand import Demand
-from utils.experiments.report_data import Wanted
 from utils.experiments.spacing import spaced
+from utils.experiments.wanted import Wanted
 from utils.settings import registry
 from utils.settings.core import Core
 from utils.settings.flags import Flag, canonical

@@ -53,41 +53,50 @@ def spaced(pieces: Any, where: Callable[..., str]) -> tuple[list[float], int]:
     """
     limits: list[float] = []
     every = 0
-    listed = isinstance(pieces, list)
-    for number, piece in enumerate(pieces if listed else [pieces]):
-        place = (number,) if listed else ()
+    places: list[tuple[int, ...]] = [()]
+    if isinstance(pieces, list):
+        places = [(number,) for number in range(len(pieces))]
+    else:
+        pieces = [pieces]
+    for piece, place in zip(pieces, places, strict=True):
         if not isinstance(piece, Mapping):
             raise UsageError(f"{where(*place)}: spacing takes `kind: {{from: ..., to: ..., n: ...}}`.")
         for kind, values in piece.items():
-            if kind == "retrain_every" and every:
-                raise UsageError(f"{where(*place, kind)}: retrain_every is given twice.")
-            if kind == "retrain_every":
-                every = _whole(values, f"{where(*place, kind)}: retrain_every")
-            elif kind in KINDS:
-                limits += _series(kind, values, where(*place, kind))
+            line = where(*place, kind)
+            if kind in KINDS:
+                limits += _series(kind, values, line)
+            elif kind != "retrain_every":
+                raise UsageError(_unknown(str(kind), line))
+            elif every:
+                raise UsageError(f"{line}: retrain_every is given twice.")
             else:
-                known = [*KINDS, "retrain_every"]
-                raise UsageError(
-                    f"{where(*place, kind)}: there is no spacing {kind!r}.{nearest(str(kind), known)} "
-                    f"There are {', '.join(known)}."
-                )
-    if not limits or any(later <= earlier for earlier, later in zip(limits, limits[1:], strict=False)):
+                every = _whole(values, f"{line}: retrain_every")
+    rises = all(later > earlier for earlier, later in zip(limits, limits[1:], strict=False))
+    if not limits or not rises:
         raise UsageError(f"{where()}: spacing must give sparsities that rise; it gives {limits}.")
     if every > len(limits):
         raise UsageError(f"{where()}: retrain_every is {every}; there are {len(limits)} sparsities.")
     return limits, every or 1
 
 
+def _unknown(kind: str, line: str) -> str:
+    known = [*KINDS, "retrain_every"]
+    return f"{line}: there is no spacing {kind!r}.{nearest(kind, known)} There are {', '.join(known)}."
+
+
 def _series(kind: str, values: Any, place: str) -> list[float]:
     if not isinstance(values, Mapping) or set(values) != {"from", "to", "n"}:
         raise UsageError(f"{place}: {kind} takes {{from: sparsity, to: sparsity, n: how many}}; {values!r} was given.")
-    ends = [values["from"], values["to"]]
-    if not all(type(end) in (int, float) and 0 <= end < 1 for end in ends):
+    start, end = values["from"], values["to"]
+    ends = [start, end]
+    are_numbers = all(type(one) in (int, float) for one in ends)  # and no bools
+    if not are_numbers or not all(0 <= one < 1 for one in ends):
         raise UsageError(f"{place}: from and to are fractions removed, 0 to below 1; {ends} was given.")
     count = _whole(values["n"], f"{place}: n")
-    if count > MOST or (count == 1) != (ends[0] == ends[1]):
+    if count > MOST or (count == 1) != (start == end):
         raise UsageError(f"{place}: n is 2 to {MOST:,} from one end to the other, 1 where both are the same; {count}.")
-    kept = KINDS[kind](1 - ends[0], 1 - ends[1], count)
+    # The steps are steps of what is kept.
+    kept = KINDS[kind](1 - start, 1 - end, count)
     return [round(float(1 - share), 6) for share in kept]
 
 

@@ -15,9 +15,10 @@ import yaml
 from scipy import stats
 
 from pruning.errors import UsageError
-from utils.experiments.report import gather_runs, write
-from utils.experiments.report_data import Data, Finished, Wanted, costs, differences, interval, potentials, summary
-from utils.experiments.report_plots import curves
+from utils.experiments.report.data import Data, Finished, Wanted, costs, differences, interval, potentials, summary
+from utils.experiments.report.gather import gather_runs
+from utils.experiments.report.page import write
+from utils.experiments.report.plots import curves
 
 SEEDS = (1, 2, 3, 4)
 NOISE = {1: 0.011, 2: -0.004, 3: 0.007, 4: -0.013}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.callbacks.pictures import new_figure
-from utils.experiments.report_data import AXES, Data, Finished, interval, layer_sparsities
+from utils.experiments.report.data import Data, Finished, Interval, layer_sparsities, mean_of
+from utils.experiments.wanted import AXES
 from utils.files import write_atomic
 
 if TYPE_CHECKING:
@@ -36,41 +37,61 @@ Link = Callable[[Finished], str]
 
 
 def curves(data: Data, group: str, x: str, y: str, link: Link) -> Figure:
-    """Draws y against x: per method the mean over seeds with its 95 % band, each run as a dot, dense as a line."""
-    methods = data.methods(group)
+    """Draws y against x: per method the mean over seeds with its 95 % band, each run as a dot, dense as a line.
+
+    Args:
+        data: the runs.
+        group: of which.
+        x, y: fields of result.json.
+        link: where a run's dot leads to.
+    """
     figure, axes = _framed()
-    for number, method in enumerate(methods):
-        _method(axes, data, (group, method, x, y), number, link)
-    dense = interval([run.value(y) for run in data.dense(group)])
-    if dense.n:
-        axes.axhline(dense.mean, color=INK, linewidth=1.2, linestyle="--", label="dense")
-        if not math.isnan(dense.low):
-            axes.axhspan(dense.low, dense.high, color=INK, alpha=0.1, linewidth=0)
-    _scale(axes, x, [run.value(x) for run in data.runs if run.group == group and run.method])
+    for number, method in enumerate(data.methods(group)):
+        runs = data.at(group, method, None)
+        _draw_runs(axes, runs, (x, y), number, link)
+        by_limit = [data.at(group, method, limit) for limit in data.limits(group, method)]
+        _draw_means(axes, method, by_limit, (x, y), number)
+    _draw_dense(axes, mean_of(data.dense(group), y))
+    shown = [run.value(x) for run in data.runs if run.group == group and run.method]
+    _scale(axes, x, shown)
     axes.set(xlabel=AXES[x], ylabel=AXES[y], title=_plain(group) or None)
-    low, high = axes.get_ylim()
     if y.endswith("_accuracy"):  # bands may leave what is possible
+        low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
     _legend(figure, axes)
     return figure
 
 
-def _method(axes: Axes, data: Data, what: tuple[str, str, str, str], number: int, link: Link) -> None:
-    group, method, x, y = what
-    colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-    runs = data.at(group, method, None)
-    dots = axes.scatter([run.value(x) for run in runs], [run.value(y) for run in runs], s=9, color=colour, alpha=0.55)
+def _draw_runs(axes: Axes, runs: Sequence[Finished], fields: tuple[str, str], number: int, link: Link) -> None:
+    x, y = fields
+    places = [run.value(x) for run in runs]
+    values = [run.value(y) for run in runs]
+    dots = axes.scatter(places, values, s=9, color=colour_of(number), alpha=0.55)
     dots.set_urls([link(run) for run in runs])
-    means = []
-    for limit in data.limits(group, method):
-        there = data.at(group, method, limit)
-        means.append((interval([r.value(x) for r in there]).mean, interval([r.value(y) for r in there])))
-    means.sort(key=lambda pair: pair[0])
-    places = [place for place, _ in means]
-    values = [m.mean for _, m in means]
-    axes.plot(places, values, line_style(number), marker=mark, markersize=4, color=colour, label=_plain(method))
-    low, high = [m.low for _, m in means], [m.high for _, m in means]
-    axes.fill_between(places, low, high, color=colour, alpha=0.16, linewidth=0)
+
+
+def _draw_means(
+    axes: Axes, method: str, by_limit: Sequence[Sequence[Finished]], fields: tuple[str, str], number: int
+) -> None:
+    x, y = fields
+    points = [(mean_of(runs, x).mean, mean_of(runs, y)) for runs in by_limit]
+    # A larger limit may well have reached less: the line goes from left to right.
+    points.sort(key=lambda point: point[0])
+    places = [place for place, _ in points]
+    means = [found.mean for _, found in points]
+    low = [found.low for _, found in points]
+    high = [found.high for _, found in points]
+    (line,) = axes.plot(places, means, line_style(number), label=_plain(method))
+    line.set(color=colour_of(number), marker=mark_of(number), markersize=4)
+    axes.fill_between(places, low, high, color=colour_of(number), alpha=0.16, linewidth=0)
+
+
+def _draw_dense(axes: Axes, dense: Interval) -> None:
+    if not dense.n:
+        return
+    axes.axhline(dense.mean, color=INK, linewidth=1.2, linestyle="--", label="dense")
+    if not math.isnan(dense.low):
+        axes.axhspan(dense.low, dense.high, color=INK, alpha=0.1, linewidth=0)
 
 
 def layers(data: Data, group: str) -> Figure | None:
@@ -78,23 +99,29 @@ def layers(data: Data, group: str) -> Figure | None:
     limit, found = layer_sparsities(data, group)
     if not found:
         return None
+    # In the order of the first method that has them.
     names = list(dict.fromkeys(name for by_layer in found.values() for name in by_layer))
+    everything: list[float] = []
     figure, axes = _framed()
     for number, (method, by_layer) in enumerate(found.items()):
         values = [by_layer.get(name, math.nan) for name in names]
-        colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-        line = axes.plot(range(len(names)), values, line_style(number), label=_plain(method))[0]
-        line.set(color=colour, marker=mark, markersize=4)
-    every = max(1, math.ceil(len(names) / 12))
-    shown = [name.removesuffix(".weight")[-18:] for name in names[::every]]
-    axes.set_xticks(range(0, len(names), every), shown, rotation=40, ha="right", fontsize=8)
-    asked = f"limit {limit:g}" + (f", {group}" if group else "")
-    axes.set(ylabel="fraction of weights removed", title=_plain(asked), ylim=(-0.03, 1.03))
-    everything = [value for by_layer in found.values() for value in by_layer.values()]
+        everything += by_layer.values()
+        (line,) = axes.plot(range(len(names)), values, line_style(number), label=_plain(method))
+        line.set(color=colour_of(number), marker=mark_of(number), markersize=4)
+    _name_layers(axes, names)
+    title = f"limit {limit:g}, {group}" if group else f"limit {limit:g}"
+    axes.set(ylabel="fraction of weights removed", title=_plain(title), ylim=(-0.03, 1.03))
     if max(everything) >= 0.9:
         _spread(axes, "y", everything)
     _legend(figure, axes)
     return figure
+
+
+def _name_layers(axes: Axes, names: Sequence[str]) -> None:
+    every = max(1, math.ceil(len(names) / 12))  # more names would lie on each other
+    places = range(0, len(names), every)
+    shown = [names[place].removesuffix(".weight")[-18:] for place in places]
+    axes.set_xticks(places, shown, rotation=40, ha="right", fontsize=8)
 
 
 def _plain(text: str) -> str:
@@ -102,8 +129,21 @@ def _plain(text: str) -> str:
 
     One that would leave the picture loses its middle.
     """
-    text = text if len(text) < 60 else f"{text[:35]}…{text[-23:]}"
-    return (" " * text.startswith("_") + text).replace("$", r"\$")
+    if len(text) >= 60:
+        text = f"{text[:35]}…{text[-23:]}"
+    if text.startswith("_"):
+        text = " " + text
+    return text.replace("$", r"\$")
+
+
+def colour_of(number: int) -> str:
+    """Returns the colour of the so-manieth line."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def mark_of(number: int) -> str:
+    """Returns the mark of the so-manieth line."""
+    return MARKS[number % len(MARKS)]
 
 
 def line_style(number: int) -> str:
@@ -124,14 +164,18 @@ def _framed() -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    """Puts the legend below the axes; the picture grows by its height."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels), default=0) > 26 else 2  # two long names would leave the picture
+    longest = max((len(label) for label in labels), default=0)
+    columns = 1 if longest > 26 else 2  # two long names would leave the picture
     rows = math.ceil(len(labels) / columns)
     height = figure.get_figheight() + 0.2 * rows
     figure.set_figheight(height)
-    slanted = 0.5 if any(label.get_rotation() for label in axes.get_xticklabels()) else 0.0
-    top = 1 - (0.35 if axes.get_title() else 0.15) / height
-    figure.subplots_adjust(left=0.15, right=0.97, top=top, bottom=(0.65 + slanted + 0.2 * rows) / height)
+    # Inches, from which matplotlib wants fractions of the whole.
+    above = 0.35 if axes.get_title() else 0.15
+    is_slanted = any(label.get_rotation() for label in axes.get_xticklabels())
+    below = 0.65 + (0.5 if is_slanted else 0.0) + 0.2 * rows
+    figure.subplots_adjust(left=0.15, right=0.97, top=1 - above / height, bottom=below / height)
     legend = figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_color(INK)
@@ -142,13 +186,14 @@ def _scale(axes: Axes, x: str, values: list[float]) -> None:
     values = [value for value in values if not math.isnan(value)]
     if not values:
         return
-    if x not in FRACTIONS:
-        if min(values) > 0 and max(values) > 10 * min(values):
-            axes.set_xscale("log")
-        else:
-            axes.xaxis.set_major_formatter(_engineering())
-    elif max(values) >= 0.9:
-        _spread(axes, "x", values)
+    low, high = min(values), max(values)
+    if x in FRACTIONS:
+        if high >= 0.9:
+            _spread(axes, "x", values)
+    elif low > 0 and high > 10 * low:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_formatter(_engineering())
 
 
 def _spread(axes: Axes, which: str, values: list[float]) -> None:
@@ -192,6 +237,8 @@ def as_svg(figure: Figure, name: str) -> str:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Writes a figure as PNG and PDF."""
     for kind in ("png", "pdf"):
+        # Without the hour, the same runs make the same file.
+        metadata = {"CreationDate": None} if kind == "pdf" else None
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else None)
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         write_atomic(folder / f"{name}.{kind}", buffer.getvalue())

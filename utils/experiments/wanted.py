@@ -1,0 +1,88 @@
+"""What a report shows, as an experiment file says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pruning.errors import UsageError, nearest
+
+# What may be an axis: field of result.json -> what a person calls it.
+AXES = {
+    "weight_sparsity": "fraction of weights removed",
+    "node_sparsity": "fraction of nodes removed",
+    "sparsity_reached": "sparsity reached, in the method's own unit",
+    "effective_weight_sparsity": "fraction of weights removed or on no path",
+    "weights_left": "weights left",
+    "nodes_left": "nodes left",
+    "parameter_bytes": "bytes of parameters",
+    "flops_per_sample": "FLOPs per sample, masked weights computed",
+    "flops_per_sample_nonzero": "FLOPs per sample, without masked weights",
+    "training_flops": "FLOPs of training",
+    "latency_seconds": "seconds per sample",
+    "seconds_training": "seconds of training",
+    "samples_per_second": "samples per second in training",
+    "peak_memory_bytes": "bytes of memory at most",
+    "test_accuracy": "test accuracy",
+    "test_loss": "test loss",
+    "train_accuracy": "train accuracy",
+    "train_loss": "train loss",
+}
+
+
+@dataclass
+class Wanted:
+    """What a report shows, as an experiment file says it.
+
+    Args:
+        x: fields of result.json for the horizontal axes.
+        y: fields for the vertical ones.
+        tolerance: losses of accuracy against dense within which the largest sparsity is looked for.
+    """
+
+    x: list[str] = field(default_factory=lambda: ["weight_sparsity", "flops_per_sample_nonzero"])
+    y: list[str] = field(default_factory=lambda: ["test_accuracy"])
+    tolerance: list[float] = field(default_factory=lambda: [0.0, 0.005, 0.01])
+
+    @classmethod
+    def read(cls, content: Any, where: Callable[..., str]) -> Wanted:
+        """Returns what the block `report` of a file says; raises UsageError with the line for what does not fit."""
+        if content is None:
+            return cls()
+        known = ["x", "y", "reference", "tolerance"]
+        if not isinstance(content, dict):
+            raise UsageError(f"{where()}: report must hold {', '.join(known)}.")
+        found: dict[str, list[Any]] = {}
+        for name, value in content.items():
+            if name not in known:
+                raise UsageError(f"{where(name)}: there is no key {name!r}.{nearest(str(name), known)}")
+            if name != "reference":
+                found[name] = _listed(name, value, where)
+            elif value != "dense":
+                raise UsageError(f"{where(name)}: the reference is dense; {value!r} was given.")
+        return cls(**found)
+
+
+def _listed(name: str, value: Any, where: Callable[..., str]) -> list[Any]:
+    """Returns one or several values as a list, each of them checked."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise UsageError(f"{where(name)}: {name} is empty; leave it out for the usual.")
+    for number, entry in enumerate(values):
+        place = where(name, number)
+        if entry in values[:number]:
+            raise UsageError(f"{place}: {entry} is there twice.")
+        if name == "tolerance":
+            _check_tolerance(entry, place)
+        elif str(entry) not in AXES:
+            near = nearest(str(entry), AXES)
+            known = ", ".join(AXES)
+            raise UsageError(f"{place}: {entry!r} cannot be an axis.{near} There are {known}.")
+    return values
+
+
+def _check_tolerance(entry: Any, place: str) -> None:
+    is_number = type(entry) in (int, float)  # and no bool
+    if not is_number or not 0 <= entry <= 1:  # nor NaN
+        raise UsageError(f"{place}: a tolerance is a loss of accuracy, such as 0.005; {entry!r} was given.")
