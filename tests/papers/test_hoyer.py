@@ -91,7 +91,7 @@ def test_controls_and_shapes_hold_for_a_threshold_too():
 def test_a_threshold_that_makes_no_sense_is_refused(value, command):
     for criterion in ("HoyerSquare", "GroupHoyerSquare"):
         line = command.refused("--prune_criterion", criterion, "--hoyer_threshold", value)
-        assert f"Criterion {criterion}: hoyer_threshold must be at least 0" in line or "hoyer_threshold" in line
+        assert "hoyer_threshold" in line and str(value) in line
 
 
 @pytest.mark.parametrize("criterion", ["HoyerSquare", "GroupHoyerSquare"])

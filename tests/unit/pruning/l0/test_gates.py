@@ -13,6 +13,7 @@ from pruning import PrunableNetwork, UsageError
 from pruning.l0.gates import NodeGates, deterministic, probability_open, sampled
 from pruning.modules.calls import tensors_in
 from pruning.modules.modes import look
+from tests.support.words import lacking
 from tests.support.zoo import NETWORKS
 from tests.support.zoo.registry import randomise
 
@@ -253,7 +254,7 @@ def test_a_layer_of_closed_gates_keeps_its_most_open_one():
     row = model[0].weight[3].clone()
     (before,) = outputs(network)
     line = gates.fold()
-    assert line == "8 of 11 gates closed, 7 of 11 nodes removed; 1 closed ones stay: no layer is emptied"
+    assert not lacking(line, "8 of 11 gates", "7 of 11 nodes", "1 closed", "no layer is emptied")
     assert (model[0].out_features, model[2].out_features) == (1, 3) and torch.equal(model[0].weight[0], row)
     assert torch.allclose(before, outputs(network)[0], rtol=1e-12)
     assert torch.allclose(before, before[:1].expand_as(before)), "what is left of it is its bias"

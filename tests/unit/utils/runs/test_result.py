@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.support.words import lacking
 from utils.runs.result import result_rows
 
 
@@ -11,7 +12,7 @@ def test_the_table_says_what_the_record_says(command):
     assert rows["test accuracy"] == f"{record['test_accuracy']:.4f}"
     assert rows["sparsity asked (weights)"] == "0.9000"
     assert rows["weights left"] == f"{record['weights_left']:,} of {record['weights_total']:,}"
-    assert rows["status"] == "finished after 1 of 1 epochs; only 1 batches an epoch"
+    assert not lacking(rows["status"], "finished", "1 of 1 epochs", "1 batches")
 
 
 def test_numbers_that_were_not_measured_are_no_crash(command):

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pruning import UsageError
+from tests.support.words import lacking
 from utils.runs.run_folder import RunFolder
 from utils.settings import presets, resolve
 
@@ -68,7 +69,7 @@ def test_what_contradicts_a_switch_is_one_line():
     assert refusal("--epochs", "3", "--fast") == expected
     assert "stands for --no-augment; --augment was given too" in refusal("--fast", "--augment")
     assert "stands for --learning_rate 0.01; --learning_rate 0.1" in refusal("--fast", "--learning_rate", "0.1")
-    assert refusal("--dense", "--long") == "--dense and --long contradict each other: --epochs 1 and --epochs 9."
+    assert not lacking(refusal("--dense", "--long"), "--dense", "--long", "--epochs 1", "--epochs 9")
     assert refusal("--long", "--fast").startswith("--fast and --long contradict each other: ")
 
 
