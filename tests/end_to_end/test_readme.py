@@ -169,15 +169,16 @@ def _quick(argv: list[str]) -> list[str]:
     """The least that still is the whole job: one batch an epoch, no more epochs than the events need, slim layers."""
     chosen = resolve.parse(argv)
     assert chosen is not None
-    core, criterion = chosen.core, chosen.build("criterions")
+    core, values, criterion = chosen.core, chosen.values, chosen.build("criterions")
     events = len(criterion.sparsities(core.pruning_limit)) if criterion.moment == "during" else 0
-    epochs = Timing(core.epochs, core.prune_delay, core.prune_freq).epochs_for(events) if events else 1
+    epochs = Timing(core.epochs, values["prune_delay"], values["prune_freq"]).epochs_for(events) if events else 1
     assert epochs <= core.epochs, "the README's epochs are too few"
-    slim = ["--width_multiplier", "0.1"] if "width_multiplier" in chosen.values else []
+    # A network that comes from a run is as wide as that run's.
+    slim = "width_multiplier" in values and "--checkpoint_name" not in argv
     few = ["--epochs", str(epochs), "--limit_batches", "1"]
     # Pictures are drawn by the test below, in a process of its own.
     few += ["--save_freq", "1000", "--eval_freq", "1000", "--no-tensorboard", "--no-pictures"]
-    return [*argv, *few, *slim]
+    return [*argv, *few, *(["--width_multiplier", "0.1"] if slim else [])]
 
 
 def _run(argv: list[str], capsys: pytest.CaptureFixture[str], exit_code: int = 0) -> str:
@@ -218,7 +219,8 @@ def _needs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     if "--resume" in argv:
         _stop_in_training(_elsewhere(short), capsys)
     elif RUN in argv:
-        _run(_elsewhere([*short, *_dense_for(argv)]), capsys)
+        start = [] if "--eval" in argv else _dense_for(argv)
+        _run(_elsewhere([*short, *start]), capsys)
     elif "--weights" in argv:
         from safetensors.torch import save_file
 
@@ -228,13 +230,15 @@ def _needs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def _dense_for(argv: list[str]) -> list[str]:
-    """The flags of a run that a command can start from: its network, and the data that it scores on left out."""
+    """The flags of a dense run that a command can start from: its network, and the data that it scores on left out."""
     options = dict(zip(argv, argv[1:], strict=False))
     model = options.get("--checkpoint_model", "").removesuffix("_finished") or options.get("--model", "MLP5")
-    held_out = ["--hold_out", "0.1"] if options.get("--prune_criterion") in ("SiPP", "PFP") else []
+    dense = ["--model", model, "--prune_criterion", "EmptyCrit", "--pruning_limit", "0"]
     if model == "ResNet20":
-        return ["--model", model, "--data_set", "CIFAR10", "--width_multiplier", "0.25", *held_out]
-    return ["--model", model, *held_out]
+        dense += ["--data_set", "CIFAR10", "--width_multiplier", "0.25"]
+    if options.get("--prune_criterion") in ("SiPP", "PFP"):
+        dense += ["--hold_out", "0.1"]
+    return dense
 
 
 def _check_job(command: str, adapt: Callable[[list[str]], list[str]], capsys: pytest.CaptureFixture[str]) -> None:
