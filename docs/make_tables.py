@@ -41,30 +41,9 @@ UNITS = {
 MOMENTS = ("before", "during", "after")
 
 # The engine's rooms from the ground up, with the files that lie beside them; a room imports only those above it.
-FLOORS = (
-    "errors.py",
-    "masks.py",
-    "distributed.py",
-    "modules",
-    "measure",
-    "trace",
-    "trace/rules",
-    "dry_run",
-    "cut",
-    "graph",
-)
-FLOORS += (
-    "state.py",
-    "scores",
-    "prune",
-    "l0",
-    "low_rank",
-    "dead",
-    "export.py",
-    "network.py",
-    "compressed.py",
-    "former_names.py",
-)
+FLOORS: tuple[str, ...] = ("errors.py", "masks.py", "distributed.py", "modules", "measure", "trace", "trace/rules")
+FLOORS += ("dry_run", "cut", "graph", "state.py", "scores", "prune", "l0", "low_rank", "dead", "export.py")
+FLOORS += ("network.py", "compressed.py", "former_names.py")
 OPTIONAL_NOTE = " Optional: nothing else of the engine needs it."
 OPTIONAL = ("l0", "low_rank", "dead", "export.py", "compressed.py", "former_names.py")
 

@@ -62,7 +62,7 @@ def shrink_dead(
     Args:
         network: a PrunableNetwork; its masks, counts and graph follow.
         optimizers: whose state is cut along.
-        companions: what else is cut along, as in `PruningPlan.exec`; no constants are folded into those.
+        cut_along: what else is cut along, as in `PruningPlan.exec`; no constants are folded into those.
 
     Raises:
         UsageError: without example inputs, or if something cannot be cut along; the step that failed changes nothing.
