@@ -69,11 +69,17 @@ def connect(address: str, demand: Demand) -> Any:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"--ray {address}: {' '.join(str(error).split())}") from error
     if not rooms(ray, demand):
-        there = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes(ray)}))
+        kinds = {_described(node) for node in nodes(ray)}
+        there = ", ".join(sorted(kinds)) or "nothing"
         ray.shutdown()
-        told = f"a run asks for {demand}; no node of the cluster has that. Its nodes have {there or 'nothing'}."
+        told = f"a run asks for {demand}; no node of the cluster has that. Its nodes have {there}."
         raise UsageError(f"{demand.where}: {told}")
     return ray
+
+
+def _described(node: Mapping[str, float]) -> str:
+    cpus, gpus = node.get("CPU", 0), node.get("GPU", 0)
+    return f"{cpus:g} CPUs, {gpus:g} GPUs"
 
 
 def _knock(address: str) -> None:
@@ -124,14 +130,17 @@ class ClusterRunner(Runner):
 
     def __init__(self, cells: Cells, run: Run, *, ray: Any, **told: Any) -> None:
         super().__init__(cells, run, **told)
-        self.ray, self.demand = ray, cells.experiment.demand
+        self.ray = ray
+        self.demand = cells.experiment.demand
         self.task = ray.remote(_carried())
-        self.slots = max(1, min(rooms(ray, self.demand), len(self.by_key)))
+        at_once = min(rooms(ray, self.demand), len(self.by_key))
+        self.slots = max(1, at_once)
         self.open = list(cells.experiment.cells)
         self.tasks: dict[Any, Cell] = {}
         self.lost: Counter[str] = Counter()
         self.no_room_since: float | None = None
-        if not self.demand.gpus and (gpus := sum(node.get("GPU", 0) for node in nodes(ray))):
+        gpus = sum(node.get("GPU", 0) for node in nodes(ray))
+        if gpus and not self.demand.gpus:
             self.console.warn(f"the cluster has {gpus:g} GPUs; `resources: {{gpus: 1}}` in the file lets runs use them")
 
     def go(self) -> int:
@@ -154,7 +163,8 @@ class ClusterRunner(Runner):
 
     def _hand_over(self) -> bool:
         """Starts what can be started; returns whether any cell is not at its end yet."""
-        at_work, waiting = set(self.tasks.values()), set[Cell | None]()
+        at_work = set(self.tasks.values())
+        waiting: set[Cell | None] = set()
         for cell in self.open:  # in which a cell comes after those that it starts from
             if cell in at_work or {cell.start, cell.rewind} & waiting:
                 waiting.add(cell)
@@ -167,15 +177,18 @@ class ClusterRunner(Runner):
 
     def _start(self, cell: Cell) -> Any:
         alone = Cells(replace(self.cells.experiment, cells=[cell]), self.cells.folder)
-        work = partial(attempt, alone, _name_of(self.run), max(1, int(self.demand.cpus)))
+        threads = max(1, int(self.demand.cpus))
+        work = partial(attempt, alone, _name_of(self.run), threads)
         environment = {name: os.environ[name] for name in ("OMP_WAIT_POLICY",) if name in os.environ}
         folders = [str(ROOT), os.getcwd(), str(self.cells.notes)]
         # Ray's own retries would not know what counts as a failure.
         shares = {"num_cpus": self.demand.cpus, "num_gpus": self.demand.gpus, "max_retries": 0}
-        return self.task.options(name=cell.run_name, **shares).remote(folders, environment, pickle.dumps(work))
+        task = self.task.options(name=cell.run_name, **shares)
+        return task.remote(folders, environment, pickle.dumps(work))
 
     def _ended(self, cell: Cell, task: Any) -> None:
-        errors, record = self.ray.exceptions, None
+        errors = self.ray.exceptions
+        record = None
         try:
             how, record = self.ray.get(task)
         except (errors.NodeDiedError, errors.LocalRayletDiedError):
@@ -233,7 +246,8 @@ class ClusterRunner(Runner):
 def _name_of(run: Run) -> str:
     """Where another process finds a function; the program's own file has its name there."""
     module = run.__module__
-    module = Path(str(sys.modules[module].__file__)).stem if module == "__main__" else module
+    if module == "__main__":
+        module = Path(str(sys.modules[module].__file__)).stem
     return f"{module}:{run.__qualname__}"
 
 
@@ -247,7 +261,8 @@ def _carried() -> Callable[[list[str], dict[str, str], bytes], tuple[str, Any]]:
         if missing:
             return "misplaced", f"Node {socket.gethostname()} has no folder {missing}"
         root, here, _ = folders
-        sys.path[:0] = [root] if root not in sys.path else []
+        if root not in sys.path:
+            sys.path.insert(0, root)
         os.chdir(here)
         os.environ.update(environment)
         if not ray.get_gpu_ids():  # Ray shows all GPUs to those who asked for none
@@ -270,9 +285,10 @@ def attempt(cells: Cells, run: str, threads: int) -> tuple[str, dict[str, Any] |
     """
     torch.set_num_threads(threads)
     module, _, name = run.partition(":")
+    run_command = getattr(importlib.import_module(module), name)
     (cell,) = cells.experiment.cells
     try:
-        possible = cells.attempt(cell, getattr(importlib.import_module(module), name), lambda what, cell: None)
+        possible = cells.attempt(cell, run_command, lambda what, cell: None)
     except Stopped:
         return "stopped", None
     return "ended" if possible else "taken", cells.record(cell)

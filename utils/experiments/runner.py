@@ -34,7 +34,10 @@ class Runner(ABC):
     slots = 1  # how many cells are run at a time
 
     def __init__(self, cells: Cells, run: Run, *, console: Console, report: Callable[[bool], None]) -> None:
-        self.cells, self.run, self.console, self.report = cells, run, console, report
+        self.cells = cells
+        self.run = run
+        self.console = console
+        self.report = report
         self.by_key = {cell.key: cell for cell in cells.experiment.cells}
 
     def go(self) -> int:
@@ -61,19 +64,22 @@ class Runner(ABC):
 
     def _told(self, cell: Cell) -> None:
         """A cell has ended: says how, and shows it in the report."""
-        cells = self.cells
-        done = sum(cells.record(other) is not None for other in self.by_key.values())
-        left = cells.seconds_left(self.slots)
-        record, seconds = cells.record(cell), cells.seconds(cell)
-        if record is not None:
-            accuracy = record.get("test_accuracy")
-            how = f"test accuracy {accuracy:.4f}" if accuracy is not None else "finished"
-            how += f" in {seconds:.0f} s" if seconds else ""
-        else:
-            how = f"failed: {cells.error(cell)}" if cells.error(cell) else "failed, is tried again"
-        how += f"; about {duration(left)} left" if left else ""
+        done = sum(self.cells.record(other) is not None for other in self.by_key.values())
+        how = self._how_it_ended(cell)
+        left = self.cells.seconds_left(self.slots)
+        if left:
+            how += f"; about {duration(left)} left"
         self.console.info(f"[{done}/{len(self.by_key)}] {cell.title}: {how}")
         self.report(False)
+
+    def _how_it_ended(self, cell: Cell) -> str:
+        record = self.cells.record(cell)
+        if record is None:
+            error = self.cells.error(cell)
+            return f"failed: {error}" if error else "failed, is tried again"
+        accuracy, seconds = record.get("test_accuracy"), self.cells.seconds(cell)
+        how = "finished" if accuracy is None else f"test accuracy {accuracy:.4f}"
+        return f"{how} in {seconds:.0f} s" if seconds else how
 
 
 class LocalRunner(Runner):
@@ -95,8 +101,9 @@ class LocalRunner(Runner):
             self._listen()
 
     def _listen(self) -> None:
-        for pipe in wait([worker.pipe for worker in self.workers]):
-            worker = next(worker for worker in self.workers if worker.pipe is pipe)
+        by_pipe: dict[Any, Worker] = {worker.pipe: worker for worker in self.workers}
+        for pipe in wait(list(by_pipe)):
+            worker = by_pipe[pipe]
             try:
                 what, key = worker.pipe.recv()
             except (EOFError, OSError):
@@ -115,6 +122,7 @@ class LocalRunner(Runner):
             return
         if worker.cell is None:
             raise UsageError(f"A worker ended with exit code {code} before it had a cell.")
+        # Of a process that a signal ended, the code is the signal's number, negative.
         how = f"signal {-code}" if code and code < 0 else f"exit code {code}"
         self.cells.note(worker.cell, error=f"its process ended by {how} (out of memory, perhaps)")
         self._told(worker.cell)
@@ -150,11 +158,23 @@ def places(workers: int) -> list[Place]:
         return [Place([])]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = max(1, len(cores) // workers)
-    shares = [[cores[(number * share + place) % len(cores)] for place in range(share)] for number in range(workers)]
+    gpus = _visible_gpus()
+    found = []
+    for number in range(workers):
+        # With more workers than cores, several share one.
+        own = [cores[place % len(cores)] for place in range(number * share, (number + 1) * share)] if cores else []
+        found.append(Place(own, gpus[number % len(gpus)] if gpus else None))
+    return found
+
+
+def _visible_gpus() -> list[str]:
+    """Returns the names that CUDA_VISIBLE_DEVICES gives the GPUs of this process."""
     count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    gpus = visible.split(",") if count else [None]
-    return [Place(own if cores else [], gpus[number % len(gpus)]) for number, own in enumerate(shares)]
+    if not count:
+        return []
+    everything = ",".join(str(number) for number in range(count))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or everything
+    return visible.split(",")
 
 
 @dataclass
@@ -200,7 +220,8 @@ def _stop_with_parent(pipe: Connection) -> None:
 @contextmanager
 def _environment(**values: str | None) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    os.environ.update(given)
     yield
     for name, value in before.items():
         if value is None:
@@ -238,9 +259,11 @@ def check_all(cells: Cells, check: Callable[[Sequence[str]], None], argv_of: Cal
     """Builds, before the first cell starts, one run of each kind that is left, so that what cannot run is said now."""
     seen: set[tuple[str, str]] = set()
     for cell in reversed(cells.experiment.cells):  # the highest limits need the most events
-        if (cell.method, cell.group) not in seen and cells.record(cell) is None:
-            seen.add((cell.method, cell.group))
-            try:
-                check(argv_of(cell))
-            except UsageError as error:
-                raise UsageError(f"{cell.where}: {cell.title}: {error}") from error
+        kind = cell.method, cell.group
+        if kind in seen or cells.record(cell) is not None:
+            continue
+        seen.add(kind)
+        try:
+            check(argv_of(cell))
+        except UsageError as error:
+            raise UsageError(f"{cell.where}: {cell.title}: {error}") from error

@@ -15,6 +15,7 @@ import yaml
 from scipy import stats
 
 from pruning.errors import UsageError
+from utils.experiments import compare
 from utils.experiments.report.data import Data, Finished, Wanted, costs, differences, interval, potentials, summary
 from utils.experiments.report.gather import gather_runs
 from utils.experiments.report.page import write
@@ -189,6 +190,22 @@ def test_a_report_of_whatever_there_is(tmp_path, what):
     }[what]
     write(Data(what, runs, Wanted()), tmp_path)
     assert f"<h1>{what}</h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_is_not_written_again_before_twenty_times_its_own_time_has_passed(cells, monkeypatch):
+    written, now = [], [100.0]
+
+    def write(data, folder, *, plots):
+        written.append((now[0], plots))
+        now[0] += 2.0  # seconds that it takes
+
+    monkeypatch.setattr(compare, "write", write)
+    monkeypatch.setattr(compare.time, "monotonic", lambda: now[0])
+    report = compare.CurrentReport(cells())
+    for now[0] in (100.0, 110.0, 141.0, 142.0, 150.0):
+        report(False)
+    report(True)
+    assert written == [(100.0, False), (142.0, False), (150.0, True)]
 
 
 # -- finished runs -----------------------------------------------------------------------------------------------------
