@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import struct
 import zlib
@@ -47,11 +48,8 @@ def class_pictures(name: str, folder: Path, classes: Sequence[str]) -> tuple[lis
         classes: that must be there, no more and no fewer; a class's position is its label.
     """
     found = class_folders(name, folder)
-    for wrong, problem in ((set(classes) - set(found), "lacks"), (set(found) - set(classes), "has the unknown")):
-        if wrong:
-            first = min(wrong)
-            hint = nearest(first, found if problem == "lacks" else classes)
-            raise UsageError(f"{name}: {folder} {problem} class folder '{first}' ({len(wrong)} such).{hint}")
+    _refuse(name, folder, "lacks", set(classes) - set(found), found)
+    _refuse(name, folder, "has the unknown", set(found) - set(classes), classes)
     files: list[str] = []
     labels: list[int] = []
     for label, one in enumerate(classes):
@@ -63,21 +61,30 @@ def class_pictures(name: str, folder: Path, classes: Sequence[str]) -> tuple[lis
     return files, torch.tensor(labels)
 
 
+def _refuse(name: str, folder: Path, problem: str, wrong: set[str], meant: Sequence[str]) -> None:
+    """Raises UsageError for class folders that are wrong, if there are any; `meant` are those that might be meant."""
+    if wrong:
+        first = min(wrong)
+        hint = nearest(first, meant)
+        raise UsageError(f"{name}: {folder} {problem} class folder '{first}' ({len(wrong)} such).{hint}")
+
+
 def pictures_below(folder: Path) -> list[str]:
     """All picture files in a folder and its sub-folders, sorted; as plain strings, which sort ten times as fast."""
-    return sorted(
-        os.path.join(place, file)
-        for place, _, names in os.walk(folder)
-        for file in names
-        if file.lower().endswith(ENDINGS) and not file.startswith(".")
-    )
+    found = []
+    for place, _, names in os.walk(folder):
+        for file in names:
+            is_hidden = file.startswith(".")
+            if file.lower().endswith(ENDINGS) and not is_hidden:
+                found.append(os.path.join(place, file))
+    return sorted(found)
 
 
 def load_pictures(
     name: str, files: Sequence[str], labels: Tensor, *, shape: tuple[int, int, int], cache: Path
 ) -> tuple[Tensor, Tensor] | PictureFiles:
     """Like `decoded_pictures` where the result fits into `DECODED_BYTES`; else a Dataset that reads one by one."""
-    if len(files) * shape[0] * shape[1] * shape[2] > DECODED_BYTES:
+    if len(files) * math.prod(shape) > DECODED_BYTES:
         return PictureFiles(name, files, labels, shape)
     return decoded_pictures(name, files, labels, shape=shape, cache=cache)
 
@@ -117,14 +124,17 @@ class PictureFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.from_numpy(decode(self.name, self.files[index], self.shape)), int(self.targets[index])
+        pixels = decode(self.name, self.files[index], self.shape)
+        return torch.from_numpy(pixels), int(self.targets[index])
 
 
 def decode(name: str, file: str, shape: tuple[int, int, int]) -> np.ndarray:
     """Reads one picture, uint8 of `shape`; a damaged one is named in the error."""
     from PIL import Image, ImageOps
 
-    mode, size = ("L" if shape[0] == 1 else "RGB"), (shape[2], shape[1])
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    size = (width, height)  # the other way round than tensors have it
     try:
         with Image.open(file) as opened:
             opened.draft(mode, size)  # a large JPEG is decoded at an eighth, a quarter or half of its size
@@ -134,19 +144,22 @@ def decode(name: str, file: str, shape: tuple[int, int, int]) -> np.ndarray:
     except (*BAD_INPUT, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise UsageError(f"{name}: {file} is no readable picture ({reason}); replace or delete it") from error
-    return np.array(picture).reshape(size[1], size[0], shape[0]).transpose(2, 0, 1).copy()
+    pixels = np.array(picture).reshape(height, width, channels)
+    return pixels.transpose(2, 0, 1).copy()
 
 
 def _decode_all(name: str, files: Sequence[str], shape: tuple[int, int, int]) -> Tensor:
     images = np.empty((len(files), *shape), dtype=np.uint8)
 
     def fill(start: int) -> None:
-        for at in range(start, min(start + 256, len(files))):
+        stop = min(start + 256, len(files))
+        for at in range(start, stop):
             images[at] = decode(name, files[at], shape)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # decoders release the interpreter's lock
-        for _ in pool.map(fill, range(0, len(files), 256)):
-            pass
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(max_workers=threads) as pool:  # decoders release the interpreter's lock
+        starts = range(0, len(files), 256)
+        list(pool.map(fill, starts))  # which raises what went wrong in a thread
     return torch.from_numpy(images)
 
 
@@ -156,9 +169,9 @@ def _fingerprint(files: Sequence[str], root: Path, shape: tuple[int, ...]) -> st
     for file in files:
         stat = os.stat(file)
         # Relative, so that a folder may move together with its cache.
-        sha.update(
-            f"{file.removeprefix(str(root))}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
-        )
+        relative = file.removeprefix(str(root))
+        line = f"{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        sha.update(line.encode(errors="surrogateescape"))  # names need not be UTF-8
     return sha.hexdigest()
 
 

@@ -56,17 +56,22 @@ class Resident:
 
     def __init__(self, images: Any, labels: Any, form: Form, device: torch.device) -> None:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-        if labels.ndim == 0 or images.ndim == 0 or len(images) != len(labels):
+        are_rows = labels.ndim > 0 and images.ndim > 0
+        if not are_rows or len(images) != len(labels):
             shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
             raise UsageError(f"{form.name}: images and labels differ in number: {shapes}")
         if len(images) == 0:
             raise UsageError(f"{form.name}: the data set is empty")
         form.check_shape(images.shape[1:], "an image")
-        labels = labels if labels.is_floating_point() else labels.long()
+        are_classes = not labels.is_floating_point()
+        if are_classes:
+            labels = labels.long()
         form.check_labels(labels)
+        # What is too large for the device travels batch by batch.
         home = device if images.nbytes <= _room(device) else torch.device("cpu")
-        self.images, self.labels = images.to(home), labels.to(home)
-        self.class_labels = labels if labels.ndim == 1 and not labels.is_floating_point() else None
+        self.images = images.to(home)
+        self.labels = labels.to(home)
+        self.class_labels = labels if are_classes and labels.ndim == 1 else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +86,8 @@ class Resident:
     def relabelled(self, labels: Tensor) -> Resident:
         """Returns the same images with other labels, (N,) class numbers."""
         other = copy.copy(self)
-        other.labels, other.class_labels = labels.to(self.labels.device), labels
+        other.labels = labels.to(self.labels.device)
+        other.class_labels = labels
         return other
 
     def close(self) -> None:
@@ -92,7 +98,8 @@ def _room(device: torch.device) -> int:
     """Bytes that a data set may take on `device`: on CUDA no more than a quarter of what is free."""
     if device.type != "cuda":
         return RESIDENT_BYTES
-    return min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4)
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(RESIDENT_BYTES, free // 4)
 
 
 class Streamed:
@@ -127,9 +134,11 @@ class Streamed:
         """Yields the batches of `order`; a second iteration inside the first reads in this process."""
         plan = [(order[start:stop], epoch) for start, stop in bounds]
         if self.busy:
+            # The workers serve the first iteration.
             yield from map(_checked, self._new_loader(_Plan(plan), 0))
             return
-        self.busy, self.plan.batches = True, plan
+        self.busy = True
+        self.plan.batches = plan
         try:
             if not self.loaders:
                 self.loaders.append(self._new_loader(self.plan, self.workers))
@@ -164,7 +173,9 @@ def _start_worker(_number: int) -> None:
 def _default_workers(samples: int) -> int:
     if samples < FEW_SAMPLES:
         return 0
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # fewer than there are, in a container or a worker of experiments
+        available = len(os.sched_getaffinity(0))
     return min(4, available)
 
 
@@ -221,7 +232,8 @@ class _Collate:
         for sample in samples:
             if isinstance(sample, UsageError):
                 return sample
-        images, targets = torch.stack([image for image, _ in samples]), default_collate([label for _, label in samples])
+        images = torch.stack([image for image, _ in samples])
+        targets = default_collate([label for _, label in samples])
         try:
             self.form.check_labels(targets)
         except UsageError as error:
@@ -252,7 +264,8 @@ class Relabelled(Dataset):
 
 def check_dataset(data: Any, form: Form) -> None:
     """Looks at the first sample and at all labels known, so that a wrong data set fails before training starts."""
-    _checked(_Collate(form)([_Seeded(data, form, 0)[0, 0]]))
+    first = _Seeded(data, form, 0)[0, 0]
+    _checked(_Collate(form)([first]))
     labels = dataset_labels(data)
     if labels is not None:
         form.check_labels(labels)
