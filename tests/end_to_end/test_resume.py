@@ -19,6 +19,7 @@ from tests.support.tiers import few, later, thorough
 from trainers.DefaultTrainer import DefaultTrainer
 from utils import files
 from utils.callbacks import attach
+from utils.jobs import prepare
 
 ROOT = Path(main.__file__).parent
 TINY = ["--data_set", "DIGITS", "--model", "MLP5", "--hidden", "32", "--batch_size", "256", "--limit_batches", "3"]
@@ -339,8 +340,8 @@ def test_ctrl_c_between_events_before_training(start, undisturbed, monkeypatch):
 
 def test_ctrl_c_while_parts_are_built(start, monkeypatch, tmp_path, capsys):
     (tmp_path / "stopped").mkdir()
-    make_batches = main.make_batches
-    monkeypatch.setattr(main, "make_batches", at_call(1, make_batches, send(signal.SIGINT)))
+    make_batches = prepare.make_batches
+    monkeypatch.setattr(prepare, "make_batches", at_call(1, make_batches, send(signal.SIGINT)))
     command = [*TINY, "--results_dir", str(tmp_path / "stopped")]
     assert main.main(command) == 130
     error = capsys.readouterr().err
