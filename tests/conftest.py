@@ -23,7 +23,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     looked_at = option.usepdb or option.collectonly or option.capture == "no"
     cores = min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 2
-    if shareable and whole and not looked_at and cores > 1:
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # workers that shared out what they got would never end
+    if shareable and whole and not looked_at and cores > 1 and not is_worker:
         option.numprocesses = cores
         option.dist = "loadfile"  # runs that the tests of a file share are made once
 
