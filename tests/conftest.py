@@ -15,18 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has a core, not the machine
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The whole suite is shared out over the cores; what is named runs right here, where a debugger reaches it."""
-    option = config.option
-    shareable = config.pluginmanager.hasplugin("xdist") and option.numprocesses is None
     whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    looked_at = option.usepdb or option.collectonly or option.capture == "no"
-    cores = min(len(os.sched_getaffinity(0)), 8) if hasattr(os, "sched_getaffinity") else 2
-    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # workers that shared out what they got would never end
-    if shareable and whole and not looked_at and cores > 1 and not is_worker:
-        option.numprocesses = cores
-        option.dist = "loadfile"  # runs that the tests of a file share are made once
+    if not whole or config.option.collectonly or config.option.capture == "no":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
 
 
 @pytest.fixture(autouse=True)
