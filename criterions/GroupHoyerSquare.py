@@ -11,8 +11,8 @@ class GroupHoyerSquare(HoyerThreshold, NodeCriterion):
     """Nodes that the Hoyer-Square penalty made small for their layer (Yang et al. 2020, arXiv:1908.09979).
 
     n sum n / sum n^2 over the layer, where n is the Euclidean norm of all that goes with a node (rows, columns, norm
-    scales): its size by that under which the penalty pushes nodes of its layer to zero. Sparsity is an outcome of
-    hoyer_reg; no limit is enforced. No data.
+    scales): its size by that under which the penalty pushes nodes of its layer to zero. hoyer_reg sets
+    how sparse it becomes; there is no limit. No data.
     """
 
     wants: ClassVar[dict[str, Any]] = {"loss": "GroupHoyerSquare"}

@@ -10,7 +10,7 @@ class HoyerSquare(HoyerThreshold, WeightCriterion):
     """Weights that the Hoyer-Square penalty made small for their layer (Yang et al. 2020, arXiv:1908.09979).
 
     |w| sum |w| / sum w^2: the absolute weight by the size under which the penalty pushes weights of its layer to zero,
-    so the scale of a layer changes nothing. Sparsity is an outcome of hoyer_reg; no limit is enforced. No data.
+    so the scale of a layer changes nothing. hoyer_reg sets how sparse it becomes; there is no limit. No data.
     """
 
     wants: ClassVar[dict[str, Any]] = {"loss": "HoyerSquare"}

@@ -95,7 +95,7 @@ class PrunableState:
         self.node_rules = node_rules or NodeRules()
         self.masks = WeightMasks()
         self.gates: Gates | None = None  # closed ones count as removed
-        self.learns_nodes = False  # whether gates are or were there: how many nodes go is then an outcome
+        self.learns_nodes = False  # whether gates are or were there: how many nodes go is then not fixed in advance
         self.last_scores: dict[str, Tensor] = {}
         # Between events of a criterion that revives: values of before the first one.
         self.pre_event_values: dict[str, Tensor] = {}

@@ -19,7 +19,7 @@ class L0Trainer(DefaultTrainer):
 
     Evaluation uses deterministic gates and a running average of everything that is learned (norm statistics included).
     At the end of training the average stays, nodes whose gate is closed are removed and open gates become part of the
-    weights. The sparsity is an outcome of --l0_reg; there is no limit. What lies in models/ before is without gates.
+    weights. --l0_reg sets how sparse it becomes; there is no limit. What lies in models/ before is without gates.
 
     Args:
         droprate: share of the gates that starts closed, roughly: log alpha starts at ln((1 - droprate) / droprate).

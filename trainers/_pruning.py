@@ -138,7 +138,7 @@ class Pruning:
 
     @property
     def asked(self) -> float:
-        """The sparsity that the events lead to, NaN where it is an outcome."""
+        """The sparsity that the events lead to, NaN where it is not fixed in advance."""
         if self.criterion.threshold is not None or self.network.learns_nodes:
             return math.nan
         return self.sparsities[-1] if self.sparsities else 0.0

@@ -30,8 +30,8 @@ class Criterion:
         schedule: limit -> sparsities that lead to it, a function of `pruning.schedule` or of your own; a constructor
             that has a say in it sets the attribute of the object.
         needs_data: whether its scores look at batches.
-        threshold: score under which a unit goes. Sparsity is then an outcome, whatever the limit (of 0: no event); None
-            ranks up to the limit.
+        threshold: score under which a unit goes; the final sparsity is then not fixed in advance, whatever the limit
+            (of 0: no event). None ranks up to the limit.
         wants: settings that the method asks for, such as {"loss": "..."}; what the user typed wins.
         revives: whether an event may bring back weights that earlier ones removed, with the value they had; for events
             without training between them.
@@ -69,7 +69,7 @@ class Criterion:
         if self.threshold is None:
             return ""
         name = type(self).__name__
-        return f"{name} removes what scores under {self.threshold}: the sparsity is an outcome, no limit is enforced"
+        return f"{name} removes what scores under {self.threshold}: the final sparsity is not fixed in advance"
 
     def facts(self) -> tuple[str, Facts]:
         """Returns a line and {weight: numbers to stand beside it in the report} for the last event; asked once."""

@@ -152,7 +152,11 @@ class Standardised(nn.Conv2d):
         return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
 
 
-@pytest.mark.parametrize("kind", [*REPARAMETRISED, "standardised"])
+# The older weight norm leaves a weight behind that no model can be copied with, and the slow reference copies.
+COPIED = [kind for kind in REPARAMETRISED if kind != "weight_norm_of_old"]
+
+
+@pytest.mark.parametrize("kind", [*COPIED, "standardised"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_where_the_weight_is_computed_a_real_gate_is_put_in(kind):
     def maker():

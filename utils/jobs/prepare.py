@@ -67,7 +67,9 @@ def prepare(chosen: Settings) -> Parts:
     )
 
 
-def assemble(chosen: Settings, console: Console, stopped: RunFolder | None = None) -> tuple[Parts, PruningCallback, Trainer]:
+def assemble(
+    chosen: Settings, console: Console, stopped: RunFolder | None = None
+) -> tuple[Parts, PruningCallback, Trainer]:
     """Builds everything that training needs, and loads what it starts from.
 
     Args:

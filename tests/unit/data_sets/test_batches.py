@@ -177,7 +177,7 @@ def test_crops_show_a_part_of_the_bordered_picture_and_flips_mirror_it():
     assert 150 < sum(flipped for *_, flipped in seen) < 250
 
 
-@pytest.mark.parametrize(("part", "augment", "changed"), [("train", None, True), ("train", False, False),
+@pytest.mark.parametrize(("part", "augment", "changed"), [("train", True, True), ("train", False, False),
                                                          ("score", None, False), ("test", None, False)])  # fmt: skip
 def test_only_training_is_augmented(part, augment, changed):
     ramp = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4).expand(64, 3, 4, 4)
