@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.cut.factorize import decompose_like, substitute
-from pruning.cut.tensors import replace
+from pruning.cut.tensors import blank_like, replace
 from pruning.errors import UsageError
 from pruning.modules.attributes import BY_TYPE, Attribute, Shape, module_integers, pack_recurrent, set_integers
 from pruning.modules.calls import RUN_ERRORS
@@ -84,7 +84,7 @@ def resize_like(
         by_id = {id(tensor): tensor for tensor in tensors.values()}  # tied tensors have several names
         for identity, shape in shapes.items():
             tensor = by_id[identity]
-            replace(tensor, tensor.new_empty(shape))
+            replace(tensor, blank_like(tensor, shape))
         for module, name, value in attributes:
             buffer = module._buffers.get(name)
             if buffer is not None and isinstance(value, Tensor):

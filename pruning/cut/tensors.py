@@ -13,13 +13,36 @@ from pruning.errors import UsageError
 
 Keep = dict[int, Tensor]  # dimension -> indices that stay
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def cut(tensor: Tensor, keep: Keep) -> Tensor:
-    """Returns a copy of what stays; dimensions of size 1 that only broadcast are left alone."""
+    """Returns a copy of what stays, in the same memory format; dimensions of size 1 that only broadcast stay whole."""
+    layout = _memory_format(tensor)
     for dim, indices in keep.items():
         if tensor.shape[dim] > 1 or len(indices) == 0:
             tensor = tensor.index_select(dim, indices.to(tensor.device))
+    if _memory_format(tensor) != layout:
+        # `.contiguous(memory_format=)` would leave 1x1 kernels alone, whose strides decide as well.
+        tensor = torch.empty_like(tensor, memory_format=layout).copy_(tensor)
     return tensor
+
+
+def blank_like(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns a tensor of another shape without values, of the same type, device and memory format."""
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=_memory_format(tensor))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Returns channels_last (of 4 or 5 dimensions) where the strides say so, else the usual format."""
+    layout = _CHANNELS_LAST.get(tensor.dim())
+    if layout is None or tensor.layout != torch.strided:
+        return torch.contiguous_format
+    # Strides are compared, not `is_contiguous` asked: 1x1 kernels and single channels would be both.
+    like = torch.empty(tensor.shape, device="meta", memory_format=layout)
+    usual = torch.empty(tensor.shape, device="meta")
+    is_last = tensor.stride() == like.stride() and tensor.stride() != usual.stride()
+    return layout if is_last else torch.contiguous_format
 
 
 def _fits(state: Tensor, parameter: Tensor) -> bool:

@@ -124,3 +124,33 @@ def test_the_width_of_a_head_is_left_where_the_heads_kept_theirs() -> None:
     graph.plan(graph.nodes_along("q.weight", 1)[:4]).exec()
     loaded = load_pruned(Heads(), model.state_dict())
     assert loaded.head_dim == 2 and torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("dims", "layout"), [(2, torch.channels_last), (3, torch.channels_last_3d)], ids=["pictures", "volumes"]
+)
+def test_a_cut_keeps_the_memory_format(dims: int, layout: torch.memory_format) -> None:
+    conv = nn.Conv2d if dims == 2 else nn.Conv3d
+    model = nn.Sequential(conv(3, 6, 3), nn.ReLU(), conv(6, 6, 1), nn.ReLU(), conv(6, 4, 3)).to(memory_format=layout)
+    inputs = torch.randn(2, 3, *[8] * dims).to(memory_format=layout)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(inputs).sum().backward()
+    optimizer.step()
+    dense = copy.deepcopy(model)
+    graph = DependencyGraph(model, inputs)
+    graph.get_pruning_plan(model[0], idxs=[1, 2]).exec(optimizer)
+    graph.get_pruning_plan(model[2], idxs=[0]).exec(optimizer)
+    loaded = load_pruned(dense, model.state_dict())
+    for layer in (model[0], model[2], model[4], loaded[0], loaded[2], loaded[4]):
+        # Strides, because `is_contiguous` says yes to every format for 1x1 kernels.
+        wanted = torch.empty(layer.weight.shape, memory_format=layout).stride()
+        held = [layer.weight]
+        if layer is model[0] or layer is model[4]:
+            held += [layer.weight.grad, *(optimizer.state[layer.weight][key] for key in ("exp_avg", "exp_avg_sq"))]
+        assert [tensor.stride() for tensor in held] == [wanted] * len(held)
+
+
+def test_a_cut_leaves_the_usual_memory_format() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1))
+    DependencyGraph(model, torch.randn(1, 3, 8, 8)).get_pruning_plan(model[0], idxs=[1]).exec()
+    assert [layer.weight.stride() for layer in model] == [(27, 9, 3, 1), (5, 1, 1, 1)]
