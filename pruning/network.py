@@ -20,7 +20,7 @@ from pruning.prune.limit import counted_by, reached
 from pruning.prune.report import PruneReport, Row, Step
 from pruning.prune.schedule import check_limit
 from pruning.prune.step import Event, carry_out
-from pruning.state import PrunableState
+from pruning.state import MAKE_A_NEW_ONE, PrunableState
 
 
 class PrunableNetwork(PrunableState):
@@ -57,7 +57,7 @@ class PrunableNetwork(PrunableState):
     def prune(
         self,
         criterion: Criterion,
-        batches: Batches = (),
+        batches: Batches | None = (),
         *,
         sparsity: float | None = None,
         keep_ratio: float | None = None,
@@ -66,7 +66,7 @@ class PrunableNetwork(PrunableState):
 
         Args:
             criterion: any criterion object.
-            batches: (inputs, targets) pairs to score on; each step goes through them once.
+            batches: (inputs, targets) pairs to score on; each step goes through them once. None says there are none.
             sparsity: fraction to remove, of what the criterion's limit counts, since the start.
             keep_ratio: says the same as 1 - sparsity.
 
@@ -74,7 +74,9 @@ class PrunableNetwork(PrunableState):
             A report with asked and reached sparsity per step.
         """
         limit = _limit_of(sparsity, keep_ratio)
+        batches = () if batches is None else batches
         batches = batches if hasattr(batches, "__len__") else list(batches)
+        self.check_unchanged()
         report = PruneReport(type(criterion).__name__, self.counted(criterion))
         # What a criterion may bring back is of this call alone.
         self.pre_event_values = {}
@@ -84,7 +86,7 @@ class PrunableNetwork(PrunableState):
         self.pre_event_values = {}
         return report
 
-    def prune_to(self, criterion: Criterion, sparsity: float, batches: Batches = (), **how: Any) -> Step:
+    def prune_to(self, criterion: Criterion, sparsity: float, batches: Batches | None = (), **how: Any) -> Step:
         """One pruning event: removes units until a sparsity is reached, and says what came of it.
 
         Args:
@@ -95,8 +97,12 @@ class PrunableNetwork(PrunableState):
         """
         if "companions" in how:
             raise UsageError(RENAMED)
+        self.check_unchanged()
+        batches = () if batches is None else batches
         counted = self.counted(criterion)
         cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
+        if cuts_nodes and self._graph is not None and not self._graph.fits():
+            raise UsageError(f"Layers were replaced or resized by something else; {MAKE_A_NEW_ONE}.")
         self.note_start(structure=cuts_nodes)
         weights_before = self.weights_left()
         if not criterion.revives:
@@ -109,6 +115,7 @@ class PrunableNetwork(PrunableState):
         self._broadcast_everything()
         # Values that came back, and those of the first process, fill masked places too.
         self.enforce()
+        self.check_unchanged()
         left = self.weights_left()
         note, facts = criterion.facts()
         return Step(

@@ -17,11 +17,16 @@ from pruning.graph.history import Survivors, cut_like, kept_indices_of
 from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
-from pruning.modules.calls import batch_size_of
+from pruning.modules.calls import batch_size_of, device_of, mapped
 from pruning.modules.weights import channel_dims, normalised_dimension, prunable_weights
 
 Ranking = Literal["global", "local"]
 Counted = Literal["nodes", "weights", "flops", "latency"]
+
+
+MAKE_A_NEW_ONE = "make a new PrunableNetwork(model, example_inputs)"
+
+Kind = tuple[torch.dtype | None, torch.device]  # what floating-point numbers a model computes with, and where
 
 
 @dataclass
@@ -89,7 +94,8 @@ class PrunableState:
         node_rules: NodeRules | None = None,
     ) -> None:
         self.model = model
-        self.example_inputs = example_inputs
+        self._example_inputs = example_inputs
+        self._example_fits = _kind_of(model)
         self.loss = loss
         self.outer_layers = outer_layers
         self.node_rules = node_rules or NodeRules()
@@ -100,6 +106,7 @@ class PrunableState:
         # Between events of a criterion that revives: values of before the first one.
         self.pre_event_values: dict[str, Tensor] = {}
         self.events = 0  # so far; penalties that prepare for pruning end with the first
+        self._seen: dict[str, tuple[int, torch.Size]] = {}
         self._find_weights()
         # What later counts are compared with. FLOPs, latency and nodes cost time and are counted when first asked for.
         weights = self.prunable()
@@ -119,7 +126,48 @@ class PrunableState:
 
     def prunable(self) -> dict[str, Parameter]:
         """Returns every prunable weight by name, in the order in which the layers run."""
-        return {name: self.model.get_parameter(name) for name in self._prunable}
+        try:
+            return {name: self.model.get_parameter(name) for name in self._prunable}
+        except AttributeError as error:
+            raise UsageError(f"A layer of the network is gone or was replaced ({error}); {MAKE_A_NEW_ONE}.") from error
+
+    @property
+    def example_inputs(self) -> Any:
+        """What the model is called with; it follows the model to another device or floating-point type."""
+        kind = _kind_of(self.model)
+        if kind != self._example_fits:
+            before, self._example_fits = self._example_fits, kind
+            self._example_inputs = mapped(self._example_inputs, lambda tensor: _moved(tensor, before, kind))
+        return self._example_inputs
+
+    def check_unchanged(self) -> None:
+        """Takes note of weights that are other objects now: of a copy, or put in place by `assign=True`.
+
+        Raises:
+            UsageError: if a layer was replaced by one of another shape, which no count of the start fits.
+        """
+        weights = self.prunable()
+        for name, weight in weights.items():
+            identity, shape = self._seen[name]
+            if identity == id(weight) or shape == weight.shape:
+                continue
+            # What the graph cut before the weight was replaced, it knows.
+            if self._graph is None or not self._graph.fits():
+                was, now = tuple(shape), tuple(weight.shape)
+                raise UsageError(f"{name} was replaced: it has shape {now}, and had {was}; {MAKE_A_NEW_ONE}.")
+        self._see(weights)
+
+    def _see(self, weights: Mapping[str, Parameter]) -> None:
+        self._seen = {name: (id(weight), weight.shape) for name, weight in weights.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parameters of a copy are other objects; it compares them by shape, which must be those of now.
+        weights = dict(self.model.named_parameters())
+        for name, (identity, _) in self._seen.items():
+            weight = weights.get(name)
+            if weight is not None and id(weight) == identity:
+                self._seen[name] = (identity, weight.shape)
+        return dict(vars(self))
 
     def _find_weights(self) -> None:
         self._prunable = prunable_weights(self.model, self.example_inputs)
@@ -129,6 +177,7 @@ class PrunableState:
             dimension = normalised_dimension(self.model, name, path)
             if dimension is not None:
                 self.slices[name] = dimension
+        self._see(self.prunable())
 
     def owners(self) -> dict[str, str]:
         """Returns prunable weight -> path of the layer that it belongs to."""
@@ -216,6 +265,7 @@ class PrunableState:
         if not known:
             self._graph = None
         self.masks.refresh()
+        self._see(self.prunable())
 
     def replace_layers(
         self, change: Callable[[], Any], start_sizes: Mapping[str, int], nodes_total: int | None = None
@@ -331,3 +381,17 @@ class PrunableState:
     def enforce(self) -> None:
         """Sets masked weights to zero."""
         self.masks.apply_to_weights(self.prunable())
+
+
+def _kind_of(model: nn.Module) -> Kind:
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return None, device_of(model)
+
+
+def _moved(tensor: Tensor, before: Kind, now: Kind) -> Tensor:
+    """Returns an example tensor as a model takes it that has moved; what did not fit it before stays as it was."""
+    if now[0] is not None and tensor.dtype == before[0]:
+        tensor = tensor.to(now[0])
+    return tensor.to(now[1]) if tensor.device == before[1] and not tensor.is_meta else tensor

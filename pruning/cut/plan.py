@@ -312,6 +312,9 @@ class PruningPlan:
 
     def _cut_module_along(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
         """Cuts a module of the same architecture; returns the integers that it must hold afterwards."""
+        inside = getattr(companion, "module", None)
+        if isinstance(inside, nn.Module) and type(inside) is type(self.traced.model):
+            companion = inside  # an AveragedModel, or what is run in parallel
         tensors = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
         shapes = {}
         for name in self._changed:

@@ -12,12 +12,15 @@ whether the network's own code runs with fewer channels (pruning/dry_run/).
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from pruning.cut.plan import PruningPlan, make_plan
 from pruning.dry_run.trials import try_out
@@ -110,11 +113,13 @@ class DependencyGraph(NodeLookup):
 
     def keep(self, module: nn.Module) -> None:
         """Protects all parameters of a module from now on."""
+        self.follow()
         self._protect(module)
         self.structure.assemble()
 
     def tie(self, one: nn.Module | tuple[str, int], other: nn.Module | tuple[str, int]) -> None:
         """Couples two layers' output channels, or two (parameter name, dimension), index by index from now on."""
+        self.follow()
         self._couple(self._output(one), self._output(other))
         self.structure.assemble()
 
@@ -178,7 +183,7 @@ class DependencyGraph(NodeLookup):
         if side not in ("", "out", "in") or not (function is None or callable(function)):
             raise UsageError(f"A side is 'out' or 'in', or a function that cuts it, not {side or function!r}.")
         name, dim = self._channels(module, side or getattr(function, "side", "out"))
-        self.traced.refresh()
+        self.follow()
         size = self.tensors[name].shape[dim]
         positions = whole_numbers(idxs)
         if not positions or positions[0] < 0 or positions[-1] >= size:
@@ -214,3 +219,17 @@ def _numbers_of(nodes: Any) -> np.ndarray:
         return nodes
     several = [nodes] if isinstance(nodes, (int, Node)) else list(nodes)
     return np.asarray([node.index if isinstance(node, Node) else node for node in several])
+
+
+def _operation(name: str, overload: str) -> OpOverload:
+    namespace, operation = name.split("::")
+    found: OpOverload = getattr(getattr(getattr(torch.ops, namespace), operation), overload)
+    return found
+
+
+def _named(operation: OpOverload) -> tuple[Callable[..., OpOverload], tuple[str, str]]:
+    return _operation, (operation._schema.name, operation._overloadname)
+
+
+# A graph remembers what ran; torch copies its operations, and cannot pickle them.
+copyreg.pickle(OpOverload, _named)

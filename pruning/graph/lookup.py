@@ -66,15 +66,40 @@ class NodeLookup:
         """Returns every parameter and buffer by all its names."""
         return self.traced.named()
 
+    def follow(self) -> None:
+        """Looks the network's tensors up again: a copy, `load_state_dict(assign=True)` or a new layer made others.
+
+        Raises:
+            UsageError: if they have other names or shapes than those that the graph knows.
+        """
+        self.traced.refresh()
+
+    def fits(self) -> bool:
+        """Says whether the network has the names and shapes that the graph knows."""
+        try:
+            self.follow()
+        except UsageError:
+            return False
+        return True
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Returns the first name of a parameter or buffer of the network, None for any other tensor."""
+        name = self.traced.names.get(id(tensor))
+        # The number of an object that is gone may be another's by now.
+        if name is None or self.tensors[name] is not tensor:
+            self.follow()
+            name = self.traced.names.get(id(tensor))
+        return name
+
     def _channels(self, module: nn.Module, side: str) -> tuple[str, int]:
         """Returns (parameter name, dimension) of a module's output or input channels, side "out" or "in"."""
         self.path_of(module)  # or UsageError
         if isinstance(module, nn.MultiheadAttention):
             module = module.out_proj
         tensor = _counted_tensor(module)
-        if tensor is None or id(tensor) not in self.traced.names:
+        name = None if tensor is None else self.name_of(tensor)
+        if tensor is None or name is None:
             raise UsageError(f"{type(module).__name__} has no weight whose channels could be named.")
-        name = self.traced.names[id(tensor)]
         if tensor.dim() == 1:  # a norm hands every channel on by itself
             return name, 0
         output_dim, input_dim = channel_dims(module)

@@ -18,6 +18,7 @@ def reduce_to_nodes(graph: NodeLookup, values: Mapping[str, Tensor], role: str, 
     if role not in ROLES or reduce not in ("sum", "mean", "max"):
         known = ", ".join(ROLES)
         raise UsageError(f"reduce_to_nodes knows the roles {known} and sum, mean, max; not {role}, {reduce}.")
+    graph.follow()
     named = graph.named()
     for name, value in values.items():
         if name not in named or named[name].shape != value.shape:

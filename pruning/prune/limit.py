@@ -204,10 +204,11 @@ def _removed_labels(network: PrunableState, gone: Tensor) -> Removed:
 def _staying(network: PrunableState, name: str, removed: Removed) -> dict[int, np.ndarray]:
     """Returns dimension -> bool per index of a weight, for those dimensions that could shrink."""
     weight = network.model.get_parameter(name)
-    traced = network.graph.traced
+    graph = network.graph
+    first_name = graph.name_of(weight) or name  # tied tensors have several
     staying = {}
     for dim in range(weight.dim()):
-        labels = traced.labels(traced.names[id(weight)], dim)
+        labels = graph.traced.labels(first_name, dim)
         if len(labels):
             staying[dim] = ~removed[labels]
     return staying
