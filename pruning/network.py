@@ -127,7 +127,18 @@ class PrunableNetwork(PrunableState):
             nodes_left=len(self.graph.nodes) if cuts_nodes else None,
             layers=self._rows(facts),
             note=note,
+            protected=self._protected() if criterion.unit == "weights" else "",
         )
+
+    def _protected(self) -> str:
+        """Says which weights are marked `keep`, "" if none are."""
+        kept = self.kept_names()
+        if not kept:
+            return ""
+        weights = self.prunable()
+        total = sum(weights[name].numel() for name in kept)
+        layers = ", ".join(path for name, path in self._prunable.items() if name in kept)
+        return f"marked keep, and not counted: {layers} ({total:,} weights)"
 
     @torch.no_grad()
     def _take_values(self, new_values: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.history import Survivors, cut_like, kept_indices_of
+from pruning.graph.marks import kept_parameters
 from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
@@ -190,15 +191,25 @@ class PrunableState:
         return output_dim
 
     def weights(self) -> Iterator[tuple[str, Parameter]]:
-        """Yields (name, weight) of what is ranked: all prunable weights, or those between the outer layers."""
+        """Yields (name, weight) of what is ranked: all prunable weights, or those that `ranked_names` leaves."""
         parameters = self.prunable()
         for name in self.ranked_names():
             yield name, parameters[name]
 
     def ranked_names(self) -> list[str]:
-        """Returns the names of the weights that are ranked; none where only outer layers exist and are left out."""
+        """Returns the names of the weights that are ranked: without layers marked `keep`, or outer ones if so asked."""
         names = list(self._prunable)
-        return names if self.outer_layers else names[1:-1]
+        if not self.outer_layers:
+            names = names[1:-1]
+        kept = self.kept_names()
+        return [name for name in names if name not in kept]
+
+    def kept_names(self) -> set[str]:
+        """Returns the names of the prunable weights of modules marked `keep`."""
+        kept = kept_parameters(self.model)
+        if not kept:  # as nearly always, and this is asked for often
+            return set()
+        return {name for name, weight in self.prunable().items() if id(weight) in kept}
 
     def alive(self) -> dict[str, Tensor]:
         """Returns the keep-masks of the ranked weights, all True where nothing was removed."""

@@ -49,7 +49,8 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     if unit == "weights" and not network.start_sizes:
         raise UsageError(f"{name} has no Linear or Conv weights; what stands outside of layers can go as nodes.")
     if unit == "weights" and not network.ranked_names():
-        raise UsageError(f"{name}: with the outer layers left out there is nothing to prune.")
+        left_out = "the layers marked keep" if network.kept_names() else "the outer layers"
+        raise UsageError(f"{name}: with {left_out} left out there is nothing to prune.")
 
 
 def nodes_to_keep(total: int, sparsity: float) -> int:

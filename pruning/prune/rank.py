@@ -53,7 +53,12 @@ def check_scores(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> N
         not_finite = ~torch.isfinite(score) & mask.to(score.device)
         bad = int(not_finite.count_nonzero())
         if bad:
-            raise UsageError(f"{bad} scores of layer {name!r} are not finite (NaN or infinite); nothing was pruned.")
+            advice = ""
+            if bool((score[not_finite] == torch.inf).all()):
+                advice = " A layer that must stay is marked by keep(module)."
+            raise UsageError(
+                f"{bad} scores of layer {name!r} are not finite (NaN or infinite); nothing was pruned.{advice}"
+            )
 
 
 def keep_top(scores: Tensor, n_keep: int) -> Tensor:

@@ -24,6 +24,7 @@ class Step:
         layers: what the criterion says of each layer: its name, weights "kept" and "of" how many at the start, its
             "budget_share" of all that are kept, and the criterion's own facts; None for what it does not know.
         note: what those facts mean.
+        protected: which layers are marked `keep` and so neither ranked nor counted, "" if none are.
     """
 
     asked: float | None
@@ -34,6 +35,7 @@ class Step:
     nodes_left: int | None = None
     layers: list[Row] = field(default_factory=list)
     note: str = ""
+    protected: str = ""
 
     def describe(self, unit: str) -> str:
         """One line for a person, and the table of layers if there is one."""
@@ -42,6 +44,8 @@ class Step:
         if self.nodes_left is not None:
             left = f"{self.nodes_left:,} nodes and {left}"
         head = f"pruned {unit}: asked {self.asked_text}, reached {self.reached:.4f}, {left}{why}"
+        if self.protected:
+            head += f"; {self.protected}"
         return "\n".join([head, *self.table()])
 
     @property
@@ -82,6 +86,8 @@ class PruneReport:
         for number, step in enumerate(self.steps, start=1):
             why = f"  ({step.reason})" if step.reason else ""
             lines.append(f"  {number}: asked {step.asked_text} reached {step.reached:.4f} left {step.left:,}{why}")
+        if self.steps and self.steps[-1].protected:
+            lines.append(f"  {self.steps[-1].protected}")
         if self.steps:
             # What is said of the layers changes with each event; what they are in the end matters.
             lines += self.steps[-1].table()
