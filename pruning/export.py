@@ -28,6 +28,8 @@ from pruning.modules.modes import undisturbed
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 _ONNX_LIMIT = 1_500_000_000  # bytes; a file of that format cannot hold more than 2 GB, so weights go beside it
 
+_ONNX_FLOATS = (torch.float16, torch.float32, torch.float64)  # those that numpy, and so a runtime's inputs, can hold
+
 Runner = Callable[[Any], list[Tensor]]
 
 
@@ -80,6 +82,10 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
     """
     check_export(kind)
     path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} to write {path.name} into.")
+    if kind == "onnx":
+        _check_types(model, example_inputs)
     device = device_of(model)
     example = mapped(example_inputs, lambda tensor: tensor.to(device))
     # Sizes 0 and 1 would be taken for numbers of the code's own, so two samples at least.
@@ -96,6 +102,17 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
     return Exported(path, any_batch, size, error)
+
+
+def _check_types(model: nn.Module, example_inputs: Any) -> None:
+    """Raises UsageError for numbers that no runtime can be given to check the file with (bfloat16, 8-bit floats)."""
+    for tensor in (*model.parameters(), *model.buffers(), *tensors_in(example_inputs)):
+        if tensor.is_floating_point() and tensor.dtype not in _ONNX_FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"A network in {kind} cannot be checked in ONNX; export a copy in another type: "
+                "copy.deepcopy(model).float(), with inputs that are float too."
+            )
 
 
 def _draft(model: nn.Module, kind: str, draft: Path, inputs: Any, others: Any = None) -> float:

@@ -121,6 +121,8 @@ class PrunableState:
         self._start_nodes: int | None = None
         self._graph: DependencyGraph | None = None
         if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
+            if isinstance(model, torch.jit.ScriptModule):
+                raise UsageError("The model is a scripted or traced module, which hides its layers; give the original.")
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
 
     # -- what there is ---------------------------------------------------------------------------------------------

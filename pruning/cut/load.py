@@ -169,13 +169,47 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
             yield from _children(child)
 
 
+def state_dict_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the state dict in what a file holds: one of one's own, of timm, of a training script, or it itself."""
+    for key in ("state_dict", "model"):
+        inner = content.get(key)
+        if isinstance(inner, Mapping):
+            return inner
+    return content
+
+
+def unwrapped(content: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """Returns the state dict in what a file holds, without what wrappers put before every name.
+
+    These are DataParallel, DDP, `torch.compile` and AveragedModel (whose own counter goes), in any order.
+
+    Args:
+        content: what a file holds.
+        model: what it is meant for; a prefix that its own names have stays.
+    """
+    state = state_dict_in(content)
+    own = model.state_dict()
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in ("module.", "_orig_mod."):
+            names = [str(name) for name in state if name != "n_averaged" or name in own]
+            theirs = all(name.startswith(prefix) for name in names)
+            ours = all(name.startswith(prefix) or name == "n_averaged" for name in own)
+            if names and theirs and not ours:
+                state = {name.removeprefix(prefix): state[name] for name in names}
+                stripped = True
+    return state
+
+
 def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
     """Loads a pruned network into a freshly built dense one of the same class.
 
     Args:
         model: the dense network; it takes the shapes and values of the file and is returned.
-        source: a file, or what it holds: a state dict, or a dict with "state_dict" and, if `extras_of` was saved with
-            it, "extras". Files are read with `weights_only=True`.
+        source: a file, or what it holds: a state dict, or a dict with it under "state_dict" or "model" and, if
+            `extras_of` was saved with it, "extras". What parallel, compiled and averaged models put before names
+            ("module.", "_orig_mod.") is taken off. Files are read with `weights_only=True`.
 
     Raises:
         UsageError: if the file is missing or does not fit; the model is as it was then.
@@ -189,9 +223,8 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
             raise UsageError(f"{source} is damaged, or holds more than tensors and plain values.") from error
     if not isinstance(source, Mapping):
         raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
-    state, extras = source, None
-    if "state_dict" in source:
-        state, extras = source["state_dict"], source.get("extras")
+    state = unwrapped(source, model)
+    extras = None if state_dict_in(source) is source else source.get("extras")
     dense = decompose_like(model, state)
     try:
         in_one_only = set(model.state_dict()) ^ set(state)

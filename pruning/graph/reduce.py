@@ -24,7 +24,10 @@ def reduce_to_nodes(graph: NodeLookup, values: Mapping[str, Tensor], role: str, 
         if name not in named or named[name].shape != value.shape:
             raise UsageError(f"{name} {tuple(value.shape)} is no parameter of this network as it is.")
     like = next(iter(values.values()), torch.empty(0))
-    result = torch.zeros(graph.structure.count, dtype=like.dtype, device=like.device)
+    # Sums of an int8 weight would overflow in its own type.
+    is_short = like.dtype in (torch.int8, torch.uint8, torch.int16)
+    dtype = torch.float32 if is_short else like.dtype
+    result = torch.zeros(graph.structure.count, dtype=dtype, device=like.device)
     if reduce == "max":
         result = result - torch.inf
     counts = torch.zeros_like(result)
@@ -38,7 +41,7 @@ def reduce_to_nodes(graph: NodeLookup, values: Mapping[str, Tensor], role: str, 
             rows = value.unsqueeze(1) if value.dim() == 1 else value.movedim(dim, 0).flatten(1)
             # Joined before it is picked: a copy of every weight would cost more than the sum.
             joined = rows.amax(1) if reduce == "max" else rows.sum(1)
-            joined = joined.to(like.device, like.dtype)[where]
+            joined = joined.to(like.device, dtype)[where]
             if reduce == "max":
                 result = result.scatter_reduce(0, nodes, joined, "amax")
             else:

@@ -153,8 +153,6 @@ def refused_layers(network: PrunableState, paths: list[str]) -> dict[str, str]:
 def _why_not(path: str, layer: nn.Module, uses: Mapping[int, int]) -> str:
     if isinstance(layer, LowRank):
         return ""
-    if getattr(layer, "_pruning_keep", False):
-        return "protected"
     # By the method, not the class: classes that inherit may well compute something else.
     kind: Any = type(layer)
     is_linear = kind.forward is nn.Linear.forward
@@ -217,6 +215,8 @@ def lower_ranks(criterion: LowRankCriterion, network: PrunableState, event: Even
     if keep >= left:
         return "" if keep == left else "the network is already sparser than that"
     refused = refused_layers(network, list(parts))
+    owners = network.owners()
+    refused |= {owners[name]: "protected" for name in sorted(network.kept_names())}  # never ranked, but named
     network.enforce()  # masked weights are zeros from here on
     layers = {path: dense_of(network.model.get_submodule(path)) for path in parts if path not in refused}
     for path, layer in layers.items():

@@ -37,8 +37,9 @@ def prunable_weights(model: nn.Module, example_inputs: Any = None) -> dict[str, 
     left out if a zero there is no zero in the weight (orthogonal).
 
     Raises:
-        UsageError: for a lazy layer that no example has given a shape yet.
+        UsageError: for a lazy layer that no example has given a shape yet, and for a sparse weight.
     """
+    check_dense(dict(model.named_parameters()))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, str] = {}
     for path, module in _in_order_of_execution(model, example_inputs):
@@ -123,7 +124,10 @@ def _first_calls(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     def record(path: str, module: nn.Module, inputs: Any) -> None:
         calls.setdefault(path, len(calls))
 
-    hooks = [module.register_forward_pre_hook(partial(record, path)) for path, module in model.named_modules()]
+    hooks = []
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):  # which refuse hooks, and hold no layer that counts
+            hooks.append(module.register_forward_pre_hook(partial(record, path)))
     try:
         look(model, example_inputs)
     except RUN_ERRORS as error:
@@ -173,9 +177,19 @@ def _silent_parent(path: str, layers: list[str], calls: Mapping[str, int]) -> st
     return None if any(layer in calls for layer in inside) else parent
 
 
+def check_dense(parameters: Mapping[str, Tensor]) -> None:
+    """Raises UsageError for a parameter that is not stored value by value (sparse CSR, COO): nothing can be cut."""
+    for name, parameter in parameters.items():
+        if parameter.layout != torch.strided:
+            kind = str(parameter.layout).removeprefix("torch.")
+            raise UsageError(f"{name} is stored as {kind}; give it dense, by to_dense(). Zeros can become masks.")
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer once, by its first name."""
-    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parameters = dict(model.named_parameters())
+    check_dense(parameters)
+    found = {**parameters, **dict(model.named_buffers())}
     for name, tensor in found.items():
         if is_lazy(tensor):
             raise UsageError(f"{name} has no shape yet (a lazy module); run the network once, then build the graph.")

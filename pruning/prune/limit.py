@@ -51,6 +51,18 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     if unit == "weights" and not network.ranked_names():
         left_out = "the layers marked keep" if network.kept_names() else "the outer layers"
         raise UsageError(f"{name}: with {left_out} left out there is nothing to prune.")
+    if unit == "weights":
+        _refuse_whole_numbers(network)
+
+
+def _refuse_whole_numbers(network: PrunableState) -> None:
+    for name, weight in network.weights():
+        if not (weight.is_floating_point() or weight.is_complex()):
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{name} holds whole numbers ({kind}), which have no gradient and overflow in scores; prune before "
+                "quantising, or mark its layer by keep(module)."
+            )
 
 
 def nodes_to_keep(total: int, sparsity: float) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pruning import PrunableNetwork, UsageError, extras_of, resize_like
 from pruning.cut.factorize import Layer, LowRank, decompose_like, undivided
+from pruning.cut.load import state_dict_in, unwrapped
 from utils.files import write_atomic
 
 
@@ -101,13 +102,12 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     """
     if not isinstance(content, dict):
         raise UsageError(f"{source} holds no state dict.")
-    # A checkpoint of one's own, of timm or of a training script, or the state dict itself.
-    inner = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)]
-    state = _without_wrappers(inner[0] if inner else content)
+    is_bare = state_dict_in(content) is content
+    state = unwrapped(content, network.model)
     _take_shapes(network, state, content)
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
-    _take_masks(network, content.get("masks", {}) if inner else {}, source)
+    _take_masks(network, {} if is_bare else content.get("masks", {}), source)
 
 
 def _take_shapes(network: PrunableNetwork, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
@@ -147,14 +147,6 @@ def _decompose(model: nn.Module, state: Mapping[str, Any], content: Mapping[str,
             # Channels were gone before the layer was decomposed: it runs in the smaller network only.
             resize_like(model, state, content.get("extras"))
             return
-
-
-def _without_wrappers(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state dict without what DataParallel, DDP and torch.compile put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(str(key).startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def _check_fits(model: nn.Module, state: Mapping[str, Any], source: Path) -> None:

@@ -156,3 +156,17 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
     check_export("torch_export")
     with pytest.raises(UsageError, match="onnx and torch_export"):
         check_export("tensorflow")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
+def test_a_folder_that_is_not_there_is_named(kind, tmp_path):
+    with pytest.raises(UsageError, match="no folder .*not"):
+        export(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "not" / "there", kind)
+
+
+def test_types_that_onnx_cannot_check_are_named(tmp_path):
+    model, inputs = nn.Linear(2, 2).bfloat16(), torch.randn(1, 2).bfloat16()
+    with pytest.raises(UsageError, match="bfloat16 cannot be checked"):
+        export(model, inputs, tmp_path / "a.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+    assert export(model, inputs, tmp_path / "a.pt2", "torch_export").path.is_file()

@@ -88,3 +88,70 @@ def test_what_is_no_state_dict_is_refused(content: object, tmp_path: Path) -> No
         torch.save(content, file)
     with pytest.raises(UsageError, match="is damaged, or holds more than tensors"):
         load_pruned(model(), file)
+
+
+def sparse(layout: torch.layout) -> nn.Sequential:
+    one = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    one[0].weight = nn.Parameter(one[0].weight.detach().to_sparse(layout=layout))
+    return one
+
+
+class Quantised(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4, bias=False)
+        # -128 has no magnitude in eight bits.
+        self.weight = nn.Parameter(torch.full((4, 4), -128, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight.float() / 128).T
+
+
+def quantised() -> nn.Sequential:
+    return nn.Sequential(Quantised(), nn.ReLU(), nn.Linear(4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:Sparse CSR")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(model()), "scripted"),
+        (lambda: torch.jit.trace(model(), EXAMPLE), "scripted"),
+        (lambda: sparse(torch.sparse_csr), "0.weight is stored as sparse_csr"),
+        (lambda: sparse(torch.sparse_coo), "0.weight is stored as sparse_coo"),
+        (quantised, r"0.weight holds whole numbers \(int8\)"),
+    ],
+    ids=["scripted", "traced", "csr", "coo", "int8"],
+)
+@pytest.mark.parametrize("inputs", [EXAMPLE, None], ids=["inputs", "none"])
+def test_what_holds_no_plain_weights_is_said_in_one_line(
+    make: Callable[[], nn.Module], message: str, inputs: Tensor | None
+) -> None:
+    with pytest.raises(UsageError, match=message) as told:
+        PrunableNetwork(make(), inputs).prune(Magnitude(), sparsity=0.5)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_graph_of_sparse_weights_is_refused() -> None:
+    with pytest.raises(UsageError, match="sparse_csr"):
+        DependencyGraph(sparse(torch.sparse_csr), EXAMPLE)
+
+
+def test_nodes_of_whole_numbers_are_added_up_without_overflow() -> None:
+    one = quantised()
+    graph = DependencyGraph(one, EXAMPLE)
+    sums = graph.reduce_to_nodes({"0.weight": one[0].weight})
+    assert sums.tolist() == [-512.0] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_a_scripted_part_is_left_alone_by_criteria_of_weights() -> None:
+    one = model()
+    one[1] = torch.jit.script(one[1])
+    assert PrunableNetwork(one, EXAMPLE).prune(Magnitude(), sparsity=0.5).reached == 0.5
+
+
+def test_batches_may_be_none() -> None:
+    assert network().prune(Magnitude(), None, sparsity=0.5).reached == 0.5
+    with pytest.raises(UsageError, match="no batches"):
+        network().prune(SNAP(), None, sparsity=0.5)

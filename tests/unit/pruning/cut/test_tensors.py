@@ -154,3 +154,23 @@ def test_a_cut_leaves_the_usual_memory_format() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1))
     DependencyGraph(model, torch.randn(1, 3, 8, 8)).get_pruning_plan(model[0], idxs=[1]).exec()
     assert [layer.weight.stride() for layer in model] == [(27, 9, 3, 1), (5, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("around", ["", "model", "state_dict"])
+def test_what_wrappers_put_before_names_is_taken_off(prefix: str, around: str, tmp_path: Path) -> None:
+    model, inputs = shrunken("plain")
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    if prefix == "module.":
+        state["n_averaged"] = torch.tensor(3)  # of an AveragedModel
+    torch.save({around: state, "epoch": 3} if around else state, tmp_path / "small.pt")
+    fresh = load_pruned(NETWORKS["plain"].build().double().eval(), tmp_path / "small.pt")
+    for got, wanted in zip(call(fresh, inputs), call(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_a_prefix_of_the_network_itself_stays() -> None:
+    model = nn.DataParallel(nn.Linear(3, 2))
+    wanted = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    load_pruned(model, wanted)
+    assert torch.equal(model.module.weight, wanted["module.weight"])
