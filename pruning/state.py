@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -83,6 +84,8 @@ class PrunableState:
         loss: loss(outputs, targets) -> scalar that scores are derivatives of; cross-entropy by default.
         outer_layers: whether the first and the last layer are ranked for weights; False leaves them out.
         node_rules: what the shapes should look like that criteria of nodes leave.
+        adopt_zeros: whether weights of a network that is sparse already count as pruned, see `adopt_zeros`; False
+            leaves them as the values that they are.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class PrunableState:
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         outer_layers: bool = True,
         node_rules: NodeRules | None = None,
+        adopt_zeros: bool = True,
     ) -> None:
         self.model = model
         self._example_inputs = example_inputs
@@ -124,6 +128,8 @@ class PrunableState:
             if isinstance(model, torch.jit.ScriptModule):
                 raise UsageError("The model is a scripted or traced module, which hides its layers; give the original.")
             raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
+        if adopt_zeros:
+            self.adopt_zeros()
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -142,6 +148,27 @@ class PrunableState:
             before, self._example_fits = self._example_fits, kind
             self._example_inputs = mapped(self._example_inputs, lambda tensor: _moved(tensor, before, kind))
         return self._example_inputs
+
+    def adopt_zeros(self) -> None:
+        """Masks the zeros of layers that are sparse already, and says so in a warning.
+
+        A layer is sparse if at least a fifth of its weights are exactly zero, and the others are not all one value. So
+        a fresh network stays as it is: layers that start at zero, or as the identity, are to be trained whole.
+        """
+        adopted = {}
+        for name, weight in self.prunable().items():
+            if name not in self.masks.keep and _is_sparse(weight.detach()):
+                adopted[name] = weight.detach() != 0
+        if not adopted:
+            return
+        self.masks.set(adopted)
+        zeros = sum(self.masks.removed(name) for name in adopted)
+        share = zeros / self.weights_total()
+        warnings.warn(
+            f"{zeros:,} weights ({share:.1%}) in {len(adopted)} layers are exactly zero and count as pruned; "
+            "adopt_zeros=False leaves them as values.",
+            stacklevel=3,
+        )
 
     def check_unchanged(self) -> None:
         """Takes note of weights that are other objects now: of a copy, or put in place by `assign=True`.
@@ -394,6 +421,16 @@ class PrunableState:
     def enforce(self) -> None:
         """Sets masked weights to zero."""
         self.masks.apply_to_weights(self.prunable())
+
+
+def _is_sparse(weight: Tensor) -> bool:
+    if weight.is_meta or not weight.is_floating_point():
+        return False
+    others = weight.count_nonzero()
+    if not 0 < int(others) <= 0.8 * weight.numel():
+        return False
+    values = weight[weight != 0]
+    return bool((values != values[0]).any())
 
 
 def _kind_of(model: nn.Module) -> Kind:

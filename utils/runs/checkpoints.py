@@ -108,6 +108,8 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
     _check_fits(network.model, state, source)
     network.model.load_state_dict(state)
     _take_masks(network, {} if is_bare else content.get("masks", {}), source)
+    if is_bare or "masks" not in content:
+        network.adopt_zeros()
 
 
 def _take_shapes(network: PrunableNetwork, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
