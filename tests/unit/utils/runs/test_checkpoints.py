@@ -107,3 +107,16 @@ def test_buffers_that_no_state_dict_holds_are_cut_along(tmp_path):
     words = case.inputs()
     assert torch.equal(fresh.model.eval()(words), pruned.model.eval()(words))
     assert fresh.node_sparsity() == pruned.node_sparsity() > 0
+
+
+def test_a_bare_sparse_file_is_taken_as_sparse_and_saved_masks_as_they_are(tmp_path):
+    sparse, taken, told = network(), network(), network()
+    gone = torch.zeros(6, 4, dtype=torch.bool)
+    gone[:, 1:] = True
+    sparse.model[0].weight.data[gone] = 0
+    with pytest.warns(UserWarning, match="18 weights .* exactly zero"):
+        checkpoints.load_network(taken, sparse.model.state_dict(), tmp_path)
+    assert torch.equal(~taken.masks.keep["0.weight"], gone)
+    # What a handle saved says itself what is masked.
+    checkpoints.load_network(told, checkpoints.network_state(sparse), tmp_path)
+    assert not told.masks.keep
