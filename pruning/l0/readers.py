@@ -115,7 +115,7 @@ def _candidates(network: PrunableState) -> list[Reader]:
         if not isinstance(module, WEIGHTED) or not acts_as_it_is(module):
             continue
         _, dim = channel_dims(module)
-        name = graph.traced.names[id(module.weight)]
+        name = graph.name_of(module.weight) or f"{path}.weight"
         labels = graph.traced.labels(name, dim)
         passes_on = roles[labels] & PRODUCER > 0
         if dim == 0 and len(labels) and module.groups == module.in_channels:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from criterions.GroupMagnitude import GroupMagnitude
 from criterions.Magnitude import Magnitude
-from pruning import DependencyGraph, PrunableNetwork, UsageError
+from pruning import DependencyGraph, PrunableNetwork, UsageError, shrink_dead
 
 INPUTS = torch.randn(2, 3, 8, 8)
 
@@ -115,3 +115,17 @@ def test_an_average_of_the_weights_is_pruned_itself() -> None:
     network = PrunableNetwork(AveragedModel(build()), INPUTS)
     assert network.prune(GroupMagnitude(), sparsity=0.5).reached == 0.5
     assert network.model(INPUTS).shape == (2, 5)
+
+
+@pytest.mark.parametrize("change", [copy.deepcopy, assigned])
+def test_dead_nodes_of_other_tensors_are_found(change: Callable) -> None:
+    network = change(pruned())
+    mask = torch.ones_like(network.model[3].weight, dtype=torch.bool)
+    mask[:, 1] = False  # nobody reads channel 1 of the first layer
+    network.masks.set({"3.weight": mask})
+    network.enforce()
+    before = network.model.eval()(INPUTS)
+    channels = network.model[0].out_channels
+    shrink_dead(network)
+    assert network.model[0].out_channels == channels - 1
+    torch.testing.assert_close(network.model(INPUTS), before)
