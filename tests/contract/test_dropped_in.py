@@ -34,7 +34,7 @@ def test_dropped_in_plug_ins_are_met_by_the_contracts_and_turn_none_red(tmp_path
         write_plug_in(tmp_path, kind, name, source)
     wanted = " or ".join([*(name for _, name, _ in dropped), *AT_ONCE])
     # The quick and the thorough cases of each family; a cache would be written into the copy for nothing.
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "not slow", "-p", "no:cacheprovider", *LISTING]
+    command = [sys.executable, "-m", "pytest", "-vv", "-m", "not slow", "-p", "no:cacheprovider", *LISTING]
     command += ["-k", f"({wanted}) and not dropped_in"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("PYTEST_XDIST_WORKER", None)
