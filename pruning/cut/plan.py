@@ -17,6 +17,7 @@ from pruning.dry_run.dry_run import Failure
 from pruning.dry_run.rescale import take_up
 from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute, module_integers, pack_recurrent, set_integers
+from pruning.modules.kept import holders
 from pruning.modules.modes import without_garbage_collection
 from pruning.modules.weights import channel_dims
 from pruning.trace.components import Couplings, Dimension, Mask
@@ -325,10 +326,10 @@ class PruningPlan:
             if name in self.keeps:
                 shapes[id(tensor)] = self.shapes[name]
         integers = module_integers(companion, shapes)
-        paths = {module: path for path, module in self.traced.model.named_modules()}
-        modules = dict(companion.named_modules())
-        for module, name, value in self.attributes:
-            counterpart = modules.get(paths[module])
+        paths = {id(holder): path for path, holder in holders(self.traced.model).items()}
+        counterparts = holders(companion)
+        for holder, name, value in self.attributes:
+            counterpart = counterparts.get(paths[id(holder)])
             if counterpart is not None:
                 integers.append((counterpart, name, value))
         return integers

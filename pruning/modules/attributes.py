@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 
-Attribute = tuple[nn.Module, str, Any]
+Attribute = tuple[Any, str, Any]  # (module, or plain object that a module holds; name; value)
 
 Shape = tuple[int, ...]
 
@@ -155,6 +155,24 @@ BY_TYPE: tuple[tuple[type | tuple[type, ...], Describe], ...] = (
     (nn.RNNBase, _recurrent),
     (nn.modules.rnn.RNNCellBase, _recurrent_cell),
 )
+
+
+def widths_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Returns attribute -> dimensions of the module's weight that it names, for torch's own layers."""
+    if isinstance(module, nn.Linear):
+        return {"out_features": (0,), "in_features": (1,)}
+    if isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1:
+        leaves = 1 if module.transposed else 0
+        return {"out_channels": (leaves,), "in_channels": (1 - leaves,)}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": (0,)}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": (0,)}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": tuple(range(len(module.normalized_shape)))}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": (0,), "embedding_dim": (1,)}
+    return {}
 
 
 def module_integers(model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()) -> list[Attribute]:

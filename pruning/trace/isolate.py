@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
-from pruning.modules.attributes import Attribute
+from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
+from pruning.modules.kept import holders, replaced_integers
+from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
 
 # nn.Module's own registries: replaced or left alone as a whole, never searched for a user's values.
@@ -36,6 +38,7 @@ def run(
     stand_ins: dict[int, Tensor],
     training: bool,
     attributes: list[Attribute],
+    sizes: Sizes | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Runs the model under a trace.
 
@@ -45,22 +48,19 @@ def run(
         trace: what watches; it knows the stand-ins' labels already.
         stand_ins: id of a parameter or buffer -> what stands for it.
         training: the mode to run in.
-        attributes: (module, name, value) to hold during the run.
+        attributes: (holder, name, value) to hold during the run.
+        sizes: if given, reads what every size in the code depends on.
 
     Returns:
         The tensors that the network returned, and those that it left in its modules' attributes.
     """
-
-    def change(tensor: Tensor) -> Tensor:
-        if trace.real:
-            return tensor.clone()  # forward may write to its input
-        return blank(tuple(tensor.shape), tensor.dtype)
-
-    args, kwargs = mapped(inputs, change)
+    # Inputs keep their values until they meet a parameter, so code that looks at masks and positions needs no data of
+    # parameters; they are copied since forward may write to them.
+    args, kwargs = mapped(inputs, lambda tensor: tensor.detach().clone())
     paths = {module: name for name, module in model.named_modules()}
-    with _quiet(model), _swapped(list(paths), stand_ins, attributes, training), _watched(paths, trace):
+    with _quiet(model), _swapped(model, stand_ins, attributes, training, sizes), _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}
-        with trace, _PlainCalls():
+        with trace, _PlainCalls(), sizes or nullcontext():
             outputs = model(*args, **kwargs)
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
         return tensors_in(outputs), left_behind
@@ -79,26 +79,36 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 
 @contextmanager
 def _swapped(
-    modules: list[nn.Module], stand_ins: dict[int, Tensor], attributes: list[Attribute], training: bool
+    model: nn.Module,
+    stand_ins: dict[int, Tensor],
+    attributes: list[Attribute],
+    training: bool,
+    sizes: Sizes | None,
 ) -> Iterator[None]:
-    """Puts stand-ins for all tensors that modules hold; on leaving, modules and their containers are as they were."""
-    saved = [(module, dict(vars(module))) for module in modules]
+    """Puts stand-ins for all tensors that modules hold, and integers with origins if sizes are to be read.
+
+    On leaving, modules, plain objects that they hold, and their containers are as they were.
+    """
+    saved = [(holder, dict(vars(holder))) for holder in holders(model).values()]
     contents = []  # forward may append to a list of its module
     for _, state in saved:
         for value in state.values():
             if type(value) in (list, dict, set, deque):
                 contents.append((value, value.copy()))
     try:
-        for module, state in saved:
-            _swap(module, state, stand_ins)
-            vars(module)["training"] = training
-        for module, name, value in attributes:
-            object.__setattr__(module, name, value)  # nn.Module's own would look at what it is
+        for holder, state in saved:
+            if isinstance(holder, nn.Module):
+                _swap(holder, state, stand_ins)
+                vars(holder)["training"] = training
+            if sizes is not None:
+                _give_origins(holder, sizes)
+        for holder, name, value in attributes:
+            vars(holder)[name] = value  # nn.Module's own way would look at what it is
         yield
     finally:
-        for module, state in saved:
-            vars(module).clear()
-            vars(module).update(state)
+        for holder, state in saved:
+            vars(holder).clear()
+            vars(holder).update(state)
         for value, content in contents:
             value.clear()
             if isinstance(value, (list, deque)):
@@ -125,6 +135,23 @@ def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]
     for name, value in state.items():
         if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
             vars(module)[name] = mapped(value, stand_in)
+
+
+def _give_origins(holder: Any, sizes: Sizes) -> None:
+    """Swaps the integers that a module or plain object keeps for ones that know where they come from."""
+
+    def origin(name: str, path: tuple[Any, ...], value: int) -> int:
+        return sizes.kept(holder, name, path, value)
+
+    for name, value in list(replaced_integers(holder, origin)):
+        vars(holder)[name] = value
+    weight = holder._parameters.get("weight") if isinstance(holder, nn.Module) else None
+    if weight is None:
+        return
+    for name, dims in widths_of(holder).items():
+        widths = sizes.widths(weight, dims)
+        value = vars(holder)[name]
+        vars(holder)[name] = widths[0] if isinstance(value, int) else type(value)(widths)
 
 
 # -- who is running ----------------------------------------------------------------------------------------------------

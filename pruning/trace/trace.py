@@ -44,6 +44,8 @@ class Trace(TorchDispatchMode, Notes):
         self.real = real
         self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
         self._twins: dict[int, Tensor] = {}  # id of a tensor with data -> its stand-in
+        self._written: set[int] = set()  # where data lies that a stand-in was written over
+        self._made: set[int] = set()  # of a run on data: tensors whose values parameters had a part in
 
     # -- the way of one operation ----------------------------------------------------------------------------------
 
@@ -51,6 +53,7 @@ class Trace(TorchDispatchMode, Notes):
         """Labels a parameter or buffer before the run."""
         self._kept_alive.append(tensor)
         self.infos[id(tensor)] = Info(axes, weight=True, plain=True)
+        self._made.add(id(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -66,7 +69,10 @@ class Trace(TorchDispatchMode, Notes):
         where = self.stack[-1][0] if self.stack else ""
         self.entry = Entry(func, known.name, where)
         if not self.real:
-            args, kwargs = self._on_stand_ins(args, kwargs)
+            given = args
+            args, kwargs = self._on_stand_ins(given, kwargs)
+            if func._schema.is_mutable:
+                self._note_written(given, args)
         inputs = tensors_in(args, kwargs)
         self._open(inputs, args, kwargs)
 
@@ -90,8 +96,11 @@ class Trace(TorchDispatchMode, Notes):
     def _on_stand_ins(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Where data meets stand-ins, the data becomes a stand-in too, and devices named by hand give way."""
         inputs = tensors_in(args, kwargs)
-        meets_stand_in = any(tensor.is_meta or id(tensor) in self._twins for tensor in inputs)
+        meets_stand_in = any(tensor.is_meta or self._is_out_of_date(tensor) for tensor in inputs)
         if not meets_stand_in:
+            # What no parameter had a part in keeps its values, wherever parameters lie.
+            if torch.device(kwargs.get("device") or "cpu").type == "meta":
+                kwargs = {**kwargs, "device": torch.device("cpu")}
             return args, kwargs
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("meta")}
@@ -100,6 +109,15 @@ class Trace(TorchDispatchMode, Notes):
         args = [self._twin(value) for value in args]
         kwargs = {key: self._twin(value) for key, value in kwargs.items()}
         return args, kwargs
+
+    def _is_out_of_date(self, tensor: Tensor) -> bool:
+        """Says whether a stand-in was written over a tensor's data, or over a view of it."""
+        return bool(self._written) and tensor.untyped_storage().data_ptr() in self._written
+
+    def _note_written(self, given: Any, args: Any) -> None:
+        for before, now in zip(given, args, strict=True):
+            if isinstance(before, Tensor) and before is not now:
+                self._written.add(before.untyped_storage().data_ptr())
 
     def _twin(self, value: Any) -> Any:
         """Returns the stand-in of a tensor with data, the same one every time; anything else as it is."""
@@ -136,11 +154,20 @@ class Trace(TorchDispatchMode, Notes):
         if entry.name in ("aten.as_strided", "aten.as_strided_"):
             self.strides = inputs[0].stride()
 
+        if self.real:
+            self._note_values(inputs)
         takes_numbers = schema(entry.func).pointwise or Kind.TAKES_NUMBERS in kind_of(entry.name)
         if takes_numbers:
             for value in (*args, *kwargs.values()):
                 if isinstance(value, (int, float)) and value is not True:
                     entry.numbers += (value,)
+
+    def _note_values(self, inputs: list[Tensor]) -> None:
+        """In a run on data, a single value that no parameter had a part in is a number like any other."""
+        depends = [id(tensor) in self._made for tensor in inputs]
+        for tensor, made in zip(inputs, depends, strict=True):
+            if any(depends) and not made and tensor.dim() == 0:
+                self.entry.numbers += (tensor.item(),)
 
     # -- after it ran ----------------------------------------------------------------------------------------------
 
@@ -159,6 +186,8 @@ class Trace(TorchDispatchMode, Notes):
         if entry.summed:
             summed = tuple(entry.summed)
         rows = self._rows(call, inputs)
+        if self.real and any(id(tensor) in self._made for tensor in inputs):
+            self._made.update(id(out) for out in call.outs)
 
         for place, (out, info) in enumerate(results):
             self._kept_alive.append(out)

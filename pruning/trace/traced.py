@@ -17,6 +17,7 @@ from pruning.trace.isolate import blank, run
 from pruning.trace.labels import Axes, Axis, Entry, Labels, Uses
 from pruning.trace.rules import RULES
 from pruning.trace.schema import schema
+from pruning.trace.sizes import Equation, Sizes
 from pruning.trace.trace import Trace
 
 
@@ -47,6 +48,7 @@ class TracedNetwork:
         self.real = False  # whether the network needs data to run
         self._given = split_inputs(example_inputs)
         self._inputs = {False: self._given, True: self._given}  # by mode: is it training?
+        self._sizes: dict[bool, Sizes] = {}
 
         dimensions = self._dimensions()
         if not dimensions:
@@ -65,9 +67,13 @@ class TracedNetwork:
             self._collect(trace)
             self.runs[training] = trace.entries
             self.row_uses[training] = trace.row_uses
+        self.equations: list[Equation] = []  # what the code says of sizes, in all modes
+        for training in traces:
+            self.equations += self._sizes[training].equations
         self.grouped = self._grouped_convolutions()
         if len(self.runs) == 2 and _do_alike(self.runs[False], self.runs[True]):
             del self.runs[True], self.row_uses[True]  # one dry run will do
+            self.equations = self._sizes[False].equations
 
     def _dimensions(self) -> list[Dimension]:
         """Lists the dimensions that could shrink: those of more than one index that are no kernel's sides."""
@@ -125,8 +131,9 @@ class TracedNetwork:
             for inputs in self._ways_to_call(training):
                 trace = Trace(RULES, first_label, real=self.real)
                 self._inputs[training] = inputs
+                self._sizes[training] = Sizes(trace)
                 try:
-                    self.run(trace, everything, everything, training, [])
+                    self.run(trace, everything, everything, training, [], self._sizes[training])
                 except RUN_ERRORS as error:
                     errors.setdefault(training, error)
                     continue
@@ -147,7 +154,15 @@ class TracedNetwork:
 
         return [self._given, mapped(self._given, twice)]
 
-    def run(self, trace: Trace, there: Mask, stay: Mask, training: bool, attributes: list[Attribute]) -> None:
+    def run(
+        self,
+        trace: Trace,
+        there: Mask,
+        stay: Mask,
+        training: bool,
+        attributes: list[Attribute],
+        sizes: Sizes | None = None,
+    ) -> None:
         """Runs the model with what stays of its tensors, labelled, and pins what it returns.
 
         Args:
@@ -155,7 +170,8 @@ class TracedNetwork:
             there: which labels the tensors have now.
             stay: which of them they have during the run.
             training: the mode to run in.
-            attributes: (module, name, value) to hold during the run.
+            attributes: (holder, name, value) to hold during the run.
+            sizes: if given, reads what every size in the code depends on.
         """
         stand_ins = {}
         left = there & stay
@@ -165,7 +181,13 @@ class TracedNetwork:
             stand_ins[id(tensor)] = made
             trace.start(made, axes)
         outputs, held = run(
-            self.model, self._inputs[training], trace, stand_ins=stand_ins, training=training, attributes=attributes
+            self.model,
+            self._inputs[training],
+            trace,
+            stand_ins=stand_ins,
+            training=training,
+            attributes=attributes,
+            sizes=sizes,
         )
         _pin_results(trace, outputs, "is the network's output")
         held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time

@@ -1,0 +1,123 @@
+"""Couples what the code of a network computes one from the other, and pins what it says in fixed numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruning.dry_run.solve import Failed, Solver, Value
+from pruning.modules.attributes import Attribute, module_integers
+from pruning.modules.kept import replaced_integers
+from pruning.trace.components import Mask, Structure
+from pruning.trace.labels import Labels
+from pruning.trace.origins import Expression, Kept, Step, Width
+from pruning.trace.sizes import Equation
+from pruning.trace.traced import TracedNetwork
+
+_POINTS = 6  # a quotient by 2 that is whole only by luck passes once in 64 times, and meets the dry run then
+
+
+def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
+    """Returns (holder, attribute, value) of every integer that changes once labels are removed."""
+    survive = traced.structure.alive & ~removed
+    solver = Solver(traced.equations, lambda labels: (int(survive[labels].sum()),))
+    found = module_integers(traced.model, traced.shapes_by_id(removed), traced.grouped)
+    concerned = {id(kept.holder): kept.holder for kept, _ in solver.because.values()
+                 if solver.values[kept.key][0] != kept.value}  # fmt: skip
+    for holder in concerned.values():
+
+        def changed(name: str, path: tuple[object, ...], value: int, holder: object = holder) -> int:
+            return solver.values.get((id(holder), name, path), (value,))[0]
+
+        found += [(holder, name, value) for name, value in replaced_integers(holder, changed)
+                  if value != vars(holder)[name]]  # fmt: skip
+    return found
+
+
+def couple_sizes(traced: TracedNetwork) -> None:
+    """Adds ties and pins until what the code says of sizes holds for every choice of nodes."""
+    structure = traced.structure
+    for _ in range(len(traced.equations) + 1):
+        solver = Solver(traced.equations, _at_random(structure))
+        changed = [_settle(structure, solver, failed) for failed in solver.failed]
+        if not any(changed):
+            return
+        structure.assemble()
+
+
+def _at_random(structure: Structure):  # type: ignore[no-untyped-def]
+    """Returns what counts labels where every free node stands for a random number of channels."""
+    random = np.random.default_rng(0)
+    numbers = random.integers(1, 2**20, (len(structure.pinned_by), _POINTS))
+    numbers[structure.pinned_by >= 0] = 1
+    component = structure.component
+
+    def count(labels: Labels) -> Value:
+        return tuple(numbers[component[labels]].sum(0).tolist())
+
+    return count
+
+
+def _settle(structure: Structure, solver: Solver, failed: Failed) -> bool:
+    """Couples the dimensions of an equation, or pins them; returns whether that changed anything."""
+    equation = failed.equation
+    one, other = (_sources(solver, side, set()) for side in (equation.one, equation.other))
+    if failed.dividend is None:
+        pairs = _paired(one, other)
+    else:
+        pairs = _divided_evenly(_sources(solver, failed.dividend, set()), failed.divisor)
+    place = structure.facts.place(f"{equation.what}, a size that the code takes from another", equation.where)
+    fresh = [pair for pair in pairs if not _are_one(structure, *pair)]
+    if fresh:
+        structure.facts.ties += [(left, right, place) for left, right in fresh]
+        return True
+    free = [labels for labels in one + other if (structure.pinned_by[structure.component[labels]] < 0).any()]
+    if free:
+        where = f"module {equation.where}" if equation.where else "the network"
+        structure.pin(free, "the code", equation.where, f"hard-coded width in {where}: {equation.what}")
+    return bool(free)
+
+
+def _are_one(structure: Structure, one: Labels, other: Labels) -> bool:
+    return np.array_equal(structure.component[one], structure.component[other])
+
+
+def _sources(solver: Solver, expression: Expression, seen: set[object]) -> list[Labels]:
+    """Returns the dimensions behind an expression, those of attributes by the equation that gave them their value."""
+    if isinstance(expression, Width):
+        return [expression.labels]
+    if len(set(solver.values.get(expression.key, ()) if isinstance(expression, Kept) else ())) == 1:
+        return []  # the same for every choice
+    if isinstance(expression, Step):
+        return _sources(solver, expression.left, seen) + _sources(solver, expression.right, seen)
+    if isinstance(expression, Kept) and expression.key in solver.because and expression.key not in seen:
+        seen = seen | {expression.key}
+        equation: Equation = solver.because[expression.key][1]
+        return _sources(solver, equation.one, seen) + _sources(solver, equation.other, seen)
+    return []
+
+
+def _paired(one: list[Labels], other: list[Labels]) -> list[tuple[Labels, Labels]]:
+    """Returns rows to couple so that both sides shrink alike; none where no way is known."""
+    if not one or not other:
+        return []
+    if len(one) > 1 or len(other) > 1:
+        whole, parts = (one[0], other) if len(one) == 1 else (other[0], one)
+        ends = np.cumsum([len(part) for part in parts])
+        if (len(one) > 1 and len(other) > 1) or ends[-1] != len(whole):
+            same = [part for part in one + other if len(part) == len(one[0])]
+            return [(same[0], part) for part in same[1:]] if len(same) == len(one + other) else []
+        return list(zip(np.split(whole, ends[:-1]), parts, strict=True))
+    large, small = sorted((one[0], other[0]), key=len, reverse=True)
+    if not len(small) or len(large) % len(small):
+        return []
+    return [(row, small) for row in large.reshape(-1, len(small))]
+
+
+def _divided_evenly(rows: list[Labels], divisor: int) -> list[tuple[Labels, Labels]]:
+    """Returns rows to couple so that each dimension keeps a multiple of the divisor."""
+    pairs = []
+    for labels in rows:
+        if divisor > 1 and len(labels) % divisor == 0:
+            first, *others = labels.reshape(divisor, -1)
+            pairs += [(first, other) for other in others]
+    return pairs

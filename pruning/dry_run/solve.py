@@ -1,0 +1,228 @@
+"""New values of the integers in a network's code, solved from what the traced run read of every size.
+
+An equation says that an expression of widths and attributes is as large as some dimension. Widths follow from a choice
+of nodes, attributes are unknown. Whether equations hold for *every* choice is decided by Schwartz and Zippel's test:
+nodes are given random numbers of channels, and what holds for those holds for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pruning.trace.labels import Labels
+from pruning.trace.origins import Expression, Kept, Step, Width, leaves
+from pruning.trace.sizes import Equation
+
+Value = tuple[int, ...]  # one number per trial choice
+
+Count = Callable[[Labels], Value]
+
+
+class NotWhole(ArithmeticError):
+    """A quotient is no integer.
+
+    Args:
+        dividend: the expression that the divisor does not divide.
+        divisor: an integer.
+    """
+
+    def __init__(self, dividend: Expression | None, divisor: int) -> None:
+        super().__init__(f"not a multiple of {divisor}")
+        self.dividend, self.divisor = dividend, divisor
+
+
+class Unknown(LookupError):
+    """A value depends on an attribute that no equation has told yet, or on what cannot be inverted."""
+
+
+@dataclass
+class Failed:
+    """An equation that does not hold.
+
+    Args:
+        equation: it.
+        dividend: the equation may hold if the widths behind this are multiples of the divisor; None if that is not
+            the matter.
+        divisor: an integer, 0 where it is not the same for every choice.
+    """
+
+    equation: Equation
+    dividend: Expression | None = None
+    divisor: int = 0
+
+
+@dataclass
+class Solver:
+    """Solves equations for attributes.
+
+    Args:
+        equations: in the order of the run.
+        count: how many labels of a row are there, for each trial choice.
+    """
+
+    equations: list[Equation]
+    count: Count
+    values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+    because: dict[tuple[Any, ...], tuple[Kept, Equation]] = field(default_factory=dict)
+    failed: list[Failed] = field(default_factory=list)
+    _widths: dict[int, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.points = len(self.count(np.empty(0, np.int64)))
+        # Numbers of heads first: they meet dimensions that stay.
+        fixed = [equation for equation in self.equations if isinstance(equation.other, int)]
+        others = [equation for equation in self.equations if not isinstance(equation.other, int)]
+        waiting = self._propagate([*self._propagate(fixed), *others])
+        while waiting:
+            # Several attributes are unknown in each of these: all but one of them stay what they are.
+            waiting = self._propagate(waiting if self._assume(waiting) else [])
+
+    # -- values ----------------------------------------------------------------------------------------------------
+
+    def value(self, expression: Expression) -> Value:
+        """Returns an expression's value for each trial choice.
+
+        Raises:
+            Unknown: if it depends on an attribute that is not known yet.
+            NotWhole: if a quotient is no integer.
+        """
+        if isinstance(expression, int):
+            return (expression,) * self.points
+        if isinstance(expression, Width):
+            known = self._widths.get(id(expression.labels))
+            if known is None:
+                known = self._widths[id(expression.labels)] = self.count(expression.labels)
+            return known
+        if isinstance(expression, Kept):
+            if expression.key not in self.values:
+                raise Unknown
+            return self.values[expression.key]
+        left, right = self.value(expression.left), self.value(expression.right)
+        return self._computed(expression, left, right)
+
+    def _computed(self, step: Step, left: Value, right: Value) -> Value:
+        pairs = zip(left, right, strict=True)
+        if step.symbol == "+":
+            return tuple(one + other for one, other in pairs)
+        if step.symbol == "-":
+            return tuple(one - other for one, other in pairs)
+        if step.symbol == "*":
+            return tuple(one * other for one, other in pairs)
+        if step.symbol == "//" and step.exact:
+            return _divided(left, right, step.left)
+        if len(set(left)) == len(set(right)) == 1:
+            operation = {"//": int.__floordiv__, "%": int.__mod__, "**": int.__pow__}[step.symbol]
+            return (operation(left[0], right[0]),) * self.points
+        if step.symbol == "%" and step.value == 0:
+            _divided(left, right, step.left)
+            return (0,) * self.points
+        raise Unknown
+
+    # -- solving ---------------------------------------------------------------------------------------------------
+
+    def _propagate(self, equations: Iterable[Equation]) -> list[Equation]:
+        """Solves what has one unknown until nothing new comes to light; returns equations that have several."""
+        waiting = list(equations)
+        while True:
+            left = [equation for equation in waiting if not self._settle(equation)]
+            if len(left) == len(waiting):
+                return left
+            waiting = left
+
+    def _settle(self, equation: Equation) -> bool:
+        """Checks an equation, or solves it for its only unknown; False if it has to wait."""
+        for told, asked in ((equation.one, equation.other), (equation.other, equation.one)):
+            try:
+                self._solve(asked, self.value(told), equation)
+            except Unknown:
+                continue
+            except NotWhole as error:
+                dividend = told if error.dividend is None else error.dividend
+                self.failed.append(Failed(equation, dividend, error.divisor))
+            return True
+        return False
+
+    def _solve(self, expression: Expression, target: Value, equation: Equation) -> None:
+        """Makes an expression equal a value by choosing its unknown attribute, or notes that it cannot be."""
+        try:
+            known: Value | None = self.value(expression)
+        except Unknown:
+            known = None
+        if known is not None:
+            if known != target:
+                self.failed.append(Failed(equation))
+        elif isinstance(expression, Kept):
+            self.values[expression.key] = target
+            self.because[expression.key] = (expression, equation)
+        elif isinstance(expression, Step):
+            self._invert(expression, target, equation)
+        else:
+            raise Unknown
+
+    def _invert(self, step: Step, target: Value, equation: Equation) -> None:
+        symbol = step.symbol
+        try:
+            right = self.value(step.right)
+        except Unknown:
+            self._invert_right(step, self.value(step.left), target, equation)
+            return
+        pairs = zip(target, right, strict=True)
+        if symbol == "+":
+            wanted = tuple(one - other for one, other in pairs)
+        elif symbol == "-":
+            wanted = tuple(one + other for one, other in pairs)
+        elif symbol == "*":
+            wanted = _divided(target, right, None)
+        elif symbol == "//" and step.exact:
+            wanted = tuple(one * other for one, other in pairs)
+        else:
+            raise Unknown
+        self._solve(step.left, wanted, equation)
+
+    def _invert_right(self, step: Step, left: Value, target: Value, equation: Equation) -> None:
+        symbol = step.symbol
+        pairs = zip(target, left, strict=True)
+        if symbol == "+":
+            wanted = tuple(one - other for one, other in pairs)
+        elif symbol == "-":
+            wanted = tuple(other - one for one, other in pairs)
+        elif symbol == "*":
+            wanted = _divided(target, left, None)
+        elif symbol == "//" and step.exact:
+            wanted = _divided(left, target, None)
+        else:
+            raise Unknown
+        self._solve(step.right, wanted, equation)
+
+    def _assume(self, waiting: list[Equation]) -> bool:
+        """Lets all attributes of the first waiting equation but one stay; says whether anything was decided.
+
+        The largest stays unknown if the equation then has an integer solution: widths shrink, numbers of heads stay.
+        """
+        for equation in waiting:
+            unknown = {leaf.key: leaf for side in (equation.one, equation.other) for leaf in leaves(side)
+                       if isinstance(leaf, Kept) and leaf.key not in self.values}  # fmt: skip
+            by_size = sorted(unknown.values(), key=lambda leaf: -leaf.value)
+            for free in by_size:
+                others = [leaf for leaf in by_size if leaf is not free]
+                trial = Solver.__new__(Solver)
+                trial.equations, trial.count, trial.points = [equation], self.count, self.points
+                trial.values, trial.because, trial.failed = dict(self.values), {}, []
+                trial._widths = self._widths
+                trial.values.update({leaf.key: (leaf.value,) * self.points for leaf in others})
+                if trial._settle(equation) and not trial.failed:
+                    self.values.update({leaf.key: (leaf.value,) * self.points for leaf in others})
+                    return bool(others)
+        return False
+
+
+def _divided(dividends: Value, divisors: Value, dividend: Expression | None) -> Value:
+    pairs = list(zip(dividends, divisors, strict=True))
+    for one, other in pairs:
+        if other == 0 or one % other:
+            raise NotWhole(dividend, other if len(set(divisors)) == 1 else 0)
+    return tuple(one // other for one, other in pairs)
