@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.dry_run.solve import Failed, Solver, Value
+from pruning.dry_run.solve import Count, Failed, Solver, Value
 from pruning.modules.attributes import Attribute, module_integers
 from pruning.modules.kept import replaced_integers
 from pruning.trace.components import Mask, Structure
@@ -44,7 +44,7 @@ def couple_sizes(traced: TracedNetwork) -> None:
         structure.assemble()
 
 
-def _at_random(structure: Structure):  # type: ignore[no-untyped-def]
+def _at_random(structure: Structure) -> Count:
     """Returns what counts labels where every free node stands for a random number of channels."""
     random = np.random.default_rng(0)
     numbers = random.integers(1, 2**20, (len(structure.pinned_by), _POINTS))

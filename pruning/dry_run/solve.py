@@ -21,6 +21,8 @@ Value = tuple[int, ...]  # one number per trial choice
 
 Count = Callable[[Labels], Value]
 
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {"//": int.__floordiv__, "%": int.__mod__, "**": int.__pow__}
+
 
 class NotWhole(ArithmeticError):
     """A quotient is no integer.
@@ -115,8 +117,7 @@ class Solver:
         if step.symbol == "//" and step.exact:
             return _divided(left, right, step.left)
         if len(set(left)) == len(set(right)) == 1:
-            operation = {"//": int.__floordiv__, "%": int.__mod__, "**": int.__pow__}[step.symbol]
-            return (operation(left[0], right[0]),) * self.points
+            return (_OPERATIONS[step.symbol](left[0], right[0]),) * self.points
         if step.symbol == "%" and step.value == 0:
             _divided(left, right, step.left)
             return (0,) * self.points

@@ -11,10 +11,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from opcode import opmap
 from types import CodeType, FrameType
 from typing import Any, Protocol
-
-from opcode import opmap
 
 from pruning.trace.labels import Labels
 
