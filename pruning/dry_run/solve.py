@@ -80,8 +80,7 @@ class Solver:
         others = [equation for equation in self.equations if not isinstance(equation.other, int)]
         waiting = self._propagate([*self._propagate(fixed), *others])
         while waiting:
-            # Several attributes are unknown in each of these: all but one of them stay what they are.
-            waiting = self._propagate(waiting if self._assume(waiting) else [])
+            waiting = self._propagate(self._assume(waiting))
 
     # -- values ----------------------------------------------------------------------------------------------------
 
@@ -199,26 +198,28 @@ class Solver:
             raise Unknown
         self._solve(step.right, wanted, equation)
 
-    def _assume(self, waiting: list[Equation]) -> bool:
-        """Lets all attributes of the first waiting equation but one stay; says whether anything was decided.
+    def _assume(self, waiting: list[Equation]) -> list[Equation]:
+        """Lets all attributes of the first equation that has several unknown stay, but one; returns what still waits.
 
-        The largest stays unknown if the equation then has an integer solution: widths shrink, numbers of heads stay.
+        The largest is the one that changes if that has an integer solution: widths shrink, numbers of heads stay.
         """
-        for equation in waiting:
-            unknown = {leaf.key: leaf for side in (equation.one, equation.other) for leaf in leaves(side)
-                       if isinstance(leaf, Kept) and leaf.key not in self.values}  # fmt: skip
-            by_size = sorted(unknown.values(), key=lambda leaf: -leaf.value)
+        for place, equation in enumerate(waiting):
+            unknown = [leaf for side in (equation.one, equation.other) for leaf in leaves(side)
+                       if isinstance(leaf, Kept) and leaf.key not in self.values]  # fmt: skip
+            by_size = sorted({leaf.key: leaf for leaf in unknown}.values(), key=lambda leaf: -leaf.value)
+            if len(by_size) < 2:
+                continue  # such as a power, which nothing here inverts; the dry run says whether it fits
+            failures = []
             for free in by_size:
-                others = [leaf for leaf in by_size if leaf is not free]
-                trial = Solver.__new__(Solver)
-                trial.equations, trial.count, trial.points = [equation], self.count, self.points
-                trial.values, trial.because, trial.failed = dict(self.values), {}, []
-                trial._widths = self._widths
-                trial.values.update({leaf.key: (leaf.value,) * self.points for leaf in others})
-                if trial._settle(equation) and not trial.failed:
-                    self.values.update({leaf.key: (leaf.value,) * self.points for leaf in others})
-                    return bool(others)
-        return False
+                stay = {leaf.key: (leaf.value,) * self.points for leaf in by_size if leaf is not free}
+                trial = Solver([equation], self.count, {**self.values, **stay})
+                if not trial.failed:
+                    self.values.update(stay)
+                    return waiting
+                failures += trial.failed
+            self.failed.append(failures[0])
+            return waiting[:place] + waiting[place + 1 :]
+        return []
 
 
 def _divided(dividends: Value, divisors: Value, dividend: Expression | None) -> Value:

@@ -48,6 +48,7 @@ def sample_nodes(structure: Structure, shift: int = 0) -> np.ndarray:
     """
     random = np.random.default_rng(0)
     order = random.permutation(structure.count)
+    order = _ends_first(structure, order)
     order = order[np.argsort(structure.group_of_node[order], kind="stable")]
     ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
     parts, taken = [np.empty(0, np.int64)], set()
@@ -60,6 +61,16 @@ def sample_nodes(structure: Structure, shift: int = 0) -> np.ndarray:
         taken.add((size, count))
         parts.append(order[start : start + count])
     return np.sort(np.concatenate(parts))
+
+
+def _ends_first(structure: Structure, order: np.ndarray) -> np.ndarray:
+    """Puts the first and the last node of every group in front: a slice at a fixed place shows at one of them."""
+    group = structure.group_of_node
+    _, first = np.unique(group, return_index=True)
+    _, last = np.unique(group[::-1], return_index=True)
+    is_end = np.zeros(len(group), dtype=bool)
+    is_end[first] = is_end[len(group) - 1 - last] = True
+    return np.concatenate([order[is_end[order]], order[~is_end[order]]])
 
 
 def culprits(traced: TracedNetwork, nodes: np.ndarray, report: Report) -> np.ndarray:

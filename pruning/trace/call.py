@@ -34,6 +34,7 @@ class Notes:
         self.stack: list[tuple[str, nn.Module]] = []  # modules whose forward is running, the innermost last
         self.entry = Entry(None, "", "")
         self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
+        self.sizes_are_read = False  # whether equations say how large the parts are that are being made
         self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
 
     # -- what is known of a tensor ---------------------------------------------------------------------------------

@@ -73,11 +73,31 @@ class Sizes(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "size" or (name == "__get__" and getattr(func, "__self__", None) is Tensor.shape):
             return self._shape(func(*args, **kwargs), args, kwargs)
-        out = func(*args, **kwargs)
         reader = _READERS.get(name)
-        if reader is not None:
-            reader(self, out, args, kwargs)
+        if reader is None:
+            return func(*args, **kwargs)
+        self.trace.sizes_are_read = self._parts_are_read(name, args, kwargs)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.trace.sizes_are_read = False
+        reader(self, out, args, kwargs)
         return out
+
+    def _parts_are_read(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Says whether all bounds of a slice, or all sizes of parts, depend on widths or attributes."""
+        given = args[1] if len(args) > 1 else next(iter(kwargs.values()), None)
+        items = given if isinstance(given, (list, tuple)) else (given,)
+        said: list[Any] = []
+        if name == "__getitem__":
+            for item in items:
+                said += [item.start, item.stop] if isinstance(item, slice) else []
+        elif name == "narrow":
+            said += args[2:]
+        elif name in ("split", "split_with_sizes") and isinstance(given, (list, tuple)):
+            said += items
+        bounds = [bound for bound in said if isinstance(bound, int) and int(bound) != 0]
+        return bool(bounds) and all(self.origin(bound) is not None for bound in bounds)
 
     def _shape(self, found: Any, args: Any, kwargs: Any) -> Any:
         axes = self.trace.axes(args[0])
@@ -179,8 +199,12 @@ def _split(sizes: Sizes, outs: Any, args: Any, kwargs: Any) -> None:
             sizes.fits(given, sizes.trace.axes(out)[dim], out.shape[dim], f"split into parts of {int(given)}")
     elif isinstance(given, (list, tuple)) and len(given) == len(outs):
         what = f"split into {[int(size) for size in given]}"
+        some_known = any(sizes.origin(size) is not None for size in given)
         for size, out in zip(given, outs, strict=True):
-            sizes.fits(size, sizes.trace.axes(out)[dim], out.shape[dim], what)
+            axis = sizes.trace.axes(out)[dim]
+            sizes.fits(size, axis, out.shape[dim], what)
+            if some_known and axis is not None and sizes.origin(size) is None:
+                sizes.equal(Width(axis.labels), int(size), what)  # a number among origins is a constant
 
 
 @_reads("narrow")

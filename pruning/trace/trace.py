@@ -46,6 +46,7 @@ class Trace(TorchDispatchMode, Notes):
         self._twins: dict[int, Tensor] = {}  # id of a tensor with data -> its stand-in
         self._written: set[int] = set()  # where data lies that a stand-in was written over
         self._made: set[int] = set()  # of a run on data: tensors whose values parameters had a part in
+        self._drawn: set[int] = set()  # tensors whose values chance had a part in
 
     # -- the way of one operation ----------------------------------------------------------------------------------
 
@@ -128,7 +129,7 @@ class Trace(TorchDispatchMode, Notes):
             return type(value)(twins)
         if not isinstance(value, Tensor) or value.is_meta:
             return value
-        if value.numel() == 1:  # sqrt(width) made a tensor is a number like any other
+        if value.numel() == 1 and id(value) not in self._drawn:  # sqrt(width) made a tensor is a number like any other
             self.entry.numbers += (value.item(),)
         twin = self._twins.get(id(value))
         if twin is None:
@@ -166,7 +167,7 @@ class Trace(TorchDispatchMode, Notes):
         """In a run on data, a single value that no parameter had a part in is a number like any other."""
         depends = [id(tensor) in self._made for tensor in inputs]
         for tensor, made in zip(inputs, depends, strict=True):
-            if any(depends) and not made and tensor.dim() == 0:
+            if any(depends) and not made and tensor.dim() == 0 and id(tensor) not in self._drawn:
                 self.entry.numbers += (tensor.item(),)
 
     # -- after it ran ----------------------------------------------------------------------------------------------
@@ -188,6 +189,9 @@ class Trace(TorchDispatchMode, Notes):
         rows = self._rows(call, inputs)
         if self.real and any(id(tensor) in self._made for tensor in inputs):
             self._made.update(id(out) for out in call.outs)
+        is_random = torch.Tag.nondeterministic_seeded in call.func.tags
+        if is_random or any(id(tensor) in self._drawn for tensor in inputs):
+            self._drawn.update(id(out) for out in call.outs)
 
         for place, (out, info) in enumerate(results):
             self._kept_alive.append(out)

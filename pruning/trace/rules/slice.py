@@ -13,9 +13,9 @@ from pruning.trace.rules.table import Kind, rule
 
 @rule("slice", kind=Kind.MOVES)
 def slice_(call: Call) -> Axes:
-    """Part of a dimension; equal parts couple, since `x[:, :width // 2]` must still halve what is left.
+    """Part of a dimension; equal parts couple, since what halved a width must still halve what is left of it.
 
-    For channel splits (ShuffleNet), rotary embeddings (Llama) and windows of tokens.
+    Where the code says the bounds in integers with origins, equations decide (pruning/trace/sizes.py). For channel splits (ShuffleNet), rotary embeddings (Llama) and windows of tokens.
     """
     trace = call.trace
     axes = list(call.axes("self"))
@@ -28,7 +28,7 @@ def slice_(call: Call) -> Axes:
     part = axis.labels[start:stop:step]
 
     def is_one_of_equal_parts() -> bool:
-        if step != 1 or not 0 < len(part) < size:
+        if trace.sizes_are_read or step != 1 or not 0 < len(part) < size:
             return False
         return size % len(part) == 0 and start % len(part) == 0
 
@@ -62,7 +62,7 @@ def positions(call: Call) -> list[Axes]:
 def split_parts(call: Call) -> list[Axes]:
     """Parts of equal size couple index by index; parts of unequal size are independent.
 
-    For queries, keys and values in one projection, the gates of recurrent cells, and `chunk`.
+    Where each size is an integer with an origin, equations decide. For queries, keys and values in one projection, the gates of recurrent cells, and `chunk`.
     """
     trace = call.trace
     axes = call.axes("self")
@@ -75,7 +75,7 @@ def split_parts(call: Call) -> list[Axes]:
 
     def are_equal() -> bool:
         sizes = {len(part) for part in parts}
-        return len(parts) > 1 and len(sizes) == 1
+        return not trace.sizes_are_read and len(parts) > 1 and len(sizes) == 1
 
     if trace.choose(are_equal):
         trace.couple(np.stack(parts))  # code that chunks must find equal parts again
