@@ -43,7 +43,6 @@ class Failure:
     Args:
         index: its place in the run.
         entry: the operation of the first run.
-        widths: (before, after) of the dimensions around it that shrink.
         labels: removed labels around it.
         message: what went wrong.
         numbers: those that the operation used this time.
@@ -52,7 +51,6 @@ class Failure:
 
     index: int
     entry: Entry
-    widths: set[tuple[int, int]]
     labels: Labels
     message: str
     numbers: tuple[Any, ...] = ()
@@ -66,10 +64,8 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     numbers: list[Failure] = field(default_factory=list)
     error: BaseException | None = None
-    culprit: Any = None
     where: str = ""
     near: list[Failure] = field(default_factory=list)  # the operations around the error
-    reached: int = 0
 
     @property
     def passed(self) -> bool:
@@ -79,9 +75,8 @@ class Report:
         """Adds what another mode's rehearsal found."""
         self.failures += other.failures
         self.numbers += other.numbers
-        self.reached += other.reached
         if self.error is None:
-            self.error, self.culprit, self.where, self.near = other.error, other.culprit, other.where, other.near
+            self.error, self.where, self.near = other.error, other.where, other.near
 
 
 def _shown(numbers: tuple[Any, ...]) -> str:
@@ -104,7 +99,7 @@ class DryRun(Trace):
     def __init__(self, rules: dict[str, Any], entries: list[Entry], structure: Structure, removed: Mask, *, real: bool):
         super().__init__(rules, 0, real=real)
         self.expected, self.structure = entries, structure
-        self.before, self.survive = structure.alive, structure.alive & ~removed
+        self.survive = structure.alive & ~removed
         self.removed = removed
         self.report = Report()
         self._stand_in: Any = None
@@ -243,7 +238,7 @@ class DryRun(Trace):
 
     def broke_off(self, error: BaseException) -> None:
         """Notes an error in the network's own code."""
-        self.report.error, self.report.culprit = error, self.failing_module(error)
+        self.report.error = error
         near = self.expected[max(self._at - 1, 0) : self._at + 2]
         for entry in near:
             self.report.where = entry.where
@@ -256,9 +251,8 @@ class DryRun(Trace):
         """Notes what shrinks around an operation, and which dimensions its numbers may have been taken from."""
         entry = entry or self._now
         shrinking = [labels for labels in entry.touched if self.removed[labels].any()]
-        widths = {(int(self.before[labels].sum()), int(self.survive[labels].sum())) for labels in shrinking}
         removed = [labels[self.removed[labels]] for labels in (*shrinking, *scales)]
-        return Failure(self._at, entry, widths, np.concatenate([np.empty(0, np.int64), *removed]), message)
+        return Failure(self._at, entry, np.concatenate([np.empty(0, np.int64), *removed]), message)
 
 
 def dry_run(traced: TracedNetwork, removed: Mask, attributes: list[Attribute]) -> Report:
@@ -271,7 +265,6 @@ def dry_run(traced: TracedNetwork, removed: Mask, attributes: list[Attribute]) -
             traced.run(replay, alive, alive & ~removed, training, attributes)
         except RUN_ERRORS as error:
             replay.broke_off(error)
-        replay.report.reached = len(replay.entries)
         for found in (*replay.report.failures, *replay.report.numbers, *replay.report.near):
             found.training = training
         report.join(replay.report)

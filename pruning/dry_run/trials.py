@@ -1,4 +1,4 @@
-"""Trial removals: what the network's own code does not let go is found before anybody asks for it."""
+"""One trial removal: what the network's own code does not let go is found before anybody asks for it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ def _pin(structure: Structure, nodes: np.ndarray, operation: str, module: str, m
     structure.assemble()
 
 
-def sample_nodes(structure: Structure, shift: int = 0) -> np.ndarray:
+def sample_nodes(structure: Structure) -> np.ndarray:
     """Returns nodes of every group, at random, and of each group of a size another number.
 
-    No regular pattern then hides a mistake, and no two widths stay equal by luck where code confuses them. Another
-    shift takes other numbers.
+    No regular pattern then hides a mistake, and no two widths stay equal by luck where code confuses them.
     """
     random = np.random.default_rng(0)
     order = random.permutation(structure.count)
@@ -54,7 +53,7 @@ def sample_nodes(structure: Structure, shift: int = 0) -> np.ndarray:
     parts, taken = [np.empty(0, np.int64)], set()
     for turn, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         size = int(end - start)
-        share = 0.25 + 0.5 * ((turn + shift) * _GOLDEN % 1)  # never the same share twice
+        share = 0.25 + 0.5 * (turn * _GOLDEN % 1)  # never the same share twice
         wanted = [round(share * size) + step for step in (0, 1, -1, 2, -2, 3, -3)]
         counts = [count for count in wanted if 0 < count < size]
         count = next((count for count in counts if (size, count) not in taken), counts[0] if counts else 0)

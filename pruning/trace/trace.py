@@ -10,11 +10,10 @@ stay. Rules (pruning/trace/rules/) call these per operation; pruning/trace/compo
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.modules.calls import RUN_ERRORS
@@ -274,17 +273,6 @@ class Trace(TorchDispatchMode, Notes):
         may_be_non_zero = any(axis is not None and not axis.zero for axis in info.axes)
         if call.func._schema.is_mutable and may_be_non_zero:
             self._overwritten.add(out.untyped_storage()._cdata)
-
-    # -- modules on the way ----------------------------------------------------------------------------------------
-
-    def failing_module(self, error: BaseException) -> nn.Module | None:
-        """Returns the innermost module in whose code an error arose."""
-        frames = list(traceback.walk_tb(error.__traceback__))
-        for frame, _ in reversed(frames):
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module):
-                return owner
-        return None
 
 
 def _unlabelled(out: Tensor) -> Info:

@@ -15,7 +15,8 @@ from pruning.trace.rules.table import Kind, rule
 def slice_(call: Call) -> Axes:
     """Part of a dimension; equal parts couple, since what halved a width must still halve what is left of it.
 
-    Where the code says the bounds in integers with origins, equations decide (pruning/trace/sizes.py). For channel splits (ShuffleNet), rotary embeddings (Llama) and windows of tokens.
+    Where the code says the bounds in integers with origins, equations decide (pruning/trace/sizes.py). For channel
+    splits (ShuffleNet), rotary embeddings (Llama) and windows of tokens.
     """
     trace = call.trace
     axes = list(call.axes("self"))
@@ -62,7 +63,8 @@ def positions(call: Call) -> list[Axes]:
 def split_parts(call: Call) -> list[Axes]:
     """Parts of equal size couple index by index; parts of unequal size are independent.
 
-    Where each size is an integer with an origin, equations decide. For queries, keys and values in one projection, the gates of recurrent cells, and `chunk`.
+    Where each size is an integer with an origin, equations decide. For queries, keys and values in one projection, the
+    gates of recurrent cells, and `chunk`.
     """
     trace = call.trace
     axes = call.axes("self")

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.trace.origins import Kept, Origin, leaves
-from tests.support.small_networks import with_zeros
+from tests.support.zoo.small import with_zeros
 
 
 class Listener:
