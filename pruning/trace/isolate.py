@@ -39,7 +39,7 @@ def run(
     training: bool,
     attributes: list[Attribute],
     sizes: Sizes | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
     """Runs the model under a trace.
 
     Args:
@@ -52,7 +52,8 @@ def run(
         sizes: if given, reads what every size in the code depends on.
 
     Returns:
-        The tensors that the network returned, and those that it left in its modules' attributes.
+        The tensors that the network returned, those that it left in its modules' attributes, and (before, after) of
+        buffers in whose place it put others of the same shape.
     """
     # Inputs keep their values until they meet a parameter, so code that looks at masks and positions needs no data of
     # parameters; they are copied since forward may write to them.
@@ -60,10 +61,21 @@ def run(
     paths = {module: name for name, module in model.named_modules()}
     with _quiet(model), _swapped(model, stand_ins, attributes, training, sizes), _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}
+        buffers = [(module, name, tensor) for module in paths for name, tensor in module._buffers.items()]
         with trace, _PlainCalls(), sizes or nullcontext():
             outputs = model(*args, **kwargs)
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
-        return tensors_in(outputs), left_behind
+        return tensors_in(outputs), left_behind, _made_anew(buffers)
+
+
+def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
+    """Returns (before, after) of buffers that forward replaced, such as a mask for batches of another size."""
+    found = []
+    for module, name, before in buffers:
+        after = module._buffers.get(name)
+        if before is not None and after is not None and after is not before and after.shape == before.shape:
+            found.append((before, after))
+    return found
 
 
 def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:

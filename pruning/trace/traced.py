@@ -180,7 +180,7 @@ class TracedNetwork:
             made = self._stand_in(name, axes, there, stay)
             stand_ins[id(tensor)] = made
             trace.start(made, axes)
-        outputs, held = run(
+        outputs, held, made_anew = run(
             self.model,
             self._inputs[training],
             trace,
@@ -189,6 +189,9 @@ class TracedNetwork:
             attributes=attributes,
             sizes=sizes,
         )
+        for before, after in made_anew:  # the next run finds what this one left, so both shrink alike
+            for one, other in zip(trace.axes(before), trace.axes(after), strict=True):
+                trace.tie(one, other)
         _pin_results(trace, outputs, "is the network's output")
         held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time
         _pin_results(trace, held, "is kept in a module's attribute")

@@ -169,6 +169,91 @@ def test_one_integer_for_two_parts_couples_them_and_a_constant_pins(constant: bo
         assert len(graph.nodes) == 4
 
 
+class MakesItsMaskAnew(nn.Module):
+    """A buffer that training makes anew when the batch is of another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.batch = 12, 1
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.register_buffer("mask", torch.ones(7, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.batch != len(x):
+            self.batch = len(x)
+            if self.training:
+                self.mask = torch.ones(7, self.hidden)
+        hidden = self.first(x).relu()
+        return self.last(hidden * self.mask[: len(x)] if self.training else hidden)
+
+
+def test_a_buffer_made_anew_follows_in_training_too() -> None:
+    model, x = MakesItsMaskAnew(), torch.randn(4, 5)
+    DependencyGraph(model, x).plan(range(8)).exec()
+    assert (model.hidden, tuple(model.mask.shape)) == (4, (7, 4))
+    model.eval()(x)
+    assert model.train()(x).shape == (4, 3) and model(x[:2]).shape == (2, 3)
+
+
+class Scaled(nn.Module):
+    """Attention whose scale is a tensor made of a width, in code that looks at data."""
+
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.looks = looks
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.looks:
+            assert not v.isnan().any().item()  # values that parameters made
+        scale = torch.sqrt(torch.tensor(q.size(-1), dtype=torch.float64) * 3)
+        return self.out(((q / scale) @ k.transpose(-1, -2)).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_scales_in_tensors_are_folded_or_told(looks: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Scaled(looks).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = DependencyGraph(model, x)
+    assert graph.traced.real == looks
+    plan = graph.plan([graph.node_of("q.weight", 0, 3)])
+    if looks:  # a run on data sees the number as well
+        assert any("a number depends on the width (aten.div" in reason for reason in plan.inexact)
+        return
+    assert plan.scales and not plan.inexact
+    wanted = with_zeros(model, x, plan.keeps)
+    torch.testing.assert_close(plan.preview()(x), wanted)
+
+
+class LooksAtItsInput(nn.Module):
+    """Code that looks at the values of a mask, which no parameter made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Embedding(11, 8), nn.Linear(8, 3)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        x = self.first(words)
+        positions = torch.arange(words.shape[1], device=x.device)
+        assert positions.max().item() == words.shape[1] - 1
+        if not mask.all():
+            x = x * mask[..., None]
+        return self.last(x)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_inputs_keep_their_values(device: str) -> None:
+    with torch.device(device):
+        model = LooksAtItsInput()
+    mask = torch.tensor([[True, True, False]])
+    graph = DependencyGraph(model, {"words": torch.tensor([[1, 2, 3]]), "mask": mask})
+    assert not graph.traced.real and not graph.traced.notes and len(graph.nodes) == 8
+    operations = [entry.name for entry in graph.traced.runs[False]]
+    assert "aten.mul" in operations  # the mask was seen to be false somewhere
+    assert graph.plan(range(4)).parameters_removed == 11 * 4 + 3 * 4
+
+
 # -- random programs ---------------------------------------------------------------------------------------------------
 
 
