@@ -266,6 +266,7 @@ class Program(nn.Module):
         torch.manual_seed(seed)
         self.layers = nn.ModuleList()
         self.kept: dict[str, int] = {}
+        self.names = 0
         self.config = Config()
         self.lists: list[list[int]] = []
         self.steps: list[tuple[str, tuple[object, ...]]] = []
@@ -280,7 +281,8 @@ class Program(nn.Module):
     def _keep(self, draw: random.Random, value: int) -> tuple[str, object]:
         """Keeps an integer somewhere, maybe where an equal one is kept already, and returns where."""
         place = draw.choice(["attribute", "dict", "config", "list", "constant", "again"])
-        name = f"n{len(self.kept) + len(vars(self.config)) + len(self.lists) + len(self.steps)}_{draw.randrange(1000)}"
+        self.names += 1
+        name = f"n{self.names}"
         if place == "again":
             same = [key for key, other in self.kept.items() if other == value]
             if same:
