@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console as RichConsole
 
 from utils import processes
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -98,7 +98,7 @@ class ProgressLines:
         self.console = console
         self.bar: Progress | None = None
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_start" and self.console.out.is_terminal and not self.console.quiet:
             self._start(trainer)
         elif moment == "batch_end" and self.bar is not None:

@@ -13,7 +13,7 @@ from pruning import PrunableNetwork, Step
 # "train_start" and "train_end" come once in a session; "event_end" follows each pruning event before or after
 # training; "epoch_trained" comes before an epoch's evaluation, when `epoch` does not count it yet, and "epoch_end"
 # after it, when it does.
-Moment = Literal["train_start", "event_end", "batch_end", "epoch_trained", "epoch_end", "train_end"]
+TrainingMoment = Literal["train_start", "event_end", "batch_end", "epoch_trained", "epoch_end", "train_end"]
 
 
 class TrainingBatches(Protocol):
@@ -72,7 +72,7 @@ class Trainer(Protocol):
 class Callback(Protocol):
     """Who is told of a run's moments. One that holds something open has a method `close` too."""
 
-    def __call__(self, trainer: Trainer, moment: Moment, /) -> None: ...
+    def __call__(self, trainer: Trainer, moment: TrainingMoment, /) -> None: ...
 
 
 class PruningCallback(Protocol):
@@ -96,7 +96,7 @@ class PruningCallback(Protocol):
     @property
     def complete(self) -> bool: ...
 
-    def __call__(self, trainer: Trainer, moment: Moment, /) -> None: ...
+    def __call__(self, trainer: Trainer, moment: TrainingMoment, /) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that later events need."""

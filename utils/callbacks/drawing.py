@@ -14,7 +14,7 @@ from utils.callbacks.tensorboard import TensorBoard
 from utils.files import read_rows
 from utils.runs.run_folder import RunFolder
 from utils.settings.core import Plots
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ class Pictures:
         self.plots = plots
         self.classes = classes
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_end" and self.plots.pictures:
             self.draw(trainer)
 

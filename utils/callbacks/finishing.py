@@ -9,7 +9,7 @@ import torch
 from pruning import PrunableNetwork, shrink_dead
 from pruning.export import SUFFIXES, export
 from utils.runs.run_folder import RunFolder
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 
 class DeadNodes:
@@ -26,7 +26,7 @@ class DeadNodes:
         self.report = report
         self.wanted = shrink_dead
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_end":
             self.shrink([trainer.optimizer])
 
@@ -57,7 +57,7 @@ class Export:
         suffix = SUFFIXES.get(export, "")
         self.path = folder.models / f"{model.replace('/', '-')}{suffix}"
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_end":
             self.write()
 

@@ -12,7 +12,7 @@ from utils.files import as_csv, read_rows, write_atomic
 from utils.runs import checkpoints
 from utils.runs.result import Result
 from utils.runs.run_folder import RunFolder
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 SAMPLE, POINTS = 200_000, 400  # of the scores: how many are sorted, and how many make the curve
 
@@ -26,7 +26,7 @@ class Recorder:
         self.rows: list[dict[str, float]] = []
         self.events_written = 0
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         epochs_file = self.folder.output / "epochs.csv"
         if moment == "train_start":
             # A stopped run repeats what came after its checkpoint.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning import PrunableNetwork, UsageError
 from utils.runs.result import Result
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -42,7 +42,7 @@ class TensorBoard:
         self.scalars: dict[str, float] = {}
         self.images: dict[str, bytes] = {}
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment not in ("train_start", "epoch_end", "train_end"):
             return
         try:
@@ -50,7 +50,7 @@ class TensorBoard:
         except OSError as error:
             raise UsageError(f"{self.folder} cannot be written: {error.strerror or error}.") from error
 
-    def _write(self, trainer: Trainer, moment: Moment) -> None:
+    def _write(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if self.file is None:
             self.file = self._start(trainer)
         if moment == "epoch_end":

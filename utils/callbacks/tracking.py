@@ -9,7 +9,7 @@ from pruning import PrunableNetwork
 from utils.callbacks.tensorboard import TensorBoard
 from utils.files import as_csv, read_rows, write_atomic
 from utils.runs.run_folder import RunFolder
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 STATISTICS = ("sign_flips", "mean", "variance")
 
@@ -32,7 +32,7 @@ class WeightTracking:
         self.board = board
         self.rows: list[dict[str, float]] = []
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_start":
             self.rows = read_rows(self.path, before=trainer.epoch)
             # Kept with the trainer: a stopped run compares with the same signs, and cuts of nodes reach them.

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from pruning.distributed import largest, world
-from utils.trainer import Moment, Trainer
+from utils.trainer import Trainer, TrainingMoment
 
 TIME_IS_OVER, ALONE = 1000, 1001  # greater than any signal's number
 
@@ -47,7 +47,7 @@ class StopRequests:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.handlers[number] = signal.signal(number, self._receive)
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_end":
             self.close()
         if moment not in STOPPING_POINTS:

@@ -18,7 +18,7 @@ from utils.settings import registry
 from utils.settings.core import Core
 from utils.settings.earlier_runs import known_runs, taken_over
 from utils.settings.resolve import Settings
-from utils.trainer import Moment, PruningCallback, Trainer
+from utils.trainer import PruningCallback, Trainer, TrainingMoment
 
 # What a checkpoint of a run holds at least; one of a network alone holds the first two.
 PARTS = {"state_dict", "masks", "trainer", "pruning", "random"}
@@ -56,7 +56,7 @@ class Saving:
         self.save_freq = save_freq
         self.keep_epochs = keep_epochs
 
-    def __call__(self, trainer: Trainer, moment: Moment) -> None:
+    def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         between_epochs = moment in ("train_start", "epoch_end") and trainer.batch == 0
         if between_epochs and trainer.epoch in self.keep_epochs:
             state = checkpoints.network_state(self.network) | {"epoch": trainer.epoch}

@@ -4,7 +4,7 @@ import typing
 
 import main
 from trainers.DefaultTrainer import DefaultTrainer
-from utils.trainer import Moment, PruningCallback, Trainer
+from utils.trainer import PruningCallback, Trainer, TrainingMoment
 
 
 def members(protocol):
@@ -26,7 +26,7 @@ def test_the_default_trainer_and_its_moments_are_those_of_the_protocols(tmp_path
     trainer = seen[0][0]
     lacking = {name for name in members(Trainer) if not hasattr(trainer, name)}
     assert lacking == set()
-    assert {moment for _, moment in seen} == set(typing.get_args(Moment))
+    assert {moment for _, moment in seen} == set(typing.get_args(TrainingMoment))
     pruning = trainer.callbacks[0]
     assert {name for name in members(PruningCallback) if not hasattr(pruning, name)} == set()
     assert list(tmp_path.rglob("*.png")) == [], "--no-pictures draws none"
