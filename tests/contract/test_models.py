@@ -25,7 +25,7 @@ OURS += ["ResNet34", "ResNet20", "ResNet56", "ResNet110", "WRN16_8", "DenseNet22
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 9, 7), (2, 1, 1)]
 LARGE = [(3, 200, 136), (3, 224, 224)]
 QUICK_SHAPES = [(1, 8, 8), (3, 9, 7)]
-DEEP = ["ResNet110", "ResNet56", "ResNet34"]
+DEEP = ["ResNet110", "ResNet56", "ResNet34", "ResNet20", "WRN16_8", "DenseNet22"]
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 
 
@@ -222,7 +222,7 @@ def test_start_is_orthogonal_with_the_gain_of_leaky_relu(name):
             assert layer.bias.abs().max() <= matrix.shape[1] ** -0.5
 
 
-@pytest.mark.parametrize("name", ["MLP5", "LeNet300", "Conv6", "ResNet18"])
+@pytest.mark.parametrize("name", few(["MLP5", "LeNet300", "Conv6", "ResNet18"], ["MLP5", "Conv6"]))
 def test_dropout_acts_in_training_alone_and_leaves_the_names_alone(name):
     torch.manual_seed(0)
     model = model_class(name)(5, (1, 8, 8), dropout=0.5)

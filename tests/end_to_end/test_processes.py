@@ -75,7 +75,7 @@ ALIKE = {
     ],
 }
 LINES = {**EQUAL, **ALIKE}
-QUICK = ["nodes before training", "a short last batch", "batch statistics and dropout"]
+QUICK = ["a short last batch", "batch statistics and dropout"]
 
 
 def started(command: list[str], **changes: str) -> subprocess.Popen:

@@ -16,7 +16,7 @@ from criterions.SET import SET
 from criterions.SNIP import SNIP
 from pruning import NodeCriterion, PrunableNetwork, UsageError, WeightCriterion, regrow
 from tests.support import slow_reference as slow
-from tests.support.tiers import thorough
+from tests.support.tiers import few, thorough
 from tests.support.zoo.small import SHAPES, Residual, build, conv_net, data, mlp
 from trainers._optimization import Optimization
 from trainers._pruning import Pruning
@@ -189,7 +189,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("criterion", [SET, RigL])
-@pytest.mark.parametrize("optimizer", ["ADAM", "SGD", "RMSPROP", "ADAMW"])
+@pytest.mark.parametrize("optimizer", few(["ADAM", "SGD", "RMSPROP", "ADAMW"], ["ADAM", "SGD"]))
 def test_sparsity_of_each_layer_stays_and_what_is_new_starts_at_zero(criterion, optimizer):
     trainer = trainer_of(criterion(delta_t=2), optimizer=optimizer)
     trainer.callbacks.append(watch := Watch(trainer))
@@ -261,7 +261,7 @@ def test_the_run_s_random_numbers_do_not_feel_the_growth():
 
 
 @pytest.mark.parametrize("criterion", [SET(delta_t=2), RigL(delta_t=2)])
-@pytest.mark.parametrize("stop", [4, 7, 15])
+@pytest.mark.parametrize("stop", few([4, 7, 15], [7]))
 def test_a_stopped_training_ends_with_the_same_bits(criterion, stop):
     def everything(trainer):
         kept = {"optimizer": trainer.optimizer.state_dict()["state"], "masks": trainer.network.masks.keep}
@@ -431,7 +431,7 @@ def force_by_hand(model, batches, limit, steps, *, revive):
     return history
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", few(MAKERS, MAKERS[:1]))
 @pytest.mark.parametrize(("criterion", "revive"), [(FORCE, True), (IterativeSNIP, False)])
 def test_masks_are_those_of_the_algorithm(maker, criterion, revive):
     network, batches = network_of(maker)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pruning
+from tests.support.tiers import few
 from utils.settings.registry import ROOT
 
 # Nothing that --help or --list prints needs one of them; together they take seconds.
@@ -17,7 +18,10 @@ HEAVY = ["matplotlib", "networkx", "scipy", "sklearn", "torchvision", "timm", "j
 HEAVY += ["onnx", "ray", "pandas", "torch.utils.tensorboard", "torch.utils.flop_counter", "torch._dynamo", "PIL"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--list"], ["--prune_criterion", "SNAP", "--model", "ResNet18", "-h"]])
+QUESTIONS = [["--help"], ["--list"], ["--prune_criterion", "SNAP", "--model", "ResNet18", "-h"]]
+
+
+@pytest.mark.parametrize("argv", few(QUESTIONS, [["--list"]]))
 def test_help_and_list_import_nothing_heavy(argv: list[str]) -> None:
     script = f"""
 import sys
