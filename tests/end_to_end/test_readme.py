@@ -258,8 +258,9 @@ def _check_job(command: str, adapt: Callable[[list[str]], list[str]], capsys: py
             assert result["sparsity_asked"] is None and result["pruning_events"] == ("--l0" not in argv)
             return
         assert result["sparsity_asked"] == pytest.approx(chosen.core.pruning_limit)
-        # Of the slimmest layers, a whole weight is a large share.
-        assert result["sparsity_reached"] == pytest.approx(chosen.core.pruning_limit, abs=1e-3)
+        # Of the slimmest layers, a whole weight is a large share, and a whole node a larger one of the FLOPs.
+        slack = 0.05 if "--target" in argv else 1e-3
+        assert result["sparsity_reached"] == pytest.approx(chosen.core.pruning_limit, abs=slack)
 
 
 QUICK_JOBS = [job for job in commands_in(blocks_of("README.md")) if job in JOBS]
