@@ -87,7 +87,7 @@ def drawn(before: Network, after: Network) -> str:
     faster = before.milliseconds[1] / after.milliseconds[1]
     flops, weights = after.flops / before.flops, after.parameters / before.parameters
     note = f"{1 - weights:.0%} of the parameters and {1 - flops:.0%} of the FLOPs are gone; {faster:.2f} times as fast"
-    lines.append(text(LEFT, 280, f"ResNet20 on CIFAR-10: {note} with {BATCHES[1]} pictures at a time", size=12))
+    lines.append(text(LEFT, 280, f"ResNet20 on CIFAR-10: {note}", size=12))
     return "\n".join([*lines, "</svg>\n"])
 
 
