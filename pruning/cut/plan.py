@@ -167,6 +167,11 @@ class PruningPlan:
         return found
 
     @property
+    def refused(self) -> list[tuple[np.ndarray, str]]:
+        """Nodes that were asked for and stay: none today, a plan is carried out whole or refused when it is made."""
+        return []
+
+    @property
     def parameters_removed(self) -> int:
         """How many parameters go; entries of buffers do not count."""
         return sum(line.parameters for line in self.lines())

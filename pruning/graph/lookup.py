@@ -53,6 +53,11 @@ class NodeLookup:
         return self._couplings
 
     @property
+    def seen(self) -> TracedNetwork:
+        """The traced network, by its former name."""
+        return self.traced
+
+    @property
     def structure(self) -> Structure:
         """The arrays behind the graph."""
         return self.traced.structure

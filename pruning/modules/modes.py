@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,24 +15,49 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.modules.calls import call, device_of, mapped
 
+# nn.Module keeps its hooks in OrderedDicts.
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, in plain operations; modes, attributes and random state come back at the end."""
-    attributes_before = [(module, dict(vars(module))) for module in model.modules()]
     with ExitStack() as stack:
+        stack.enter_context(attributes_kept(model.modules()))
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_attention())
         stack.enter_context(plain_recurrence(model))
         stack.enter_context(same_random_state(device_of(model)))
-        try:
-            yield
-        finally:
-            # Networks keep tensors of a run as attributes: caches, attention maps, the last hidden state.
-            for module, attributes in attributes_before:
-                vars(module).clear()
-                vars(module).update(attributes)
+        yield
+
+
+@contextmanager
+def attributes_kept(holders: Iterable[Any]) -> Iterator[None]:
+    """Puts the attributes of modules (or other objects), and what their containers hold, back at the end.
+
+    Networks keep tensors of a run (caches, attention maps, the last hidden state), and at their first call some put
+    hooks on their modules and set a flag that says so: the one must not go without the other.
+    """
+    attributes_before = [(holder, dict(vars(holder))) for holder in holders]
+    contents_before: list[tuple[Any, Any]] = []
+    for _, attributes in attributes_before:
+        for value in attributes.values():
+            # By type, not isinstance: what a class of the user's own does when it is emptied is unknown.
+            if type(value) in _CONTAINERS:
+                contents_before.append((value, value.copy()))
+    try:
+        yield
+    finally:
+        for holder, attributes in attributes_before:
+            vars(holder).clear()
+            vars(holder).update(attributes)
+        for container, content in contents_before:
+            container.clear()
+            if isinstance(container, (list, deque)):
+                container.extend(content)
+            else:
+                container.update(content)
 
 
 def look(model: nn.Module, inputs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
 from pruning.modules.kept import holders, replaced_integers
+from pruning.modules.modes import attributes_kept
 from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
 
@@ -101,32 +101,17 @@ def _swapped(
 
     On leaving, modules, plain objects that they hold, and their containers are as they were.
     """
-    saved = [(holder, dict(vars(holder))) for holder in holders(model).values()]
-    contents = []  # forward may append to a list of its module
-    for _, state in saved:
-        for value in state.values():
-            if type(value) in (list, dict, set, deque):
-                contents.append((value, value.copy()))
-    try:
-        for holder, state in saved:
+    held = list(holders(model).values())
+    with attributes_kept(held):
+        for holder in held:
             if isinstance(holder, nn.Module):
-                _swap(holder, state, stand_ins)
+                _swap(holder, dict(vars(holder)), stand_ins)
                 vars(holder)["training"] = training
             if sizes is not None:
                 _give_origins(holder, sizes)
         for holder, name, value in attributes:
             vars(holder)[name] = value  # nn.Module's own way would look at what it is
         yield
-    finally:
-        for holder, state in saved:
-            vars(holder).clear()
-            vars(holder).update(state)
-        for value, content in contents:
-            value.clear()
-            if isinstance(value, (list, deque)):
-                value.extend(content)
-            else:
-                value.update(content)
 
 
 def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch.nn.functional as functional
 import torchvision
 from torch import Tensor, nn
 
+from pruning import PrunableNetwork
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.marks import keep, tie
@@ -361,3 +363,32 @@ def test_a_rule_that_fails_costs_coverage_and_says_so(monkeypatch: pytest.Monkey
     graph = DependencyGraph(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), torch.randn(2, 3))
     assert not len(graph.nodes)
     assert any("the rule for aten.tanh does not take this call (KeyError: 'nothing')" in str(p) for p in graph.pinned)
+
+
+class HooksAtTheFirstCall(nn.Module):
+    """Puts a hook on a layer when it is first called, as transformers does to capture outputs."""
+
+    recorded: ClassVar[list[torch.Tensor]] = []  # in no module: what a module keeps would have to stay
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out, self.is_ready = nn.Linear(4, 8), nn.Linear(16, 2), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.is_ready:
+            self.inner.register_forward_hook(lambda module, inputs, output: self.recorded.append(output))
+            self.is_ready = True
+        self.recorded.clear()
+        hidden = self.inner(x)
+        return self.out(torch.cat([hidden, *self.recorded], -1))
+
+
+@pytest.mark.parametrize("look_at", [DependencyGraph, PrunableNetwork])
+def test_hooks_that_code_installs_at_its_first_call_go_with_the_flag_that_says_so(look_at) -> None:
+    model, called_before, x = HooksAtTheFirstCall(), HooksAtTheFirstCall(), torch.randn(1, 4)
+    called_before(x)
+    look_at(model, x)
+    assert not model.inner._forward_hooks and not model.is_ready
+    assert model(x).shape == (1, 2) and len(model.recorded) == 1
+    graphs = [DependencyGraph(network, x) for network in (HooksAtTheFirstCall(), called_before)]
+    assert len(graphs[0].nodes) == len(graphs[1].nodes) == 8
