@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.plug_ins import MORE, PLUG_INS
 from tests.support.running import write_plug_in
 from utils.runs.run_folder import CODE
@@ -27,6 +29,7 @@ def copy_of_the_project(place):
             shutil.copy(source, place / name)
 
 
+@pytest.mark.thorough
 def test_dropped_in_plug_ins_are_met_by_the_contracts_and_turn_none_red(tmp_path):
     copy_of_the_project(tmp_path)
     dropped = [(kind, name, source) for kind, (_, name, source, *_) in PLUG_INS.items()] + MORE
