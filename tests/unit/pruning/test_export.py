@@ -158,12 +158,13 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
         check_export("tensorflow")
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=NEEDS_ONNX), "torch_export"])
 def test_a_folder_that_is_not_there_is_named(kind, tmp_path):
     with pytest.raises(UsageError, match="no folder .*not"):
         export(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "not" / "there", kind)
 
 
+@NEEDS_ONNX
 def test_types_that_onnx_cannot_check_are_named(tmp_path):
     model, inputs = nn.Linear(2, 2).bfloat16(), torch.randn(1, 2).bfloat16()
     with pytest.raises(UsageError, match="bfloat16 cannot be checked"):
