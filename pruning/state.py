@@ -337,8 +337,11 @@ class PrunableState:
             if is_old and name in masks:
                 self.masks.keep[name] = masks[name]
         self.reshaped()
-        if nodes_total is None and nodes_gone is not None:
-            nodes_total = nodes_gone + len(self.graph.nodes)
+        if nodes_gone is not None:
+            # The graph is built here, while the new layers have all their channels: a file may cut them next.
+            nodes_now = len(self.graph.nodes)
+            if nodes_total is None:
+                nodes_total = nodes_gone + nodes_now
         self._start_nodes = nodes_total
 
     def nodes_total(self) -> int:
