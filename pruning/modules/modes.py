@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from pruning.modules.calls import call, device_of, mapped
 
@@ -37,9 +38,10 @@ def attributes_kept(holders: Iterable[Any]) -> Iterator[None]:
     """Puts the attributes of modules (or other objects), and what their containers hold, back at the end.
 
     Networks keep tensors of a run (caches, attention maps, the last hidden state), and at their first call some put
-    hooks on their modules and set a flag that says so: the one must not go without the other.
+    hooks on their modules and set a flag that says so: the one must not go without the other. A lazy module keeps the
+    shapes that its first call gives it.
     """
-    attributes_before = [(holder, dict(vars(holder))) for holder in holders]
+    attributes_before = [(holder, dict(vars(holder))) for holder in holders if not isinstance(holder, LazyModuleMixin)]
     contents_before: list[tuple[Any, Any]] = []
     for _, attributes in attributes_before:
         for value in attributes.values():

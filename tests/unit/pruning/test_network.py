@@ -194,6 +194,8 @@ def test_lazy_layers_get_their_shape_from_the_example():
         nn.Sequential(nn.LazyConv2d(3, 3), nn.Flatten(), nn.LazyLinear(2)), torch.zeros(1, 2, 5, 5)
     )
     assert network.start_sizes == {"0.weight": 3 * 2 * 9, "2.weight": 2 * 27}
+    assert network.model[0].in_channels == 2 and network.model[2].in_features == 27
+    assert network.model(torch.zeros(1, 2, 5, 5)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("maker", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
