@@ -4,7 +4,7 @@
     python benchmarks/pruning.py [--turns 5] [--threads 1] [--size 224] [--models resnet50,densenet201] [--cpu_time]
     python benchmarks/pruning.py --coverage [--max_parameters 100]
 
-Times: dependency graph, group-magnitude scores, one global ranking, rehearsal and cutting; both libraries in turn on
+Times: dependency graph, group-magnitude scores, one global ranking, dry run and cutting; both libraries in turn on
 copies of the same network and the same input, removing the same number of output channels.
 Coverage: half of every prunable layer removed, then an evaluation, a forward and a backward pass in training mode.
 """

@@ -82,7 +82,7 @@ def cut_function(module: nn.Module, dim: int) -> str:
 
 
 class PruningPlan:
-    """Slices to remove, rehearsed. `print(plan)` shows them, `plan.exec()` removes them.
+    """Slices to remove, proven by a dry run. `print(plan)` shows them, `plan.exec()` removes them.
 
     Args:
         traced: the network that the plan is for.
@@ -350,7 +350,7 @@ def _listed(values):  # type: ignore[no-untyped-def]
 def make_plan(
     traced: TracedNetwork, couplings: Couplings, nodes: np.ndarray, asked: tuple[Dimension, ...] = ()
 ) -> PruningPlan:
-    """Rehearses a choice of nodes.
+    """Proves a choice of nodes by a dry run.
 
     Raises:
         UsageError: if a layer would be emptied, or the network's code does not run with the widths that are left.

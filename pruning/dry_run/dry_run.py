@@ -1,8 +1,8 @@
 """A second run with the shrunken shapes, watched against the first: does the code of the network go along?
 
 Python code may hold widths as numbers (`view(b, 12, 64)`, `self.hidden`), which labels cannot see. So a choice of nodes
-is rehearsed on stand-ins of the new shapes, and at every operation the labels must equal the survivors of the first
-run. An operation that fails is given the result it should have had, so that one rehearsal finds all there are.
+is run dry on stand-ins of the new shapes, and at every operation the labels must equal those left of the first
+run. An operation that fails is given the result it should have had, so that one dry run finds all there are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Failure:
 
 @dataclass
 class Report:
-    """What a rehearsal found; nothing, if the network goes along."""
+    """What a dry run found; nothing, if the network's code runs as before."""
 
     failures: list[Failure] = field(default_factory=list)
     numbers: list[Failure] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Report:
         return not self.failures and self.error is None
 
     def join(self, other: Report) -> None:
-        """Adds what another mode's rehearsal found."""
+        """Adds what another mode's dry run found."""
         self.failures += other.failures
         self.numbers += other.numbers
         if self.error is None:

@@ -145,7 +145,7 @@ class DependencyGraph(NodeLookup):
         return reduce_to_nodes(self, values, role, reduce)
 
     def plan(self, nodes: Any) -> PruningPlan:
-        """Returns a plan to remove nodes, rehearsed.
+        """Returns a plan to remove nodes, proven by a dry run.
 
         Args:
             nodes: numbers of nodes, `Node`s, or a mask over all of them, as list, array or tensor.

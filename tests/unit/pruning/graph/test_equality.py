@@ -35,7 +35,7 @@ def masked(name: str, model: nn.Module, plan: PruningPlan) -> nn.Module:
 def choose(graph: DependencyGraph, seed: int) -> np.ndarray:
     """Returns a random choice among the nodes that can go without changing a statistic; two of each group stay.
 
-    With one channel left einsum takes another way through torch, which a rehearsal refuses.
+    With one channel left einsum takes another way through torch, which a dry run refuses.
     """
     random = np.random.default_rng(seed)
     chosen = []
