@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -340,7 +340,7 @@ class PruningPlan:
         return integers
 
 
-def _listed(values):  # type: ignore[no-untyped-def]
+def _listed(values: Any) -> list[Any]:
     """Returns what was given, one thing or several, as a list."""
     single = isinstance(values, (torch.optim.Optimizer, nn.Module, MutableMapping))
     return [values] if single else list(values)

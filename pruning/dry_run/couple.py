@@ -21,15 +21,19 @@ def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
     survive = traced.structure.alive & ~removed
     solver = Solver(traced.equations, lambda labels: (int(survive[labels].sum()),))
     found = module_integers(traced.model, traced.shapes_by_id(removed), traced.grouped)
-    concerned = {id(kept.holder): kept.holder for kept, _ in solver.because.values()
-                 if solver.values[kept.key][0] != kept.value}  # fmt: skip
+    concerned: dict[int, object] = {}  # by identity: config objects need not be hashable
+    for kept, _ in solver.because.values():
+        new_value = solver.values[kept.key][0]
+        if new_value != kept.value:
+            concerned[id(kept.holder)] = kept.holder
     for holder in concerned.values():
 
         def changed(name: str, path: tuple[object, ...], value: int, holder: object = holder) -> int:
             return solver.values.get((id(holder), name, path), (value,))[0]
 
-        found += [(holder, name, value) for name, value in replaced_integers(holder, changed)
-                  if value != vars(holder)[name]]  # fmt: skip
+        for name, new in replaced_integers(holder, changed):
+            if new != vars(holder)[name]:
+                found.append((holder, name, new))
     return found
 
 
@@ -66,11 +70,16 @@ def _settle(structure: Structure, solver: Solver, failed: Failed) -> bool:
     else:
         pairs = _divided_evenly(_sources(solver, failed.dividend, set()), failed.divisor)
     place = structure.facts.place(f"{equation.what}, a size that the code takes from another", equation.where)
-    fresh = [pair for pair in pairs if not _are_one(structure, *pair)]
-    if fresh:
-        structure.facts.ties += [(left, right, place) for left, right in fresh]
+    uncoupled = [pair for pair in pairs if not _are_one(structure, *pair)]
+    if uncoupled:
+        structure.facts.ties += [(left, right, place) for left, right in uncoupled]
         return True
-    free = [labels for labels in one + other if (structure.pinned_by[structure.component[labels]] < 0).any()]
+    # Nothing is left to couple, so what could still go has to stay.
+    free = []
+    for labels in one + other:
+        pins = structure.pinned_by[structure.component[labels]]
+        if (pins < 0).any():
+            free.append(labels)
     if free:
         where = f"module {equation.where}" if equation.where else "the network"
         structure.pin(free, "the code", equation.where, f"hard-coded width in {where}: {equation.what}")
@@ -85,15 +94,17 @@ def _sources(solver: Solver, expression: Expression, seen: set[object]) -> list[
     """Returns the dimensions behind an expression, those of attributes by the equation that gave them their value."""
     if isinstance(expression, Width):
         return [expression.labels]
-    if len(set(solver.values.get(expression.key, ()) if isinstance(expression, Kept) else ())) == 1:
-        return []  # the same for every choice
     if isinstance(expression, Step):
         return _sources(solver, expression.left, seen) + _sources(solver, expression.right, seen)
-    if isinstance(expression, Kept) and expression.key in solver.because and expression.key not in seen:
-        seen = seen | {expression.key}
-        equation: Equation = solver.because[expression.key][1]
-        return _sources(solver, equation.one, seen) + _sources(solver, equation.other, seen)
-    return []
+    if not isinstance(expression, Kept):
+        return []
+    is_constant = len(set(solver.values.get(expression.key, ()))) == 1  # the same for every choice of nodes
+    # An attribute may stand in the equation that gave it its value.
+    if is_constant or expression.key not in solver.because or expression.key in seen:
+        return []
+    seen = seen | {expression.key}
+    equation: Equation = solver.because[expression.key][1]
+    return _sources(solver, equation.one, seen) + _sources(solver, equation.other, seen)
 
 
 def _paired(one: list[Labels], other: list[Labels]) -> list[tuple[Labels, Labels]]:
@@ -103,10 +114,13 @@ def _paired(one: list[Labels], other: list[Labels]) -> list[tuple[Labels, Labels
     if len(one) > 1 or len(other) > 1:
         whole, parts = (one[0], other) if len(one) == 1 else (other[0], one)
         ends = np.cumsum([len(part) for part in parts])
-        if (len(one) > 1 and len(other) > 1) or ends[-1] != len(whole):
-            same = [part for part in one + other if len(part) == len(one[0])]
-            return [(same[0], part) for part in same[1:]] if len(same) == len(one + other) else []
-        return list(zip(np.split(whole, ends[:-1]), parts, strict=True))
+        is_whole_of_parts = min(len(one), len(other)) == 1 and ends[-1] == len(whole)
+        if is_whole_of_parts:
+            return list(zip(np.split(whole, ends[:-1]), parts, strict=True))
+        first, *others = one + other
+        all_alike = all(len(part) == len(first) for part in others)
+        return [(first, part) for part in others] if all_alike else []
+    # One is a multiple of the other: each of its parts shrinks as the other does.
     large, small = sorted((one[0], other[0]), key=len, reverse=True)
     if not len(small) or len(large) % len(small):
         return []

@@ -37,11 +37,17 @@ def take_up(
         scale = _scale_for(structure, failure, uses[failure.training])
         key = tuple(scale.labels.tolist()) if scale else ()
         owners.append((failure, key))
-        if scale:  # several factors may lie on the way
-            found[failure.training][key] = found[failure.training].get(key, 1.0) * scale.factor
+        if scale:
+            # Several factors may lie on the way.
+            factors = found[failure.training]
+            factors[key] = factors.get(key, 1.0) * scale.factor
+    # A weight has one value in both modes, so both must ask the same of it.
     first, *others = found.values()
-    agreed = {key: factor for key, factor in first.items()
-              if all(math.isclose(other.get(key, 0.0), factor) for other in others)}  # fmt: skip
+    agreed: dict[tuple[int, ...], float] = {}
+    for key, factor in first.items():
+        same = [math.isclose(other.get(key, 0.0), factor) for other in others]
+        if all(same):
+            agreed[key] = factor
     scales = [Scale(np.array(key), factor) for key, factor in agreed.items()]
     return scales, [failure for failure, key in owners if key not in agreed]
 
@@ -67,6 +73,12 @@ def _scale_for(structure: Structure, failure: Failure, uses: Uses) -> Scale | No
 
 def _readers(labels: Labels, index: int, uses: Uses) -> list[int]:
     """Returns what reads any of these rows without having passed through operation `index`."""
-    near = [(rows, place) for rows, place in uses if index not in rows.path and len(rows.labels)
-            and rows.labels[0] <= labels[-1] and rows.labels[-1] >= labels[0]]  # fmt: skip
-    return sorted(place for rows, place in near if np.isin(labels, rows.labels).any())
+    found = []
+    for rows, place in uses:
+        if index in rows.path or not len(rows.labels):
+            continue
+        # Both are sorted, so most are told apart by their ends.
+        overlaps = rows.labels[0] <= labels[-1] and rows.labels[-1] >= labels[0]
+        if overlaps and np.isin(labels, rows.labels).any():
+            found.append(place)
+    return sorted(found)
