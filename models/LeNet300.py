@@ -14,6 +14,6 @@ class LeNet300(FeedForward):
             this small enough, so the default is 0.
     """
 
-    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], *, dropout: float = 0.0) -> None:
-        check_settings(num_classes, input_shape, dropout=dropout)
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], *, dropout: float = 0.0) -> None:
+        check_settings(num_classes, input_shape, axes=None, dropout=dropout)
         super().__init__(num_classes, input_shape, hidden=(300, 100), dropout=dropout)

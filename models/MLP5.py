@@ -16,11 +16,11 @@ class MLP5(FeedForward):
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         *,
         hidden: int = 512,
         dropout: float = 0.3,
         norm: bool = True,
     ) -> None:
-        check_settings(num_classes, input_shape, dropout=dropout, hidden=hidden)
+        check_settings(num_classes, input_shape, axes=None, dropout=dropout, hidden=hidden)
         super().__init__(num_classes, input_shape, hidden=[hidden] * 4, dropout=dropout, norm=norm)

@@ -1,4 +1,4 @@
-"""Fully connected networks: any picture is flattened, then passes linear layers."""
+"""Fully connected networks: any picture or row of a table is flattened, then passes linear layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ class FeedForward(nn.Module):
     """Linear layers with LeakyReLU (and batch normalisation) between them; `layers` holds them in order.
 
     Args:
-        num_classes: number of logits.
-        input_shape: (channels, height, width) of one sample.
+        num_classes: number of logits; for a regression, of values.
+        input_shape: of one sample: (channels, height, width), (columns,) or any other.
         hidden: widths of the hidden layers, first to last; empty for a linear model.
-        dropout: share of each hidden layer's outputs dropped in training. The picture itself is never dropped.
+        dropout: share of each hidden layer's outputs dropped in training. The inputs themselves are never dropped.
         norm: batch normalisation after every hidden layer.
     """
+
+    tasks = ("classification", "regression")
 
     def __init__(
         self,
         num_classes: int,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         *,
         hidden: Sequence[int],
         dropout: float,
@@ -39,5 +41,5 @@ class FeedForward(nn.Module):
         init_orthogonal(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (batch, channels, height, width) to logits (batch, num_classes)."""
+        """Maps (batch, *input_shape) to logits (batch, num_classes)."""
         return self.layers(x.flatten(1))

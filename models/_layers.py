@@ -56,6 +56,7 @@ def check_settings(
     num_classes: int,
     input_shape: Sequence[int],
     *,
+    axes: Sequence[str] | None = ("channels", "height", "width"),
     dropout: float = 0.0,
     width_multiplier: float = 1.0,
     **widths: int,
@@ -64,14 +65,20 @@ def check_settings(
 
     Args:
         num_classes: outputs, at least 1.
-        input_shape: (channels, height, width), each at least 1.
+        input_shape: of one sample; every size at least 1.
+        axes: what the dimensions of a sample must be; None for any number of them.
         dropout: in [0, 1).
         width_multiplier: above 0.
         **widths: layer widths by the name of their parameter, each at least 1.
     """
+    fits = len(input_shape) >= 1 and all(size >= 1 for size in input_shape)
+    shape = "one or more sizes"
+    if axes is not None:
+        fits = fits and len(input_shape) == len(axes)
+        shape = f"({', '.join(axes)})"
     rules = [
         ("num_classes", num_classes, num_classes >= 1, "at least 1"),
-        ("input_shape", tuple(input_shape), _is_picture(input_shape), "(channels, height, width), each at least 1"),
+        ("input_shape", tuple(input_shape), fits, f"{shape}, each at least 1"),
         ("dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1"),
         ("width_multiplier", width_multiplier, 0 < width_multiplier < float("inf"), "above 0"),
         *((name, width, width >= 1, "at least 1") for name, width in widths.items()),
@@ -82,7 +89,3 @@ def check_settings(
             from pruning.errors import UsageError
 
             raise UsageError(f"{name} is {given}; it must be {wanted}.")
-
-
-def _is_picture(shape: Sequence[int]) -> bool:
-    return len(shape) == 3 and all(side >= 1 for side in shape)

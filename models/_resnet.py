@@ -58,9 +58,8 @@ class ResNet(nn.Module):
         dropout: float,
         width_multiplier: float,
     ) -> None:
-        # A hidden width of 0 means "none"; any other one is checked like every width.
-        widths_given = {"hidden": hidden} if hidden else {}
-        check_settings(num_classes, input_shape, dropout=dropout, width_multiplier=width_multiplier, **widths_given)
+        # A hidden width of 0 means "none" and is fine; any other one is checked like every width.
+        check_settings(num_classes, input_shape, dropout=dropout, width_multiplier=width_multiplier, hidden=hidden or 1)
         super().__init__()
         widths = [scaled(64 * 2**stage, width_multiplier) for stage in range(len(blocks))]
         self.stem = _stem(input_shape[0], widths[0], small=small_stem)

@@ -51,6 +51,10 @@ def test_unknown_model_of_a_library(command, name):
     assert name.split("/")[-1] in command.refused("--model", name)
 
 
+def test_a_model_of_another_task_than_the_data(command):
+    assert re.search("GPT.*language.*DIGITS.*classification", command.refused("--model", "GPT"))
+
+
 @pytest.mark.parametrize(
     ("typed", "close"),
     [("--epoch", "--epochs"), ("--prunning_limit", "--pruning_limit"), ("--lerning_rate", "--learning_rate")]

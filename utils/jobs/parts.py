@@ -17,7 +17,10 @@ from utils.runs.saving import early_network
 
 
 class DataSet(Protocol):
-    """A data set: what its files hold, and for which networks."""
+    """A data set: what its files hold, and for which networks.
+
+    One whose targets are no classes says so by an attribute `task`: "language", "regression" or "segmentation".
+    """
 
     input_shape: tuple[int, ...]
     num_classes: int
@@ -27,6 +30,11 @@ class DataSet(Protocol):
 
     def test(self) -> Any:
         """Returns the test data, in the same form."""
+
+
+def task_of(data_set: DataSet) -> str:
+    """Returns what a data set is for: "classification" unless it says another task."""
+    return str(getattr(data_set, "task", "classification"))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,18 @@ from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call, mapped
 from pruning.modules.modes import undisturbed
 from pruning.network import PrunableNetwork
-from utils.jobs.parts import DataSet
+from utils.jobs.parts import DataSet, task_of
+from utils.settings.signatures import Part
+
+
+def check_task(model: Part, data_set: DataSet) -> None:
+    """Raises UsageError for a model that says it is made for other tasks than the data set's."""
+    tasks = getattr(model, "tasks", ())
+    task = task_of(data_set)
+    if tasks and task not in tasks:
+        name, data = getattr(model, "__name__", model), type(data_set).__name__
+        hint = f"--task {task} chooses parts that fit"
+        raise UsageError(f"--model {name} is made for {' and '.join(tasks)}, --data_set {data} for {task}; {hint}.")
 
 
 def check_fit(network: PrunableNetwork, data_set: DataSet, train_batches: Batches, test_batches: Batches) -> None:

@@ -8,12 +8,13 @@ from data_sets._batches import Batches, make_batches
 from pruning.network import PrunableNetwork
 from trainers._pruning import Pruning
 from utils.console import Console
-from utils.jobs.parts import Parts, ScoreBatches, early_model
-from utils.jobs.preflight import check_fit
+from utils.jobs.parts import Parts, ScoreBatches, early_model, task_of
+from utils.jobs.preflight import check_fit, check_task
 from utils.runs.checkpoints import seed_everything
 from utils.runs.environment import forget_peak_memory, pick_device
 from utils.runs.run_folder import RunFolder
 from utils.runs.saving import load_start, other_run
+from utils.settings import registry
 from utils.settings.core import node_rules, without_effect
 from utils.settings.resolve import Settings
 from utils.trainer import PruningCallback, Trainer
@@ -26,8 +27,9 @@ def prepare(chosen: Settings) -> Parts:
     seed_everything(core.seed)
     forget_peak_memory(device)
     data_set = chosen.build("data_sets")
+    check_task(registry.find("models", chosen.part("models")), data_set)
     # What every model's constructor may name; nothing else of the data is its business.
-    shapes = {"num_classes": data_set.num_classes, "input_shape": data_set.input_shape}
+    shapes = {"num_classes": data_set.num_classes, "input_shape": data_set.input_shape, "task": task_of(data_set)}
 
     def batches(part: str) -> Batches:
         made: Batches = chosen.construct(

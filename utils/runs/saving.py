@@ -147,7 +147,7 @@ def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mappin
         name: the run.
         chosen: settings of this run, whose data set the other network is for.
         like: this run's network; the other one goes where it is.
-        shapes: what models are built for: num_classes and input_shape.
+        shapes: what models are built for: num_classes, input_shape and task.
     """
     core = replace(chosen.core, checkpoint_name=name, checkpoint_model="", weights="")
     folder = RunFolder.open(name, core.results_dir)

@@ -41,7 +41,7 @@ FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet1
 
 # What the framework gives by name; every other constructor parameter is a flag.
 HANDED_OVER = frozenset(
-    ("num_classes", "input_shape", "network", "criterion", "loss_function", "callbacks")
+    ("num_classes", "input_shape", "task", "model", "network", "criterion", "loss_function", "callbacks")
     + ("train_batches", "test_batches", "batches", "data_set", "device", "report")
 )
 
