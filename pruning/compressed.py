@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import Batches, mapped
+from pruning.modules.outputs import ChooseOutputs
 from pruning.network import PrunableNetwork
 from pruning.prune.criterion import Criterion
 from pruning.prune.report import PruneReport
@@ -31,6 +32,7 @@ class CompressedNetwork(nn.Module):
         criterion: any criterion of `criterions/` or of your own.
         loss: loss(outputs, targets) for criteria that need one.
         node_rules: see `PrunableNetwork`.
+        outputs: see `PrunableNetwork`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class CompressedNetwork(nn.Module):
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         node_rules: NodeRules | None = None,
+        outputs: ChooseOutputs | None = None,
     ) -> None:
         super().__init__()
         self.loader = loader if hasattr(loader, "__len__") else list(loader)
@@ -49,7 +52,7 @@ class CompressedNetwork(nn.Module):
             raise UsageError("The loader must give pairs (inputs, targets), at least one.")
         self.criterion = criterion
         self._example = mapped(first[0], lambda tensor: tensor[:1])
-        self._how: dict[str, Any] = {"loss": loss, "node_rules": node_rules}
+        self._how: dict[str, Any] = {"loss": loss, "node_rules": node_rules, "outputs": outputs}
         self._original = [copy.deepcopy(model)]  # in a list: `cuda()` and `state_dict()` mean the compressed copy
         self.network = self._start()
 

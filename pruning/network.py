@@ -42,7 +42,7 @@ class PrunableNetwork(PrunableState):
         if self.example_inputs is None or not self.start_sizes:
             return None
         alive = {name: self.masks.of(name, weight) for name, weight in self.prunable().items()}
-        effective = effective_weights(self.model, self.example_inputs, alive)
+        effective = effective_weights(self.model, self.example_inputs, alive, self.outputs)
         if effective is None:
             return None
         n_effective = sum(int(flags.sum()) for flags in effective.values())

@@ -20,6 +20,7 @@ from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.calls import batch_size_of, device_of, mapped
+from pruning.modules.outputs import ChooseOutputs, check_choice
 from pruning.modules.weights import channel_dims, normalised_dimension, prunable_weights
 
 Ranking = Literal["global", "local"]
@@ -84,6 +85,7 @@ class PrunableState:
         loss: loss(outputs, targets) -> scalar that scores are derivatives of; cross-entropy by default.
         outer_layers: whether the first and the last layer are ranked for weights; False leaves them out.
         node_rules: what the shapes should look like that criteria of nodes leave.
+        outputs: what of the model's outputs must keep its shape, see `DependencyGraph`; caches need not, all else does.
         adopt_zeros: whether weights of a network that is sparse already count as pruned, see `adopt_zeros`; False
             leaves them as the values that they are.
     """
@@ -96,6 +98,7 @@ class PrunableState:
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         outer_layers: bool = True,
         node_rules: NodeRules | None = None,
+        outputs: ChooseOutputs | None = None,
         adopt_zeros: bool = True,
     ) -> None:
         self.model = model
@@ -104,6 +107,8 @@ class PrunableState:
         self.loss = loss
         self.outer_layers = outer_layers
         self.node_rules = node_rules or NodeRules()
+        check_choice(outputs)
+        self.outputs = outputs
         self.masks = WeightMasks()
         self.gates: Gates | None = None  # closed ones count as removed
         self.learns_nodes = False  # whether gates are or were there: how many nodes go is then not fixed in advance
@@ -286,7 +291,7 @@ class PrunableState:
         if self._graph is None:
             if self.example_inputs is None:
                 raise UsageError("The structure needs example inputs: PrunableNetwork(model, example_inputs).")
-            self._graph = DependencyGraph(self.model, self.example_inputs)
+            self._graph = DependencyGraph(self.model, self.example_inputs, outputs=self.outputs)
         return self._graph
 
     def kept_indices(self) -> dict[str, dict[int, Tensor]]:

@@ -20,8 +20,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs, tensors_in
+from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs
 from pruning.modules.modes import plain_attention, undisturbed
+from pruning.modules.outputs import ChooseOutputs, sorted_out
 from pruning.trace.rules.pointwise import pointwise
 from pruning.trace.rules.table import RULES
 
@@ -52,12 +53,19 @@ class Paths:
         model: it is run once, on a state of its own, and stays as it is.
         example_inputs: what it is called with.
         alive: parameter name -> bool tensor, True where a weight is a connection; matrices not named are whole.
+        outputs: what of its outputs counts, see `DependencyGraph`.
 
     Raises:
         UnknownOperation: if the network cannot be written out, or holds operations that no table knows.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        alive: Mapping[str, Tensor],
+        outputs: ChooseOutputs | None = None,
+    ) -> None:
         device = device_of(model)
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.flags = {name: _connections(tensor, alive.get(name)) for name, tensor in parameters.items()}
@@ -66,7 +74,8 @@ class Paths:
         self._given = (dict(model.named_buffers()), list(arguments), keywords)
 
         def run(parameters: State, buffers: State, args: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-            return tensors_in(call_with(model, {**parameters, **buffers}, kwargs or args))
+            returned = call_with(model, {**parameters, **buffers}, kwargs or args)
+            return sorted_out(returned, outputs).protected
 
         try:
             with undisturbed(model):
@@ -114,10 +123,12 @@ class Paths:
         return total
 
 
-def effective_weights(model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def effective_weights(
+    model: nn.Module, example_inputs: Any, alive: Mapping[str, Tensor], outputs: ChooseOutputs | None = None
+) -> dict[str, Tensor] | None:
     """Returns which of the weights that are alive lie on a path from input to output; None where no table can tell."""
     try:
-        return Paths(model, example_inputs, alive).effective()
+        return Paths(model, example_inputs, alive, outputs).effective()
     except UnknownOperation:
         return None
 

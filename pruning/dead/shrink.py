@@ -98,7 +98,7 @@ def _remove_dead(network: PrunableState, report: ShrinkReport, optimizers: list[
     search = _Search(graph)
     if not search.suspects.any():
         return 0
-    bench = Bench(network.model, network.example_inputs)
+    bench = Bench(network.model, network.example_inputs, network.outputs)
     search.look_at(bench.readers)
     report.constants = int((search.suspects & search.blocked).sum())
     dead = search.dead()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
-from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, tensors_in
+from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped
 from pruning.modules.modes import undisturbed
+from pruning.modules.outputs import ChooseOutputs, sorted_out
 
 State = dict[str, Tensor]
 
@@ -89,13 +90,15 @@ class Bench:
     Args:
         model: it stays as it is; runs take their parameters and buffers from a state.
         example_inputs: the first input; the others are random ones of its form.
+        choose_outputs: what of the outputs counts, see `DependencyGraph`.
 
     Raises:
         UsageError: if the model does not run on the example.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, choose_outputs: ChooseOutputs | None = None) -> None:
         self.model = model
+        self.choose_outputs = choose_outputs
         self.device = device_of(model)
         self.readers: list[Reader] = []
         errors = []
@@ -131,7 +134,8 @@ class Bench:
 
     def _run(self, state: State, inputs: Any) -> list[Tensor]:
         with undisturbed(self.model), _default_dtype(self.dtype):
-            return tensors_in(call_with(self.model, state, inputs))
+            returned = call_with(self.model, state, inputs)
+            return sorted_out(returned, self.choose_outputs).protected
 
     def same(self, changes: Mapping[str, Tensor]) -> bool:
         """Says whether the outputs stay what they were with other values for some parameters or buffers."""

@@ -30,6 +30,7 @@ from pruning.graph.lookup import NodeLookup
 from pruning.graph.nodes import Node
 from pruning.graph.reduce import reduce_to_nodes
 from pruning.modules.modes import without_garbage_collection
+from pruning.modules.outputs import ChooseOutputs
 from pruning.trace.components import Dimension
 from pruning.trace.labels import Labels
 from pruning.trace.traced import TracedNetwork
@@ -47,21 +48,31 @@ class DependencyGraph(NodeLookup):
             not matter, shapes do; the batch may be of any size.
         fake_input: another name for `example_inputs`.
         keep: modules whose parameters must stay, besides those marked by `keep(module)`.
+        outputs: takes what the model returns and returns what of it must keep its shape (a tensor, or several in any
+            container); the rest (hidden states, feature maps) may shrink. Without it everything stays but caches, see
+            `pruning.modules.outputs`.
 
     Raises:
-        UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules.
+        UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules, or if `outputs` does
+            not fit what it returns.
     """
 
     @without_garbage_collection()
     def __init__(
-        self, model: nn.Module, example_inputs: Any = None, *, fake_input: Any = None, keep: Iterable[nn.Module] = ()
-    ):
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        *,
+        fake_input: Any = None,
+        keep: Iterable[nn.Module] = (),
+        outputs: ChooseOutputs | None = None,
+    ) -> None:
         given = fake_input if example_inputs is None else example_inputs
         if given is None:
             raise UsageError(
                 "DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords."
             )
-        super().__init__(TracedNetwork(model, given))
+        super().__init__(TracedNetwork(model, given, outputs))
         self._apply_marks(keep)
         self.structure.assemble()
         try_out(self.traced)

@@ -107,6 +107,7 @@ def tree(graph: NodeLookup) -> str:
         for title, slices in (("made by", node.producers), ("normed by", node.norms), ("read by", node.consumers)):
             lines += [f"|  {title} {name}[{dim}]" for name, dim in slices]
     lines += [f"+- stays: {pin}" for pin in graph.pinned]
+    lines += [f"+- note: {note}" for note in graph.traced.notes]
     return "\n".join(lines)
 
 

@@ -53,22 +53,27 @@ def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
     """Returns the tensors in whatever a network takes or returns: nested containers, data classes, plain objects."""
     if isinstance(value, Tensor):
         return [value]
-    # Objects may refer to each other in a circle, and a module holds the whole network.
-    if not depth or isinstance(value, (str, bytes, nn.Module, type, ModuleType)):
-        return []
-    parts: Iterable[Any]
-    if isinstance(value, Mapping):
-        parts = value.values()
-    elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        parts = value
-    elif dataclasses.is_dataclass(value):
-        parts = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
     found: list[Tensor] = []
-    for part in parts:
-        found += tensors_in(part, depth - 1)
+    if depth:  # objects may refer to each other in a circle
+        for _, part in parts_of(value):
+            found += tensors_in(part, depth - 1)
     return found
+
+
+def parts_of(value: Any) -> list[tuple[str, Any]]:
+    """Returns (name, part) of a container, data class or plain object; the name is "" where there are only places."""
+    # A module holds the whole network.
+    if isinstance(value, (Tensor, str, bytes, nn.Module, type, ModuleType)):
+        return []
+    if isinstance(value, Mapping):
+        return [(str(name), part) for name, part in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return [("", part) for part in value]
+    if dataclasses.is_dataclass(value):
+        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    return list(getattr(value, "__dict__", {}).items())
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -38,6 +38,7 @@ def run(
     stand_ins: dict[int, Tensor],
     training: bool,
     attributes: list[Attribute],
+    protected: Callable[[Any], list[Tensor]],
     sizes: Sizes | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
     """Runs the model under a trace.
@@ -49,11 +50,12 @@ def run(
         stand_ins: id of a parameter or buffer -> what stands for it.
         training: the mode to run in.
         attributes: (holder, name, value) to hold during the run.
+        protected: takes what the network returned, gives the tensors of it that must keep their shape.
         sizes: if given, reads what every size in the code depends on.
 
     Returns:
-        The tensors that the network returned, those that it left in its modules' attributes, and (before, after) of
-        buffers in whose place it put others of the same shape.
+        The protected tensors of what the network returned, those that it left in its modules' attributes, and (before,
+        after) of buffers in whose place it put others of the same shape.
     """
     # Inputs keep their values until they meet a parameter, so code that looks at masks and positions needs no data of
     # parameters; they are copied since forward may write to them.
@@ -63,9 +65,10 @@ def run(
         before = {id(tensor) for tensor in _held(paths)}
         buffers = [(module, name, tensor) for module in paths for name, tensor in module._buffers.items()]
         with trace, _PlainCalls(), sizes or nullcontext():
-            outputs = model(*args, **kwargs)
+            # What a user's choice of outputs computes belongs to the run.
+            outputs = protected(model(*args, **kwargs))
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
-        return tensors_in(outputs), left_behind, _made_anew(buffers)
+        return outputs, left_behind, _made_anew(buffers)
 
 
 def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.modules.calls import RUN_ERRORS
 from pruning.trace.call import Call, Notes
+from pruning.trace.handed_back import ReadByAttention
 from pruning.trace.labels import Axes, Entry, Info, Labels, Rows
 from pruning.trace.meta_shapes import compute
 from pruning.trace.rows import handed_on, is_move, made_by
@@ -41,6 +42,7 @@ class Trace(TorchDispatchMode, Notes):
         Notes.__init__(self, first_label)
         self.rules = rules
         self.real = real
+        self.read_by_attention = ReadByAttention()
         self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
         self._twins: dict[int, Tensor] = {}  # id of a tensor with data -> its stand-in
         self._written: set[int] = set()  # where data lies that a stand-in was written over
@@ -174,6 +176,7 @@ class Trace(TorchDispatchMode, Notes):
     def _close(self, call: Call, inputs: list[Tensor]) -> None:
         """Applies the rule of an operation and notes what came out."""
         entry = self.entry
+        self.read_by_attention.note(call.name, inputs, call.outs, self.is_weight)
         infos = self._apply(call, inputs)
         results = list(zip(call.outs, infos, strict=True))
         entry.outs = [(out.shape, out.dtype, info.axes) for out, info in results]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute
 from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
+from pruning.modules.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.isolate import blank, run
@@ -33,13 +34,17 @@ class TracedNetwork:
     Args:
         model: the network.
         example_inputs: as for `DependencyGraph`.
+        choose_outputs: the same.
 
     Raises:
         UsageError: if the network holds nothing to prune or does not run on these inputs.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, choose_outputs: ChooseOutputs | None = None) -> None:
         self.model = model
+        check_choice(choose_outputs)
+        self.choose_outputs = choose_outputs
+        self.caches: list[str] = []  # what is handed back and does not count as output
         self.tensors = named_tensors(model)
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         # The network may move or change its type later; the example inputs do not, so dry runs stay where it was.
@@ -70,6 +75,9 @@ class TracedNetwork:
         self.equations: list[Equation] = []  # what the code says of sizes, in all modes
         for training in traces:
             self.equations += self._sizes[training].equations
+        if self.caches:
+            names = ", ".join(dict.fromkeys(self.caches))
+            self.notes.append(f"is a cache that is handed back, and may shrink: {names}")
         self.grouped = self._grouped_convolutions()
         if len(self.runs) == 2 and _do_alike(self.runs[False], self.runs[True]):
             del self.runs[True], self.row_uses[True]  # one dry run will do
@@ -112,6 +120,8 @@ class TracedNetwork:
             self.notes.append(f"needs data to run: {first_line(errors[False])}")
             self.real = True
             traces, errors = self._attempt(first_label)
+        if isinstance(errors.get(False), OutputsFailed):
+            raise errors[False]
         if not traces:
             error = errors[False]
             what = f"{type(error).__name__}: {first_line(error)}"
@@ -180,6 +190,12 @@ class TracedNetwork:
             made = self._stand_in(name, axes, there, stay)
             stand_ins[id(tensor)] = made
             trace.start(made, axes)
+
+        def protected(returned: Any) -> list[Tensor]:
+            found = sorted_out(returned, self.choose_outputs, trace.read_by_attention.__contains__)
+            self.caches = found.caches or self.caches
+            return found.protected
+
         outputs, held, made_anew = run(
             self.model,
             self._inputs[training],
@@ -187,6 +203,7 @@ class TracedNetwork:
             stand_ins=stand_ins,
             training=training,
             attributes=attributes,
+            protected=protected,
             sizes=sizes,
         )
         for before, after in made_anew:  # the next run finds what this one left, so both shrink alike
