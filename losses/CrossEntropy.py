@@ -1,14 +1,16 @@
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from losses._fit import check_probabilities, class_loss
 from pruning import PrunableNetwork
+from pruning.measure.measures import Sums, class_measures
 
 
 class CrossEntropy:
-    """Cross-entropy of raw scores and class indices, with optional norms of the prunable weights.
+    """Cross-entropy of raw scores and class indices, with optional norms of the prunable weights; accuracy is measured.
 
     Args:
         l1_reg: strength of the sum of absolute prunable weights.
@@ -24,9 +26,17 @@ class CrossEntropy:
             raise ValueError(f"lp_power must be positive; {lp_power} was given")
         self.l1_reg, self.lp_reg, self.lp_power = l1_reg, lp_reg, lp_power
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """The data term alone, which is also what criteria differentiate."""
-        return F.cross_entropy(outputs, targets)
+        return class_loss(self, outputs, targets)
+
+    def check(self, outputs: Any, targets: Any) -> None:
+        """Raises UsageError for targets that are no classes; asked once, before training."""
+        check_probabilities(self, outputs, targets)
+
+    def measures(self, outputs: Any, targets: Any) -> Sums:
+        """The accuracy; of pictures with a class per pixel, pixel accuracy and mean intersection over union."""
+        return class_measures(outputs, targets)
 
     def penalty(self, network: PrunableNetwork) -> Tensor | float:
         """What training adds to the data term."""

@@ -1,9 +1,9 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from losses._fit import class_loss
 from pruning import PrunableNetwork, UsageError
 
 
@@ -27,9 +27,9 @@ class L0CrossEntropy:
                 raise ValueError(f"{name} must be at least 0; {value} was given")
         self.l0_reg, self.l2_reg = l0_reg, l2_reg
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """The data term alone."""
-        return F.cross_entropy(outputs, targets)
+        return class_loss(self, outputs, targets)
 
     def penalty(self, network: PrunableNetwork) -> Tensor:
         """What training adds to the data term."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from losses._fit import class_loss
 from pruning import PrunableNetwork, UsageError
 
 
@@ -19,9 +20,9 @@ class SparsityLoss:
 
     strength: float
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """The data term alone, which is also what criteria differentiate."""
-        return F.cross_entropy(outputs, targets)
+        return class_loss(self, outputs, targets)
 
     def penalty(self, network: PrunableNetwork) -> Tensor | float:
         """What training adds to the data term."""

@@ -5,12 +5,13 @@ from torch import Tensor
 
 from pruning import PrunableNetwork
 from pruning.measure.confusion import Tally
-from pruning.measure.evaluate import evaluate
+from pruning.measure.evaluate import total_sums
+from pruning.measure.measures import kind_of, number, values_of, words_of
 from utils.callbacks.pictures import draw_confusion
 
 
 class Accuracy:
-    """Accuracy and loss over the whole test data, per class as well, and how far to trust the network's confidence.
+    """Loss and what it measures over the whole test data; of classes also how far to trust the network's confidence.
 
     The expected calibration error (Guo et al. 2017, arXiv:1706.04599) is the mean distance between confidence, the
     largest softmax of the outputs, and accuracy, over 15 equal bins of confidence. Writes accuracy.json, with the
@@ -33,20 +34,23 @@ class Accuracy:
         self.classes, self.draw = getattr(data_set, "classes", None), confusion
 
     def evaluate(self, folder: Any) -> dict[str, Any]:
-        """Returns test_accuracy (fraction) and test_loss; for up to 2,000 classes also what accuracy.json holds."""
+        """Returns what the loss measures ("test_accuracy"), the main measure first, and test_loss.
+
+        Of up to 2,000 classes also what accuracy.json holds.
+        """
         tally = Tally()
-
-        def watched(outputs: Tensor, targets: Tensor) -> Tensor:
-            tally.add(outputs, targets)
-            return self.loss_function(outputs, targets)
-
-        accuracy, loss = evaluate(self.network.model, self.test_batches, watched)
-        report = tally.report()
+        sums = total_sums(self.network.model, self.test_batches, self.loss_function, tally.add)
+        values = values_of(sums, self.loss_function)
+        # What else may look like scores of classes (words of a language, pixels) is told by its measures alone.
+        report = tally.report() if "accuracy" in values else {}
         if report:
             folder.write_output("accuracy.json", report)
         if report and self.draw:
             folder.write_picture("confusion.png", draw_confusion(report, self.classes))
-        found: dict[str, Any] = {"test_accuracy": accuracy, "test_loss": loss}
+        loss = values.pop("loss")
+        measures = {name: kind_of(name, self.loss_function).better for name in values}
+        found: dict[str, Any] = {f"test_{name}": value for name, value in values.items()}
+        found |= {"test_loss": loss, "measures": measures}
         if report:
             found["expected_calibration_error"] = report["expected_calibration_error"]
             found["class_accuracy"] = report["class_accuracy"]
@@ -57,8 +61,8 @@ class Accuracy:
         shares = found.get("class_accuracy", [])
         rows = []
         for name, value in found.items():
-            if value is not shares:
-                rows.append((name.replace("_", " "), f"{value:.4f}"))
+            if isinstance(value, float):
+                rows.append((words_of(name), number(value)))
         # A class without test images has no accuracy.
         known = sorted((share, place) for place, share in enumerate(shares) if share is not None)
         if known:

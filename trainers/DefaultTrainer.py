@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pruning import PrunableNetwork, UsageError
 from pruning.distributed import rank, world
-from pruning.measure.evaluate import means, sums_of, total_sums
+from pruning.measure.evaluate import sums_of, total_sums
+from pruning.measure.measures import Better, Sums, added_up, kind_of, values_of
+from pruning.modules.calls import call, mapped, samples_in
 from trainers._optimization import Optimization
 from trainers._processes import added_sums, expect, level, replicated, sums_of_batch, weight_of_share
 
@@ -69,10 +71,11 @@ class DefaultTrainer:
         self.epoch, self.batch = 0, 0
         self.share = 1.0  # what this process's gradients count in those of the batch, where several share it
         self.metrics: dict[str, float] = {}
+        self.measures: dict[str, Better | None] = {}  # what the loss measures, the main one first: which way is good
         self.memory: dict[str, dict[str, Tensor]] = {}  # what callbacks keep by parameter name; saved, and cut along
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
         self.resumed = False
-        self._sums: Tensor | None = None
+        self._sums: Sums | None = None
         self._clock = time.perf_counter()
         self._masks_hold = False  # whether the step just made cannot have moved a removed weight
 
@@ -103,7 +106,7 @@ class DefaultTrainer:
             self.model.train()
             for inputs, targets in self.train_batches.epoch(self.epoch, start=self.batch, **share):
                 if world() > 1:
-                    self.share = weight_of_share(len(targets), self.batch_size())
+                    self.share = weight_of_share(samples_in(targets), self.batch_size())
                 outputs, loss = self.train_batch(inputs, targets)
                 if not self._masks_hold:
                     self.network.enforce()
@@ -121,11 +124,11 @@ class DefaultTrainer:
         expect(self.model, loss)
         self.scaler.scale(loss).backward()
         self.step()
-        return outputs.detach(), loss.detach()
+        return mapped(outputs, Tensor.detach), loss.detach()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The network's outputs for a batch."""
-        return self.model(inputs)
+        return call(self.model, inputs)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """What is minimised: the data term, and the loss's own penalty on the network if it has one."""
@@ -158,18 +161,26 @@ class DefaultTrainer:
                 parameter.grad.add_(noise, alpha=deviation)
 
     def validate(self) -> dict[str, float]:
-        """Accuracy and loss over the whole test data, in eval mode."""
+        """The loss over the whole test data and what it measures, in eval mode: "test_loss", "test_accuracy", ..."""
         batches = self.test_batches
         if world() > 1:
             batches = batches.epoch(0, start=rank(), step=world())
         with self.autocast():
             sums = total_sums(self.network.model, batches, self.loss_function)
         if world() > 1:
-            sums = added_sums(sums, self.device)
-        accuracy, loss = means(sums)
-        if loss != loss:
+            sums = added_sums(sums)
+        found = self._values(sums)
+        if found["loss"] != found["loss"]:
             raise Diverged(f"The test loss is NaN after epoch {self.epoch}; the last good state is kept.")
-        return {"test_accuracy": accuracy, "test_loss": loss}
+        return {f"test_{name}": value for name, value in found.items()}
+
+    def _values(self, sums: Sums | None) -> dict[str, float]:
+        """Returns the loss and what it measures from their sums; the measures are known from then on."""
+        found = values_of(sums, self.loss_function)
+        for name in found:
+            if name != "loss":
+                self.measures.setdefault(name, kind_of(name, self.loss_function).better)
+        return found
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """What moves the weights."""
@@ -189,19 +200,17 @@ class DefaultTrainer:
 
     def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
         """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
-        batch = sums_of(loss, outputs, targets)
-        samples = len(targets)
+        batch = sums_of(loss, outputs, targets, self.loss_function)
+        samples = samples_in(targets)
         if world() > 1:
             whole = self.batch_size()
             batch, samples = sums_of_batch(batch, samples, whole), whole
-        if self._sums is not None:
-            batch = self._sums + batch
-        self._sums = batch
+        self._sums = added_up(self._sums, batch)
         self.totals["samples_seen"] += samples
         # Forward once, and backward at twice the price: to the inputs and to the weights.
         self.totals["training_flops"] += 3 * self.flops_per_sample * samples
         if self.device.type == "cpu" or self.batch % FINITE_CHECK_EVERY == 0:
-            self._refuse_unless_finite(batch[0])
+            self._refuse_unless_finite(self._sums["loss"][0])
         self._count_seconds()
 
     def batch_size(self) -> int:
@@ -212,7 +221,7 @@ class DefaultTrainer:
     def check_finite(self) -> None:
         """Raises `Diverged` if the loss or a weight is no longer a finite number; what is saved must pass this."""
         if self._sums is not None:
-            self._refuse_unless_finite(self._sums[0])
+            self._refuse_unless_finite(self._sums["loss"][0])
         weights = [weight.detach() for weight in self.network.model.parameters() if weight.numel()]
         # The largest absolute value, since a sum of squares would overflow in half precision.
         largest = torch._foreach_norm(weights, float("inf"))
@@ -264,6 +273,7 @@ class DefaultTrainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "metrics": dict(self.metrics),
+            "measures": dict(self.measures),
             "totals": dict(self.totals),
             "memory": dict(self.memory),
             "sums": self._sums,
@@ -278,8 +288,9 @@ class DefaultTrainer:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.metrics, self.totals = dict(state["metrics"]), dict(state["totals"])
         self.memory = dict(state["memory"])
-        sums = state["sums"]
-        self._sums = None if sums is None else sums.to(self.device)
+        # Runs that were stopped by an older version know of accuracy alone.
+        self.measures = dict(state.get("measures", {"accuracy": "higher"}))
+        self._sums = _sums_from(state["sums"], self.device)
         # A network that was decomposed has other parameters by now than this trainer was made with.
         self.optimizer = self.make_optimizer()
         self.schedule = self.make_schedule()
@@ -289,11 +300,11 @@ class DefaultTrainer:
 
     def _close_epoch(self) -> None:
         self.check_finite()
-        accuracy, loss = means(self._sums)
+        found = self._values(self._sums)
         # Reading the sums waited for the device, which may have been a whole epoch behind.
         self._count_seconds()
         self._sums = None
-        self.metrics |= {"train_accuracy": accuracy, "train_loss": loss}
+        self.metrics |= {f"train_{name}": value for name, value in found.items()}
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
@@ -306,6 +317,16 @@ class DefaultTrainer:
                 f"The loss is no longer finite in epoch {self.epoch}, batch {self.batch}: training stopped, the last "
                 f"good state is kept. A smaller --learning_rate than {self.optimization.learning_rate} may help."
             )
+
+
+def _sums_from(saved: Any, device: torch.device) -> Sums | None:
+    """Returns the sums of an epoch that was stopped; older versions kept [summed loss, right ones, samples]."""
+    if saved is None:
+        return None
+    if isinstance(saved, Tensor):
+        loss, right, samples = saved
+        saved = {"loss": torch.stack([loss, samples]), "accuracy": torch.stack([right, samples])}
+    return {name: sums.to(device) for name, sums in saved.items()}
 
 
 def _half_precision(device: torch.device) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pruning import PrunableNetwork
 from pruning.distributed import added, assert_equal_across_ranks, broadcast_all, checksums, rank, world
+from pruning.measure.measures import Sums, added_up
 
 
 class Shared(Protocol):
@@ -121,18 +122,25 @@ def weight_of_share(samples: int, whole: int) -> float:
     return samples / whole if samples < whole else 1 / world()
 
 
-def sums_of_batch(sums: Tensor, samples: int, whole: int) -> Tensor:
-    """Returns [summed loss, right ones, samples] of a batch of `whole` samples, of which this process had some."""
+def sums_of_batch(sums: Sums, samples: int, whole: int) -> Sums:
+    """Returns the sums of a batch of `whole` samples, of which this process had some."""
     # Samples that all processes looked at would be counted as often.
     weight = weight_of_share(samples, whole) * whole / samples
-    return added(sums * weight)
+    sizes = [values.numel() for values in sums.values()]
+    flat = added(torch.cat(list(sums.values())) * weight)  # all at once: each exchange takes its time
+    return dict(zip(sums, flat.split(sizes), strict=True))
 
 
-def added_sums(sums: Tensor | None, device: torch.device) -> Tensor:
-    """Returns [summed loss, right ones, samples] of all processes; some may have had no batch."""
-    if sums is None:
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-    return added(sums)
+def added_sums(sums: Sums | None) -> Sums | None:
+    """Returns the sums of all processes; some may have had no batch, and know no names. None if none had."""
+    own = None if sums is None else {name: values.tolist() for name, values in sums.items()}
+    everyone: list[Any] = [None] * world()
+    dist.all_gather_object(everyone, own)
+    total: Sums | None = None
+    for theirs in everyone:
+        if theirs is not None:
+            total = added_up(total, {name: torch.tensor(values).double() for name, values in theirs.items()})
+    return total
 
 
 @contextmanager

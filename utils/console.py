@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 
+from pruning.measure.measures import number
 from utils import processes
 from utils.trainer import Trainer, TrainingMoment
 
@@ -128,7 +129,7 @@ class ProgressLines:
     def _epoch(self, trainer: Trainer) -> None:
         metrics = dict(trainer.metrics)
         metrics["weight_sparsity"] = trainer.network.weight_sparsity()
-        state = describe_metrics(metrics)
+        state = describe_metrics(metrics, next(iter(trainer.measures), "loss"))
         line = f"epoch {trainer.epoch}/{trainer.epochs}  {state}"
         if self.bar is not None:
             # The bar names the epoch that comes next, the log the one that has ended.
@@ -139,7 +140,7 @@ class ProgressLines:
             self.console.info(line)
 
 
-def describe_metrics(metrics: Mapping[str, float]) -> str:
-    """One line of the metrics that change over training."""
-    names = ["train_loss", "train_accuracy", "test_loss", "test_accuracy", "weight_sparsity"]
-    return "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+def describe_metrics(metrics: Mapping[str, float], main: str = "accuracy") -> str:
+    """One line of the metrics that change over training: the losses, the main measure, the sparsity."""
+    names = dict.fromkeys(["train_loss", f"train_{main}", "test_loss", f"test_{main}", "weight_sparsity"])
+    return "  ".join(f"{name} {number(metrics[name])}" for name in names if name in metrics)

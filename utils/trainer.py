@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pruning import PrunableNetwork, Step
+from pruning.measure.measures import Better
 
 # "train_start" and "train_end" come once in a session; "event_end" follows each pruning event before or after
 # training; "epoch_trained" comes before an epoch's evaluation, when `epoch` does not count it yet, and "epoch_end"
@@ -36,7 +37,8 @@ class Trainer(Protocol):
         epoch: epochs that are trained and evaluated, so the present one's number, from 0.
         epochs: how many there will be.
         batch: batches of the present epoch that are trained.
-        metrics: the newest "train_loss", "train_accuracy", "test_loss" and "test_accuracy", as far as known.
+        metrics: the newest "train_loss", "test_loss" and what the loss measures ("test_accuracy"), as far as known.
+        measures: what the loss measures, the main one first: which way is good ("higher", "lower", None if unknown).
         totals: "samples_seen", "seconds_training" and "training_flops" since the very start of the run.
         memory: what callbacks keep by parameter name; it is saved with the trainer and cut along with the network.
         resumed: whether this session goes on with a stopped run.
@@ -52,6 +54,7 @@ class Trainer(Protocol):
     epochs: int
     batch: int
     metrics: dict[str, float]
+    measures: dict[str, Better | None]
     totals: dict[str, float]
     memory: dict[str, dict[str, Tensor]]
     resumed: bool

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.modules.calls import Batches, call
+from pruning.measure.measures import are_class_scores
+from pruning.modules.calls import Batches, call, scores_of
 from pruning.modules.modes import eval_mode
 
 BINS = 15  # of confidence, as in Guo et al. 2017 (arXiv:1706.04599)
@@ -24,7 +25,8 @@ class Tally:
 
     def add(self, outputs: Any, targets: Tensor) -> None:
         """Counts a batch, without waiting for the device."""
-        if not isinstance(outputs, Tensor) or not _are_classes(outputs, targets):
+        outputs = scores_of(outputs)
+        if not are_class_scores(outputs, targets) or outputs.shape[1] > CLASSES:
             return
         classes = outputs.shape[1]
         # mps has no double precision.
@@ -68,14 +70,6 @@ class Tally:
             },
             "confusion": confusion.tolist(),
         }
-
-
-def _are_classes(outputs: Tensor, targets: Tensor) -> bool:
-    """Says whether outputs are scores of classes for these targets, and not of too many."""
-    if targets.is_floating_point() or outputs.ndim < 2:
-        return False
-    shape_without_classes = outputs.shape[:1] + outputs.shape[2:]
-    return shape_without_classes == targets.shape and outputs.shape[1] <= CLASSES
 
 
 def tally_of(model: nn.Module, batches: Batches) -> Tally:

@@ -1,56 +1,63 @@
-"""Accuracy and loss over whole data, weighted by sample."""
+"""Loss and measures over whole data, weighted by sample."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruning.modules.calls import Batches, call
+from pruning.measure.measures import Sums, added_up, measured, values_of, wide
+from pruning.modules.calls import Batches, call, samples_in
 from pruning.modules.modes import eval_mode
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> mean over the batch, a scalar
+Loss = Callable[[Any, Any], Tensor]  # (outputs, targets) -> mean over the batch, a scalar
+Watch = Callable[[Any, Any], None]  # shown (outputs, targets)
 
 
 def evaluate(model: nn.Module, batches: Batches, loss: Loss) -> tuple[float, float]:
     """Returns (accuracy, mean loss) over every sample that the batches hold, in eval mode.
 
-    Outputs are scores (B, C, ...), targets class indices (B, ...); accuracy is the fraction of right argmaxes.
+    Outputs are scores (B, C, ...), targets class indices (B, ...); accuracy is the fraction of right argmaxes, and NaN
+    where they are anything else. `measure` tells more.
     """
-    return means(total_sums(model, batches, loss))
+    found = measure(model, batches, loss)
+    accuracy = found.get("accuracy", found.get("pixel_accuracy", math.nan))
+    return accuracy, found["loss"]
 
 
-def total_sums(model: nn.Module, batches: Batches, loss: Loss) -> Tensor | None:
-    """Returns [summed loss, right ones, samples] over all batches, in eval mode; None if there is none."""
-    sums: Tensor | None = None
+def measure(model: nn.Module, batches: Batches, loss: Loss) -> dict[str, float]:
+    """Returns the mean loss ("loss") and everything that the loss measures, by name, over every sample."""
+    return values_of(total_sums(model, batches, loss), loss)
+
+
+def total_sums(model: nn.Module, batches: Batches, loss: Loss, watch: Watch | None = None) -> Sums | None:
+    """Returns the sums of loss and measures over all batches, in eval mode; None if there is none.
+
+    Args:
+        model: what is evaluated.
+        batches: pairs (inputs, targets).
+        loss: (outputs, targets) -> the mean over a batch.
+        watch: shown the outputs and targets of every batch.
+    """
+    sums: Sums | None = None
     with eval_mode(model), torch.no_grad():
         for inputs, targets in batches:
-            of_batch = batch_sums(call(model, inputs), targets, loss)
-            sums = of_batch if sums is None else sums + of_batch
+            outputs = call(model, inputs)
+            sums = added_up(sums, sums_of(loss(outputs, targets), outputs, targets, loss))
+            if watch is not None:
+                watch(outputs, targets)
     return sums
 
 
-def batch_sums(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """Returns [summed loss, right ones, samples] of a batch, left on its device so that nothing waits for it."""
-    return sums_of(loss(outputs, targets), outputs, targets)
+def sums_of(value: Tensor, outputs: Any, targets: Any, loss: Any) -> Sums:
+    """Returns the sums of a batch whose mean loss is known already, left on its device so that nothing waits for it.
 
-
-def sums_of(loss: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns [summed loss, right ones, samples] for a batch whose mean loss is known already."""
-    samples = len(targets)
-    # Double precision keeps the sum over a large data set exact enough; mps has none.
-    wide = torch.float32 if outputs.device.type == "mps" else torch.float64
-    right = (outputs.argmax(1) == targets).sum().to(wide)
-    # A picture with a class per pixel is one sample; its right pixels count as a share of it.
-    right = right * (samples / targets.numel())
-    summed_loss = loss.detach().to(wide) * samples
-    return torch.stack([summed_loss, right, torch.full_like(right, samples)])
-
-
-def means(sums: Tensor | None) -> tuple[float, float]:
-    """Returns (accuracy, mean loss) from summed [loss, right, samples]; NaN where there was no sample."""
-    if sums is None or not float(sums[2]):
-        return float("nan"), float("nan")
-    loss, right, samples = sums.tolist()
-    return right / samples, loss / samples
+    "loss" holds [summed loss, samples]; what else there is, the loss says.
+    """
+    samples = samples_in(targets)
+    summed_loss = value.detach().to(wide(value)) * samples
+    sums = {"loss": torch.stack([summed_loss, torch.full_like(summed_loss, samples)])}
+    return sums | measured(loss, outputs, targets)

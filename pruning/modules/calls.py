@@ -107,6 +107,22 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> A
             registry.update(content)
 
 
+def scores_of(outputs: Any) -> Any:
+    """Returns the tensor that losses and measures take of whatever a network returns: its `logits`, or its only one.
+
+    Libraries wrap it in a data class or a dict: transformers under `logits`, torchvision's segmentation under `out`.
+    What holds no such tensor is returned as it came.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("logits", "out"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    found = tensors_in(outputs)
+    return found[0] if len(found) == 1 else outputs
+
+
 def batch_size_of(inputs: Any) -> int:
     """Returns the first dimension of the first tensor found in the example inputs (at least 1)."""
     if isinstance(inputs, Tensor):
@@ -116,6 +132,14 @@ def batch_size_of(inputs: Any) -> int:
         if isinstance(value, (Tensor, tuple, list, Mapping)):
             return batch_size_of(value)
     return 1
+
+
+def samples_in(targets: Any) -> int:
+    """Returns how many samples the targets of a batch are for: rows of the first tensor, or dicts in a list."""
+    if isinstance(targets, (tuple, list)) and targets and isinstance(targets[0], Mapping):
+        return len(targets)  # detectors have a dict for each picture
+    tensors = tensors_in(targets)
+    return batch_size_of(tensors[0]) if tensors else 1
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

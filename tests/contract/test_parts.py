@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pruning import UsageError
+from pruning.measure.measures import added_up, measured
 from tests.support.tiers import few
 from utils.settings import registry
 from utils.settings.parts import fixed_flags
@@ -27,14 +28,31 @@ def test_it_explains_itself_and_all_its_flags(kind, name):
     assert unexplained <= explained_elsewhere
 
 
+# Shapes of outputs, and targets that go with them: classes, numbers or labels, tokens.
+PAIRS = [((8, 4), torch.arange(8) % 4), ((8, 4), torch.ones(8, 4)), ((8, 6, 4), torch.arange(48).view(8, 6) % 4)]
+
+
 @pytest.mark.parametrize("name", registry.names("losses"))
-def test_a_loss_is_one_finite_number_with_a_gradient(name):
+def test_a_loss_is_one_finite_number_with_a_gradient_or_says_what_it_takes(name):
     loss = registry.build("losses", name, {})
-    outputs = torch.randn(8, 4, requires_grad=True)
-    value = loss(outputs, torch.arange(8) % 4)
-    assert value.shape == () and torch.isfinite(value)
-    value.backward()
-    assert outputs.grad.abs().sum() > 0
+    taken = 0
+    for shape, targets in PAIRS:
+        outputs = torch.randn(shape, requires_grad=True)
+        try:
+            value = loss(outputs, targets)
+        except UsageError as refused:
+            assert str(shape) in str(refused) and str(tuple(targets.shape)) in str(refused)
+            continue
+        taken += 1
+        assert value.shape == () and torch.isfinite(value)
+        value.backward()
+        assert outputs.grad.abs().sum() > 0
+        sums = measured(loss, outputs, targets)
+        # What adds up over batches says the same of all of them at once, and no graph hangs on it.
+        halves = added_up(measured(loss, outputs[:3], targets[:3]), measured(loss, outputs[3:], targets[3:]))
+        for measure, total in sums.items():
+            assert not total.requires_grad and torch.allclose(total, halves[measure])
+    assert taken
 
 
 def first_sample(part):

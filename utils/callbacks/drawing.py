@@ -58,15 +58,20 @@ class Pictures:
         plots, network = self.plots, trainer.network
         curve = read_rows(self.folder.output / "score_curve.csv")
         events = [event["epoch"] for event in self.recorder.result.pruning.history]
-        self._put("overview", pictures.draw_overview(self.recorder.rows, events, curve))
+        self._put("overview", pictures.draw_overview(self.recorder.rows, events, curve, self._main(trainer)))
         # A network of parameters that belong to no layer has nothing to show by layer.
         if (plots.weightplot or plots.netplot) and network.prunable():
             self._put("layers", pictures.draw_layers(network, plots.weightplot, plots.netplot))
-        if plots.confusion:
+        if plots.confusion and "accuracy" in trainer.measures:
             tally = tally_of(network.model, trainer.test_batches)
             self._put("confusion", pictures.draw_confusion(tally.report(), self.classes))
         if plots.saliency:
             self._put("saliency", pictures.draw_saliency(self._saliency(trainer)))
+
+    @staticmethod
+    def _main(trainer: Trainer) -> str:
+        """Returns the measure that the overview shows: the main one, or the loss where it measures nothing."""
+        return next(iter(trainer.measures), "loss")
 
     def _saliency(self, trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor] | None:
         batch = next(iter(trainer.test_batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pruning import PrunableNetwork
+from pruning.measure.measures import kind_of, words_of
 from pruning.modules.calls import call
 from pruning.scores.gradients import scoring
 
@@ -116,28 +118,37 @@ def _draw_calibration(axes: Axes, report: dict[str, Any]) -> None:
 # -- overview.png ------------------------------------------------------------------------------------------------------
 
 
-def draw_overview(rows: Rows, events: Sequence[int], curve: Rows) -> Figure:
-    """Accuracy and sparsity over the epochs with the pruning events, and the scores of the last event in order."""
+def draw_overview(rows: Rows, events: Sequence[int], curve: Rows, main: str = "accuracy") -> Figure:
+    """A measure and sparsity over the epochs with the pruning events, and the scores of the last event in order."""
     figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.13, top=0.9, wspace=0.2)
-    _draw_epochs(left, rows)
+    _draw_epochs(left, rows, main)
     _mark_events(left, events)
     left.legend(loc="lower right")
     _draw_score_curve(right, curve)
     return figure
 
 
-def _draw_epochs(axes: Axes, rows: Rows) -> None:
+def _draw_epochs(axes: Axes, rows: Rows, main: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in rows]
     marker = "." if len(rows) < 3 else ""  # one point alone makes no line
-    for name, style in (("test_accuracy", "-"), ("train_accuracy", "--"), ("weight_sparsity", ":")):
-        values = [row[name] for row in rows]
-        axes.plot(epochs, values, style, label=name.replace("_", " "), marker=marker)
+    is_fraction = kind_of(main).fraction
+    # What is no fraction has a scale of its own, on the right.
+    own = axes if is_fraction else axes.twinx()
+    lines = [(own, f"test_{main}", "-"), (own, f"train_{main}", "--"), (axes, "weight_sparsity", ":")]
+    for place, name, style in lines:
+        values = [row.get(name, math.nan) for row in rows]
+        colour = DARK if place is not axes else None
+        place.plot(epochs, values, style, label=words_of(name), marker=marker, color=colour)
     axes.set(xlabel="epoch", ylabel="fraction", ylim=(0, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if not is_fraction:
+        axes.set_ylabel("fraction of weights removed")
+        own.set_ylabel(words_of(main))
+        own.legend(loc="upper right")
 
 
 def _mark_events(axes: Axes, events: Sequence[int]) -> None:

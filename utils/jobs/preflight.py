@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_sets._batches import Batches
 from pruning.errors import UsageError
-from pruning.modules.calls import RUN_ERRORS, call, mapped
-from pruning.modules.modes import undisturbed
+from pruning.measure.measures import measured
+from pruning.modules.calls import RUN_ERRORS, call, mapped, samples_in, scores_of
+from pruning.modules.modes import look, undisturbed
 from pruning.network import PrunableNetwork
 from utils.jobs.parts import DataSet, task_of
+from utils.settings import registry
 from utils.settings.signatures import Part
+
+FEW = 16  # samples that the loss is tried on
 
 
 def check_task(model: Part, data_set: DataSet) -> None:
@@ -31,9 +38,71 @@ def check_fit(network: PrunableNetwork, data_set: DataSet, train_batches: Batche
     sizes = [stop - start for start, stop in train_batches.bounds]
     if 1 in sizes:
         _check_lone_sample(network, train_batches.delivery.batch_size)
-    target = next(iter(test_batches))[1][:1]
-    if target.dim() == 1 and not target.is_floating_point():  # what other targets mean is the loss's business
-        _check_classes(network, data_set, target)
+    for batches in (test_batches, train_batches):
+        inputs, targets = next(iter(batches))
+        check_loss(network, inputs, targets)
+    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
+        _check_classes(network, data_set, targets[:1])
+
+
+def check_loss(network: PrunableNetwork, inputs: Any, targets: Any) -> None:
+    """Raises UsageError if the loss cannot take, or cannot measure, what the network makes of a batch.
+
+    torch would say so in the middle of the first event, or spread one shape over the other and go on.
+    """
+    size = samples_in(targets)
+
+    def few(tensor: Tensor) -> Tensor:
+        is_by_sample = tensor.dim() > 0 and len(tensor) == size
+        return tensor[:FEW] if is_by_sample else tensor
+
+    outputs = look(network.model, mapped(inputs, few))
+    targets = mapped(targets, few)
+    refused = _refusal(network.loss, outputs, targets)
+    if refused:
+        others = _fitting(outputs, targets)
+        advice = f" What fits: --loss {', '.join(others)}." if others else ""
+        raise UsageError(f"{refused}{advice}")
+
+
+def _refusal(loss: Any, outputs: Any, targets: Any) -> str:
+    """Returns why a loss does not fit, "" if it does."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    try:
+        with warnings.catch_warnings():
+            # torch spreads (N, 1) against (N,) to (N, N) and only warns of it.
+            warnings.filterwarnings("error", "Using a (target|input) size", UserWarning)
+            value = loss(outputs, targets)
+        if value.numel() != 1:
+            return f"The loss {name} must give one number; it gives the shape {tuple(value.shape)}."
+        measured(loss, outputs, targets)
+        check = getattr(loss, "check", None)
+        if check:
+            check(outputs, targets)
+    except UsageError as error:
+        return str(error)
+    except (*RUN_ERRORS, UserWarning) as error:
+        shapes = f"outputs {_shape_of(outputs)} and targets {_shape_of(targets)}"
+        why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        return f"The loss {name} cannot take {shapes}: {why}."
+    return ""
+
+
+def _shape_of(value: Any) -> str:
+    tensor = scores_of(value)
+    return str(tuple(tensor.shape)) if isinstance(tensor, Tensor) else f"a {type(value).__name__}"
+
+
+def _fitting(outputs: Any, targets: Any) -> list[str]:
+    """Returns the losses that fit, of those that say what they measure."""
+    found = []
+    for name in registry.names("losses"):
+        with contextlib.suppress(UsageError):
+            if hasattr(registry.find("losses", name), "measures"):
+                loss = registry.build("losses", name, {})
+                if not _refusal(loss, outputs, targets):
+                    found.append(name)
+    return found
 
 
 def _check_lone_sample(network: PrunableNetwork, batch_size: int) -> None:

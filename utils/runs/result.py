@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pruning import PrunableNetwork
 from pruning.measure.flops import parameter_bytes
+from pruning.measure.measures import Better, number, words_of
 from utils.runs.environment import describe, peak_memory_bytes
 from utils.settings.resolve import Settings
 from utils.trainer import PruningCallback, Trainer
-
-METRICS = ["test_accuracy", "test_loss", "train_accuracy", "train_loss"]
 
 Row = tuple[str, str]  # of the table at the end: what, and how much
 
@@ -36,7 +36,7 @@ class Result:
         # Forward once, and backward at twice the price.
         dense_flops = 3 * network.start_flops() * samples
         return {
-            **{name: trainer.metrics.get(name, math.nan) for name in METRICS},
+            **_metrics(trainer),
             **_sizes(network),
             "training_flops": totals["training_flops"],
             "training_flops_dense": dense_flops,
@@ -66,6 +66,8 @@ class Result:
             "epochs": core.epochs,
             "epochs_trained": trainer.epoch,
             "status": status,
+            "loss": core.loss,
+            "measures": dict(trainer.measures),
             **self.numbers(trainer),
             **_measured(self.network, latency=core.measure_latency, paths=status == "finished"),
             "target": self.pruning.counted,
@@ -83,6 +85,15 @@ class Result:
             return steps[-1].reason
         more = self.network.reached(self.pruning.counted) > self.pruning.asked
         return "weights of dead nodes went too" if self.settings.core.shrink_dead and more else ""
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    """Returns the loss and what it measures, of the test and the training data; NaN for what is not known yet."""
+    found = {}
+    for part in ("test", "train"):
+        for name in (*trainer.measures, "loss"):
+            found[f"{part}_{name}"] = trainer.metrics.get(f"{part}_{name}", math.nan)
+    return found
 
 
 def _sizes(network: PrunableNetwork) -> dict[str, float]:
@@ -121,8 +132,7 @@ def result_rows(record: dict[str, Any]) -> list[Row]:
     now, dense = record["training_flops"], record["training_flops_dense"]
     seconds, speed = record["seconds_training"], record["samples_per_second"]
     return [
-        ("test accuracy", _share(record["test_accuracy"])),
-        ("train accuracy", _share(record["train_accuracy"])),
+        *measure_rows(record),
         (f"sparsity asked ({unit})", _asked(record["sparsity_asked"])),
         (f"sparsity reached ({unit})", _reached(record)),
         *_size_rows(record),
@@ -130,6 +140,22 @@ def result_rows(record: dict[str, Any]) -> list[Row]:
         ("training time", f"{seconds:.1f} s, {speed:,.0f} samples/s"),
         ("status", _status(record)),
     ]
+
+
+def measures_in(record: Mapping[str, Any]) -> dict[str, Better | None]:
+    """Returns what was measured in a run, the main measure first, and which way is good; older runs knew accuracy."""
+    measures = record.get("measures")
+    if isinstance(measures, dict):
+        return measures
+    return {"accuracy": "higher"} if "test_accuracy" in record else {}
+
+
+def measure_rows(record: Mapping[str, Any]) -> list[Row]:
+    """Returns the lines of the measures; the loss where there are none."""
+    main, *others = [*measures_in(record)] or ["loss"]
+    names = [f"test_{main}", f"train_{main}"]
+    names += [f"test_{name}" for name in others]
+    return [(words_of(name), _number(record[name])) for name in names if name in record]
 
 
 def _size_rows(record: dict[str, Any]) -> list[Row]:
@@ -159,8 +185,8 @@ def _speed_up(seconds: float, before: float) -> str:
     return f"{now:.3g} ms of {dense:.3g} ms dense: {before / seconds:.2f} times as fast"
 
 
-def _share(value: float | None) -> str:
-    return "not measured" if _is_unknown(value) else f"{value:.4f}"
+def _number(value: float | None) -> str:
+    return "not measured" if value is None or math.isnan(value) else number(value)
 
 
 def _asked(value: float | None) -> str:
@@ -216,6 +242,6 @@ def evaluation_rows(tester: object, found: dict[str, Any], record: dict[str, Any
 def _plain_rows(found: dict[str, Any]) -> list[Row]:
     rows = []
     for name, value in found.items():
-        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        text = number(value) if isinstance(value, float) else str(value)
         rows.append((name.replace("_", " "), text))
     return rows

@@ -1,0 +1,99 @@
+"""Whether outputs and targets fit each other, and the losses and measures that several losses share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning import UsageError
+from pruning.measure.measures import Sums, are_class_scores, wide
+from pruning.modules.calls import scores_of
+
+
+def misfit(loss: object, outputs: Any, targets: Any, needed: str) -> UsageError:
+    """Returns the error that names what a loss was given, and what it takes."""
+    name = type(loss).__name__
+    return UsageError(f"{name} takes {needed}; outputs are {_form_of(outputs)} and targets {_form_of(targets)}.")
+
+
+def _form_of(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{tuple(value.shape)} in {kind}"
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+
+def class_loss(loss: object, outputs: Any, targets: Any) -> Tensor:
+    """Returns the cross-entropy of class scores (B, C, ...) and class numbers (B, ...), or probabilities (B, C, ...).
+
+    Raises:
+        UsageError: naming both shapes, if they are anything else.
+    """
+    scores = scores_of(outputs)
+    if not are_class_scores(scores, targets) and not _are_probabilities(scores, targets):
+        raise misfit(loss, scores, targets, "scores (B, classes, ...) and whole class numbers (B, ...)")
+    return F.cross_entropy(scores, targets)
+
+
+def _are_probabilities(scores: Any, targets: Any) -> bool:
+    """Says whether targets may be a probability for every class; of a single class there is nothing to tell."""
+    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor):
+        return False
+    return targets.is_floating_point() and scores.dim() > 1 and scores.shape[1] > 1 and scores.shape == targets.shape
+
+
+def check_probabilities(loss: object, outputs: Any, targets: Any) -> None:
+    """Raises UsageError for numbers that are no probabilities of classes, which cross-entropy takes all the same."""
+    scores = scores_of(outputs)
+    if not _are_probabilities(scores, targets):
+        return
+    sums = targets.sum(1)
+    if bool((targets < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise misfit(loss, scores, targets, "class numbers, or probabilities that add up to 1 over the classes")
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def paired(loss: object, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """Returns outputs and targets of one shape; (N, 1) and (N,) are the same, which torch would spread to (N, N).
+
+    Raises:
+        UsageError: naming both shapes, if they are anything else.
+    """
+    scores = scores_of(outputs)
+    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor):
+        raise misfit(loss, scores, targets, "a number for each target")
+    numbers = targets.to(scores.dtype) if scores.is_floating_point() else targets
+    if scores.shape == numbers.shape:
+        return scores, numbers
+    columns = {scores.shape[:1] + shape for shape in (torch.Size([]), torch.Size([1]))}
+    if scores.dim() and {scores.shape, numbers.shape} == columns:
+        return scores.flatten(), numbers.flatten()
+    raise misfit(loss, scores, targets, "outputs and targets of one shape")
+
+
+def number_measures(loss: object, outputs: Any, targets: Any) -> Sums:
+    """Returns R^2 (the main one), mean squared and mean absolute error of outputs (N, k) or (N,).
+
+    R^2 is the mean over the k columns; what has more dimensions counts as one column.
+    """
+    predicted, true = paired(loss, outputs, targets)
+    predicted, true = predicted.detach().to(wide(predicted)), true.to(wide(true))
+    columns = true.shape[1] if true.dim() == 2 else 1
+    predicted, true = predicted.reshape(-1, columns), true.reshape(-1, columns)
+    error = predicted - true
+    squared = error.square()
+    count = torch.full((1,), len(true), dtype=true.dtype, device=true.device)
+    every = torch.full((), true.numel(), dtype=true.dtype, device=true.device)
+    return {
+        "r2": torch.cat([count, true.sum(0), true.square().sum(0), squared.sum(0)]),
+        "mse": torch.stack([squared.sum(), every]),
+        "mae": torch.stack([error.abs().sum(), every]),
+    }
