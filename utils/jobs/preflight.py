@@ -68,6 +68,7 @@ def check_loss(network: PrunableNetwork, inputs: Any, targets: Any) -> None:
 def _refusal(loss: Any, outputs: Any, targets: Any) -> str:
     """Returns why a loss does not fit, "" if it does."""
     name = getattr(loss, "__name__", type(loss).__name__)
+    loss = copy.copy(loss)  # one that counts its calls starts training at none
     try:
         with warnings.catch_warnings():
             # torch spreads (N, 1) against (N,) to (N, N) and only warns of it.

@@ -69,6 +69,7 @@ class FakeNetwork:
 class FakeTrainer:
     epochs, epoch, batch, train_batches, network = 4, 0, 0, range(10), FakeNetwork()
     metrics = {"train_loss": 1.0, "train_accuracy": 0.25, "test_accuracy": 0.75, "other": 3}
+    measures = {"accuracy": "higher"}
 
 
 def test_a_bar_on_a_terminal(capsys):
