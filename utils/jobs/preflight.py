@@ -40,9 +40,9 @@ def check_fit(network: PrunableNetwork, data_set: DataSet, train_batches: Batche
         _check_lone_sample(network, train_batches.delivery.batch_size)
     for batches in (test_batches, train_batches):
         inputs, targets = next(iter(batches))
+        if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
+            _check_classes(network, data_set, targets[:1])
         check_loss(network, inputs, targets)
-    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        _check_classes(network, data_set, targets[:1])
 
 
 def check_loss(network: PrunableNetwork, inputs: Any, targets: Any) -> None:
