@@ -361,6 +361,9 @@ def make_plan(
     empty = structure.emptied(removed)
     if empty:
         raise UsageError(f"Removing these nodes would leave nothing of {empty[0].name} (dimension {empty[0].dim}).")
+    misaligned = structure.misaligned(removed)
+    if misaligned:
+        raise UsageError(f"These nodes cannot be removed: {misaligned}.")
     result = adapt_attributes(traced, removed)
     if not result.passed:
         operation, where, message = first_message(result.report)

@@ -50,11 +50,14 @@ def sample_nodes(structure: Structure) -> np.ndarray:
     order = _ends_first(structure, order)
     order = order[np.argsort(structure.group_of_node[order], kind="stable")]
     ends = np.searchsorted(structure.group_of_node[order], np.arange(structure.group_count + 1))
+    multiples = structure.multiples()
     parts, taken = [np.empty(0, np.int64)], set()
     for turn, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         size = int(end - start)
         share = 0.25 + 0.5 * (turn * _GOLDEN % 1)  # never the same share twice
-        wanted = [round(share * size) + step for step in (0, 1, -1, 2, -2, 3, -3)]
+        multiple = int(multiples[turn])
+        middle = round(share * size / multiple)
+        wanted = [(middle + step) * multiple for step in (0, 1, -1, 2, -2, 3, -3)]
         counts = [count for count in wanted if 0 < count < size]
         count = next((count for count in counts if (size, count) not in taken), counts[0] if counts else 0)
         taken.add((size, count))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,15 +58,54 @@ def _counter() -> FlopCounterMode:
     # torch's counter brings Triton along, for half a second; who counts nothing does not wait for it.
     from torch.utils.flop_counter import FlopCounterMode
 
-    return FlopCounterMode(display=False)
+    return FlopCounterMode(display=False, custom_mapping=_further_formulas())
 
 
 def _formulas() -> Mapping[Any, Callable[..., int]]:
-    """torch's own FLOPs per operation."""
+    """FLOPs per operation: torch's own table, and what it lacks."""
     from torch.utils.flop_counter import flop_registry
 
     formulas: Mapping[Any, Callable[..., int]] = flop_registry
-    return formulas
+    return {**formulas, **_further_formulas()}
+
+
+# -- what torch's table lacks ------------------------------------------------------------------------------------------
+
+
+def _grouped_mm(rows: Any, matrices: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Each row meets the matrix of its group alone; both are given as tensors.
+
+    (rows, k) @ (groups, k, m), (groups, n, k) @ (k, rows), (groups, n, k) @ (groups, k, m): every value that comes out
+    is a sum over k. (n, rows) @ (rows, m) -> (groups, n, m): every row is in one group.
+    """
+    if rows.dim() == matrices.dim() == 2:
+        return int(2 * rows.shape[0] * rows.shape[1] * matrices.shape[1])
+    return int(2 * out_val.numel() * rows.shape[-1])
+
+
+def _deformable(picture: Any, weight: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """As any convolution: every output sums over a kernel. What it takes to look between pixels is not counted."""
+    per_output = weight.shape[1:].numel()
+    return int(2 * out_val.numel() * per_output)
+
+
+_grouped_mm._get_raw = _deformable._get_raw = True  # type: ignore[attr-defined]  # torch hands on tensors, not shapes
+
+_FURTHER = (
+    ("aten", "_grouped_mm", _grouped_mm),
+    ("transformers", "grouped_mm_fallback", _grouped_mm),
+    ("torchvision", "deform_conv2d", _deformable),
+)
+
+
+def _further_formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of operations that torch has no formula for, of those that are loaded."""
+    found: dict[Any, Callable[..., int]] = {}
+    for library, name, formula in _FURTHER:
+        packet = getattr(getattr(torch.ops, library), name, None)
+        if packet is not None:
+            found[packet] = formula
+    return found
 
 
 @contextmanager

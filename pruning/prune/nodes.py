@@ -85,13 +85,21 @@ def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
 def node_selection_of(network: PrunableState, *, local: bool = False, min_share: float = 0.0) -> NodeSelection:
     """Returns how the network's nodes may be chosen, by the user's rules and the least share of every layer."""
     rules, graph = network.node_rules, network.graph
-    multiples = None
+    needed = graph.structure.multiples()
     if rules.round_to > 1:
-        multiples = np.array([_multiple_of(graph, group, rules.round_to) for group in graph.groups], dtype=np.int64)
+        rounded = np.array([_multiple_of(graph, group, rules.round_to) for group in graph.groups], dtype=np.int64)
+        needed = np.lcm(needed, rounded)
+    multiples = needed if (needed > 1).any() else None
     min_keep: int | np.ndarray = rules.min_keep
     if min_share:
         min_keep = np.maximum(_shares_of_start(graph, min_share), rules.min_keep)
     return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local)
+
+
+def _largest_multiple(network: PrunableState) -> int:
+    """Returns what widths are multiples of, by the user's wish or because an operation takes no others."""
+    by_operations = int(network.graph.structure.multiples().max(initial=1))
+    return max(network.node_rules.round_to, by_operations)
 
 
 def _multiple_of(graph: DependencyGraph, group: Group, round_to: int) -> int:
@@ -178,7 +186,7 @@ def _ahead(network: PrunableState, counted: str, target: float) -> str | None:
         return None
     if left == wanted:
         return ""
-    round_to = network.node_rules.round_to
+    round_to = _largest_multiple(network)
     if wanted - left < round_to:  # the last event rounded its widths down
         return f"{left:,} nodes stay instead of {wanted:,}: widths are multiples of {round_to}"
     return already
@@ -195,6 +203,6 @@ def _shortfall(network: PrunableState, counted: str, target: float, why: str) ->
     if abs(now - target) <= slack or target < now <= target + NEAR:
         return ""
     if now > target:
-        round_to = network.node_rules.round_to
+        round_to = _largest_multiple(network)
         why = f"widths are multiples of {round_to}" if round_to > 1 else "with one node more it would be less"
     return f"{now:.4f} of the {counted} went instead of {target:.4f}: {why}"

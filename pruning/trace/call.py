@@ -29,6 +29,7 @@ class Notes:
         self.inexact: list[tuple[Labels, int, str]] = []
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
+        self.aligned: list[tuple[Labels, int, int]] = []
         self.row_uses: Uses = []
         self.bias_of = np.full(first_label, -1, dtype=np.int64)  # row of a weight -> entry of its bias
         self.stack: list[tuple[str, nn.Module]] = []  # modules whose forward is running, the innermost last
@@ -57,6 +58,16 @@ class Notes:
         """Says whether a tensor is a parameter as it stands."""
         info = self.infos.get(id(tensor))
         return info is not None and info.plain
+
+    def is_product(self, tensor: Tensor) -> bool:
+        """Says whether a tensor is a product of matrices to which nothing was added yet."""
+        info = self.infos.get(id(tensor))
+        return info is not None and info.product
+
+    def is_bias(self, tensor: Tensor) -> bool:
+        """Says whether a tensor, once it is added to a product, is a bias: a parameter, or rows of one."""
+        info = self.infos.get(id(tensor))
+        return info is not None and (info.weight or info.picked)
 
     # -- what a rule says ------------------------------------------------------------------------------------------
 
@@ -102,6 +113,11 @@ class Notes:
         """Says what part a weight's slices play: PRODUCER, CONSUMER or NORM."""
         if axis is not None:
             self.roles.append((axis.labels, role))
+
+    def align(self, axis: Axis | None, multiple: int) -> None:
+        """Says that as many must stay as make a multiple, since the operation takes no other size."""
+        if axis is not None and multiple > 1:
+            self.aligned.append((axis.labels, len(self.entries), multiple))
 
     # -- what a rule asks for --------------------------------------------------------------------------------------
 

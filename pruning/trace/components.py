@@ -45,6 +45,7 @@ class Facts:
     ties: list[tuple[Labels, Labels, int]] = field(default_factory=list)
     pins: list[tuple[Labels, int, str]] = field(default_factory=list)
     inexact: list[tuple[Labels, int, str]] = field(default_factory=list)
+    aligned: list[tuple[Labels, int, int]] = field(default_factory=list)  # (labels, place, of what a multiple stays)
     consumed: list[Labels] = field(default_factory=list)
     roles: list[tuple[Labels, int]] = field(default_factory=list)
     places: list[tuple[str, str]] = field(default_factory=lambda: [("", "")])  # (operation, module path)
@@ -233,6 +234,32 @@ class Structure:
         stays = stays[: self.slice_labels].astype(np.int64)
         left = np.add.reduceat(stays, self.starts)
         return [self.dimensions[place] for place in np.flatnonzero(left == 0)]
+
+    def multiples(self) -> Labels:
+        """Returns (groups,) how many nodes of each group go at a time, so that operations take the widths left."""
+        found = np.ones(self.group_count, dtype=np.int64)
+        for labels, _, multiple in self.facts.aligned:
+            nodes, times = np.unique(self.node_of_label[labels], return_counts=True)
+            of_nodes = nodes >= 0
+            nodes, times = nodes[of_nodes], times[of_nodes]
+            # A node that has several indices of the dimension shrinks it by as many.
+            at_a_time = multiple // np.gcd(multiple, times)
+            groups = self.group_of_node[nodes]
+            np.lcm.at(found, groups, at_a_time)
+        return found
+
+    def misaligned(self, removed: Mask) -> str:
+        """Returns which operation does not take the widths that are left, "" if all do."""
+        stays = self.alive & ~removed
+        for labels, place, multiple in self.facts.aligned:
+            left = int(stays[labels].sum())
+            if left % multiple and removed[labels].any():
+                operation, module = self.facts.places[place]
+                return (
+                    f"{operation} in {module or 'the network'} takes widths that are multiples of {multiple}, and "
+                    f"{left} would stay"
+                )
+        return ""
 
     def pin(self, labels: Iterable[Labels], operation: str, module: str, why: str) -> None:
         """Adds pins found after the run; call `assemble` when all are in."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
@@ -211,9 +212,26 @@ class _PlainCalls(TorchFunctionMode):
             tensor, shape = args[0], args[1:]
             if isinstance(shape[0], (list, tuple)):  # x.reshape((2, 3)) as well as x.reshape(2, 3)
                 shape = shape[0]
-            # A copy first, so that a view always fits the memory.
-            return tensor.clone(memory_format=torch.contiguous_format).view(shape)
+            # A copy first, so that a view always fits the memory. Pairs may become complex numbers, which depend on
+            # where in memory they lie, so they lie where they would without the copy.
+            makes_pairs = len(shape) == tensor.dim() + 1 and shape[-1] == 2
+            if not (makes_pairs and _is_a_view(tensor, shape)):
+                tensor = tensor.clone(memory_format=torch.contiguous_format)
+            return tensor.view(shape)
         return func(*args, **kwargs)
+
+
+def _is_a_view(tensor: Tensor, shape: Any) -> bool:
+    """Says whether a tensor's memory can be read in another shape; where the shape does not fit at all, no."""
+    if tensor.is_contiguous():
+        return True
+    with _disable_current_modes():
+        twin = torch.empty_strided(tensor.shape, tensor.stride(), device="meta")
+        try:
+            twin.view([int(size) for size in shape])
+        except RuntimeError:
+            return False
+    return True
 
 
 @contextmanager

@@ -62,6 +62,8 @@ class Info(NamedTuple):
         summed: labels of the dimension that it is a sum of products over (attention scores).
         rows: rows of a weight that it is linear in; see pruning/trace/rows.py.
         plain: a parameter as it stands, or a view of one.
+        product: of matrices; a weight that is added to it is a bias.
+        picked: rows of a weight of two dimensions, such as the biases of the experts that were chosen.
     """
 
     axes: Axes
@@ -70,6 +72,8 @@ class Info(NamedTuple):
     summed: tuple[Labels, ...] = ()
     rows: Rows | None = None
     plain: bool = False
+    product: bool = False
+    picked: bool = False
 
     @property
     def says_nothing(self) -> bool:

@@ -68,6 +68,13 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, *_: Any) -> Any:
     return left.new_empty((left.shape[0], right.shape[1]))
 
 
+def _grouped(rows: Tensor, matrices: Tensor, *_: Any) -> Any:
+    """(rows, k) by (groups, k, m); torch itself takes stand-ins in bfloat16 alone."""
+    if rows.dim() != 2 or matrices.dim() != 3 or rows.shape[1] != matrices.shape[1]:
+        return None
+    return rows.new_empty((rows.shape[0], matrices.shape[2]))
+
+
 # -- element by element ------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +120,7 @@ _SHAPES: dict[str, Any] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm_no_training,
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,
+    "aten._grouped_mm": _grouped,
     "aten.roll": _pointwise,  # the shape of its first operand, whatever it does
     "aten._softmax": _pointwise,
     "aten._safe_softmax": _pointwise,

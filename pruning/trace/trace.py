@@ -183,8 +183,15 @@ class Trace(TorchDispatchMode, Notes):
 
         moved = is_move(call.name)
         sources = [tensor for tensor in inputs if tensor.dim()]  # a single number does not make it less of a weight
+        if Kind.PICKS in kind_of(call.name) and inputs[0].dim() > 2:
+            sources = inputs[:1]  # the matrices of chosen experts; rows of a table are values, not weights
         weight = bool(sources) and all(self.is_weight(tensor) for tensor in sources)
         plain = weight and moved and self.is_plain(inputs[0])
+        handed_on = self.infos.get(id(inputs[0])) if moved and inputs else None
+        product = Kind.MULTIPLIES in kind_of(call.name) and not weight
+        picked = Kind.PICKS in kind_of(call.name) and self.is_weight(inputs[0]) and not weight
+        if handed_on is not None:
+            product, picked = handed_on.product, handed_on.picked
         summed = () if weight else self._summed(call, inputs)
         if entry.summed:
             summed = tuple(entry.summed)
@@ -199,7 +206,7 @@ class Trace(TorchDispatchMode, Notes):
             self._kept_alive.append(out)
             self._note_overwriting(call, out, info)
             behind = rows[place] if place < len(rows) else None
-            info = info._replace(weight=weight, summed=summed, rows=behind, plain=plain)
+            info = info._replace(weight=weight, summed=summed, rows=behind, plain=plain, product=product, picked=picked)
             if info.says_nothing:
                 self.infos.pop(id(out), None)  # in place, the tensor may have been known as something else
             else:

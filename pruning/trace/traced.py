@@ -304,6 +304,7 @@ class TracedNetwork:
         facts.ties += [(one, other, place + offset) for one, other, place in trace.ties]
         facts.pins += [(labels, place + offset, why) for labels, place, why in trace.pins]
         facts.inexact += [(labels, place + offset, why) for labels, place, why in trace.inexact]
+        facts.aligned += [(labels, place + offset, multiple) for labels, place, multiple in trace.aligned]
         facts.consumed += trace.consumed
         facts.roles += trace.roles
         bias_of = self.structure.bias_of

@@ -13,7 +13,7 @@ from torch import Tensor
 from pruning.trace.call import Call
 from pruning.trace.labels import PRODUCER, Axes, Axis, with_zero
 from pruning.trace.rules.join import couple_all
-from pruning.trace.rules.table import RULES, rule
+from pruning.trace.rules.table import RULES, Kind, rule
 
 # -- look-ups ----------------------------------------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ def embedding(call: Call) -> list[Axes]:
 # -- x[table] ----------------------------------------------------------------------------------------------------------
 
 
-@rule("index _unsafe_index")
+@rule("index _unsafe_index", kind=Kind.PICKS)
 def index(call: Call) -> Axes:
     """x[:, table]: indexed dimensions must stay, the others pass. For position biases (Swin) and last tokens."""
     axes = call.axes("self")
@@ -127,7 +127,7 @@ def _source(call: Call, name: str) -> Axes:
     return tuple(with_zero(axis, writes_zeros) for axis in call.axes("self"))
 
 
-@rule("index_select")
+@rule("index_select", kind=Kind.PICKS)
 def index_select(call: Call) -> Axes:
     """The indexed dimension must stay. For graph networks, which look up the nodes of their edges."""
     axes = list(call.axes("self"))

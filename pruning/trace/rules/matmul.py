@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruning.trace.call import Call
 from pruning.trace.labels import CONSUMER, PRODUCER, Axes, Axis, with_zero
-from pruning.trace.rules.table import Kind, rule
+from pruning.trace.rules.table import RULES, Kind, rule
 
 # -- what products share -----------------------------------------------------------------------------------------------
 
@@ -113,6 +113,47 @@ def addmm(call: Call) -> Axes:
     if len(result) > call.outs[0].dim():  # addbmm sums over the batch
         result = result[1:]
     return add_bias(call, result, call["self"])
+
+
+# -- products by group -------------------------------------------------------------------------------------------------
+
+_KERNEL_BYTES = 16  # rows of what the kernel multiplies start at multiples of this
+
+
+@rule("_grouped_mm", kind=Kind.MULTIPLIES)
+def grouped(call: Call) -> Axes:
+    """Rows are sorted by expert, and those of each expert meet a matrix of its own. For mixtures of experts.
+
+    Offsets say where the rows of the next expert start, so experts and rows stay; widths pass as in any product.
+    """
+    left, right = call.tensors()[:2]
+    if left.dim() == right.dim() == 3:  # a group is an index of both, as in `bmm`
+        result = product(call, left, right)
+    elif right.dim() == 3:
+        result = _rows_by_group(call, left, right)
+    else:
+        raise NotImplementedError("groups along the columns, or along what is summed over")
+    for axis in (*call.trace.axes(left)[-2:], *call.trace.axes(right)[-2:]):
+        call.trace.align(axis, _KERNEL_BYTES // left.element_size())
+    bias = call.get("bias")
+    return result if bias is None else add_bias(call, result, bias)
+
+
+def _rows_by_group(call: Call, left: Tensor, right: Tensor) -> Axes:
+    """(rows, k) @ (groups, k, m) -> (rows, m)"""
+    trace = call.trace
+    rows, width = trace.axes(left)
+    groups, inner, outer = trace.axes(right)
+    trace.pin(rows, "is shared out among experts")
+    trace.pin(groups, "counts experts, which are chosen by number")
+    contract(call, width, inner)
+    if trace.is_weight(right):
+        trace.mark(inner, CONSUMER)
+        trace.mark(outer, PRODUCER)
+    return (None, outer)
+
+
+RULES["transformers.grouped_mm_fallback"] = grouped  # their own, where torch has no kernel
 
 
 @rule("_cdist_forward _euclidean_dist")

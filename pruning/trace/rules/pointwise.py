@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pruning.trace.call import Call
-from pruning.trace.labels import Axes, Axis, with_zero
+from pruning.trace.labels import PRODUCER, Axes, Axis, with_zero
 from pruning.trace.rules.table import RULES, Kind, kind_of, rule
 
 # -- element by element ------------------------------------------------------------------------------------------------
@@ -38,6 +38,8 @@ def pointwise(call: Call) -> list[Axes]:
     for dim in range(out.dim()):
         operands = [_aligned(call, tensor, dim - out.dim()) for tensor in tensors]
         axes.append(_joined(call, operands, out.shape[dim]))
+    if call.base_name == "add" and len(tensors) == 2:
+        _mark_bias(call, *tensors)
     result: list[Axes] = []
     for other in call.outs:
         if other.shape == out.shape:
@@ -45,6 +47,15 @@ def pointwise(call: Call) -> list[Axes]:
         else:  # something else, such as the state of a random generator
             result.append((None,) * other.dim())
     return result
+
+
+def _mark_bias(call: Call, one: Tensor, other: Tensor) -> None:
+    """What is added to a product makes its values together with the matrix, as in x @ matrix + bias."""
+    trace = call.trace
+    for product, bias in ((one, other), (other, one)):
+        if trace.is_product(product) and trace.is_bias(bias):
+            for axis in trace.axes(bias):
+                trace.mark(axis, PRODUCER)
 
 
 RULES["pointwise"] = pointwise  # of all that torch tags so
@@ -100,6 +111,8 @@ def _stays_zero(call: Call, axes: list[Axis | None], covered: bool) -> bool:
         return all(zeros) and isinstance(exponent, (int, float)) and exponent > 0
     if name == "clamp":
         low, high = call["min"], call["max"]
+        if isinstance(low, Tensor) or isinstance(high, Tensor):
+            return False  # whatever bound a tensor holds
         above_low = low is None or low <= 0
         below_high = high is None or high >= 0
         return all(zeros) and above_low and below_high

@@ -145,7 +145,15 @@ def view_as_real(call: Call) -> Axes:
 
 @rule("view_as_complex")
 def view_as_complex(call: Call) -> Axes:
-    """Pairs become complex numbers."""
+    """Pairs become complex numbers, which lie at even places in memory: in a part of a tensor, if its rows are even."""
     axes = call.axes("self")
+    part = call["self"]
+    whole = part._base
+    if whole is not None and whole.dim():
+        row = call.trace.axes(whole)[-1]
+        call.trace.align(row, 2)
+        if row is not None:
+            start = (part.storage_offset() - whole.storage_offset()) % len(row.labels)
+            call.trace.align(row.take(slice(0, start)), 2)  # what stands before it in the row
     call.trace.pin(axes[-1], "holds real and imaginary parts")
     return axes[:-1]

@@ -28,6 +28,7 @@ class Kind(Flag):
     COPIES = auto()  # a move that hands on the tensor in its shape
     RESHAPES = auto()  # a move that keeps the order of values and gives them another shape
     SCALES = auto()  # multiplies by a number
+    PICKS = auto()  # takes slices of its first tensor; which ones, other tensors say
     MULTIPLIES = auto()  # a product of matrices: a factor of either operand is one of the result
 
 

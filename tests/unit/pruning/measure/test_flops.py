@@ -168,6 +168,24 @@ def test_a_block_that_stands_twice_survives_every_look_at_its_paths():
     assert torch.allclose(network.model(torch.ones(2, 4)), outputs)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_deformable_convolutions_are_counted(groups: int, device: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.strengths = nn.Conv2d(4, 18, 3, padding=1), nn.Conv2d(4, 9, 3, padding=1)
+            self.layer = torchvision.ops.DeformConv2d(4, 6, 3, padding=1, groups=groups)
+
+        def forward(self, x):
+            return self.layer(x, self.places(x), self.strengths(x).sigmoid())
+
+    network = PrunableNetwork(Deformed().to(device), torch.zeros(2, 4, 7, 5, device=device))
+    assert network.flops() == 2 * 35 * 9 * (4 * 18 + 4 * 9 + 4 // groups * 6)
+
+
 class LooksUpPositions(nn.Module):
     """A layer called with a view of a parameter, as DeBERTa does with relative positions and DETR with queries."""
 
