@@ -211,8 +211,9 @@ class PruningPlan:
         self._touched = list(found.values())
 
     def _touch(self, name: str, dim: int, function: str, path: str, kind: str) -> _Touched:
-        everything = np.arange(self._before[name][dim])
-        gone = np.setdiff1d(everything, self.keeps[name][dim].numpy())
+        goes = np.ones(self._before[name][dim], dtype=bool)
+        goes[self.keeps[name][dim].numpy()] = False
+        gone = np.flatnonzero(goes)
         line = Line(function, path, kind, dim, gone.tolist(), parameters=0, reason="")
         dimension = self.traced.known_dimension(name, dim)
         return _Touched(line, dimension, self.asked or (self._seed_of(dimension),))

@@ -39,10 +39,19 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
     if layout is None or tensor.layout != torch.strided:
         return torch.contiguous_format
     # Strides are compared, not `is_contiguous` asked: 1x1 kernels and single channels would be both.
-    like = torch.empty(tensor.shape, device="meta", memory_format=layout)
-    usual = torch.empty(tensor.shape, device="meta")
-    is_last = tensor.stride() == like.stride() and tensor.stride() != usual.stride()
-    return layout if is_last else torch.contiguous_format
+    batch, channels, *sides = tensor.shape
+    of_batch, *of_sides, of_channels = _strides_of((batch, *sides, channels))
+    is_last = list(tensor.stride()) == [of_batch, of_channels, *of_sides]
+    is_usual = list(tensor.stride()) == _strides_of(tuple(tensor.shape))
+    return layout if is_last and not is_usual else torch.contiguous_format
+
+
+def _strides_of(shape: tuple[int, ...]) -> list[int]:
+    """Returns the strides of a tensor without gaps whose last dimension lies closest together."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return strides[::-1]
 
 
 def _fits(state: Tensor, parameter: Tensor) -> bool:

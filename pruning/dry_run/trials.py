@@ -19,6 +19,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 def try_out(traced: TracedNetwork) -> None:
     """Couples what the code computes one from the other, and pins what a sampled removal shows cannot go."""
     structure = traced.structure
+    if not traced.handles_sizes and not traced.equations:
+        return  # layers alone: nothing in the code could tell how wide they are
     couple_sizes(traced)
     for _ in range(_MOST_TRIALS):
         nodes = sample_nodes(structure)

@@ -49,10 +49,15 @@ def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
     return inputs
 
 
+_SCALARS = (int, float, bool, str, bytes, type(None), complex, torch.dtype, torch.device)
+
+
 def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
     """Returns the tensors in whatever a network takes or returns: nested containers, data classes, plain objects."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, _SCALARS):  # most of what modules keep; the questions below take longer
+        return []
     found: list[Tensor] = []
     if depth:  # objects may refer to each other in a circle
         for _, part in parts_of(value):

@@ -23,9 +23,10 @@ def holders(model: nn.Module) -> dict[str, Any]:
 
     Plain objects (configurations) are named after the first module that holds them.
     """
-    found: dict[str, Any] = dict(model.named_modules())
+    modules = dict(model.named_modules())
+    found: dict[str, Any] = dict(modules)
     known = {id(holder) for holder in found.values()}
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         for name, value in vars(module).items():
             if name not in _REGISTRIES and id(value) not in known and _is_plain_object(value):
                 known.add(id(value))

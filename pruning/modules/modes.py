@@ -99,6 +99,32 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def readers_of_mode() -> Iterator[set[nn.Module]]:
+    """Yields a set that fills with the modules whose code asks for its mode, `self.training`."""
+    readers: set[nn.Module] = set()
+
+    def read(module: nn.Module) -> bool:
+        if "training" not in vars(module):
+            raise AttributeError(f"{type(module).__name__} has no attribute 'training'")
+        readers.add(module)
+        return bool(vars(module)["training"])
+
+    def write(module: nn.Module, training: bool) -> None:
+        vars(module)["training"] = training
+
+    before = vars(nn.Module).get("training")
+    # A property of the class comes before what the module itself holds.
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield readers
+    finally:
+        if before is None:
+            del nn.Module.training
+        else:
+            nn.Module.training = before
+
+
+@contextmanager
 def same_random_state(device: torch.device) -> Iterator[None]:
     """Puts the global random state back at the end: networks that draw numbers must not change what comes after."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -187,13 +187,14 @@ def check_dense(parameters: Mapping[str, Tensor]) -> None:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer once, by its first name."""
-    parameters = dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    parameters = _once(modules, "_parameters")
     check_dense(parameters)
-    found = {**parameters, **dict(model.named_buffers())}
+    found = {**parameters, **_once(modules, "_buffers")}
     for name, tensor in found.items():
         if is_lazy(tensor):
             raise UsageError(f"{name} has no shape yet (a lazy module); run the network once, then build the graph.")
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(
                 f"{name or 'the model'} is a scripted module, whose tensors cannot be cut; give the original."
@@ -203,4 +204,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
                 "DistributedDataParallel keeps buffers of its parameters' sizes; give its .module, and wrap it again "
                 "after pruning."
             )
+    return found
+
+
+def _once(modules: dict[str, nn.Module], registry: str) -> dict[str, Tensor]:
+    """Returns the tensors of one of the modules' registries, each by its first name."""
+    found = {}
+    known = set()
+    for path, module in modules.items():
+        for name, tensor in getattr(module, registry).items():
+            if tensor is not None and id(tensor) not in known:
+                known.add(id(tensor))
+                found[f"{path}.{name}" if path else name] = tensor
     return found

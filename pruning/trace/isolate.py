@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,28 @@ from torch.utils._python_dispatch import _disable_current_modes
 from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
 from pruning.modules.kept import holders, replaced_integers
-from pruning.modules.modes import attributes_kept
+from pruning.modules.modes import attributes_kept, readers_of_mode
 from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
 
 # nn.Module's own registries: replaced or left alone as a whole, never searched for a user's values.
 _REGISTRIES = frozenset(vars(nn.Module()))
+
+
+class Outcome(NamedTuple):
+    """What a run left.
+
+    Args:
+        outputs: the protected tensors of what the network returned.
+        left_behind: those that it left in its modules' attributes.
+        made_anew: (before, after) of buffers in whose place it put others of the same shape.
+        mode_readers: modules that asked for their mode.
+    """
+
+    outputs: list[Tensor]
+    left_behind: list[Tensor]
+    made_anew: list[tuple[Tensor, Tensor]]
+    mode_readers: set[nn.Module]
 
 
 def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -41,7 +57,7 @@ def run(
     attributes: list[Attribute],
     protected: Callable[[Any], list[Tensor]],
     sizes: Sizes | None = None,
-) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+) -> Outcome:
     """Runs the model under a trace.
 
     Args:
@@ -53,23 +69,21 @@ def run(
         attributes: (holder, name, value) to hold during the run.
         protected: takes what the network returned, gives the tensors of it that must keep their shape.
         sizes: if given, reads what every size in the code depends on.
-
-    Returns:
-        The protected tensors of what the network returned, those that it left in its modules' attributes, and (before,
-        after) of buffers in whose place it put others of the same shape.
     """
     # Inputs keep their values until they meet a parameter, so code that looks at masks and positions needs no data of
     # parameters; they are copied since forward may write to them.
     args, kwargs = mapped(inputs, lambda tensor: tensor.detach().clone())
-    paths = {module: name for name, module in model.named_modules()}
-    with _quiet(model), _swapped(model, stand_ins, attributes, training, sizes), _watched(paths, trace):
+    holding = holders(model)
+    paths = {holder: path for path, holder in holding.items() if isinstance(holder, nn.Module)}
+    swapped = _swapped(list(holding.values()), stand_ins, attributes, training, sizes)
+    with _quiet(model), swapped, _watched(paths, trace):
         before = {id(tensor) for tensor in _held(paths)}
         buffers = [(module, name, tensor) for module in paths for name, tensor in module._buffers.items()]
-        with trace, _PlainCalls(), sizes or nullcontext():
+        with readers_of_mode() as readers, trace, _PlainCalls(), sizes or nullcontext():
             # What a user's choice of outputs computes belongs to the run.
             outputs = protected(model(*args, **kwargs))
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
-        return outputs, left_behind, _made_anew(buffers)
+        return Outcome(outputs, left_behind, _made_anew(buffers), readers)
 
 
 def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
@@ -86,7 +100,7 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     """Yields the tensors that modules keep in attributes of their own, parameters and buffers not counted."""
     for module in modules:
         for name, value in vars(module).items():
-            if name not in _REGISTRIES:
+            if name not in _REGISTRIES and not isinstance(value, (int, float, str)):
                 yield from tensors_in(value, depth=3)
 
 
@@ -95,7 +109,7 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 
 @contextmanager
 def _swapped(
-    model: nn.Module,
+    held: list[Any],
     stand_ins: dict[int, Tensor],
     attributes: list[Attribute],
     training: bool,
@@ -105,7 +119,6 @@ def _swapped(
 
     On leaving, modules, plain objects that they hold, and their containers are as they were.
     """
-    held = list(holders(model).values())
     with attributes_kept(held):
         for holder in held:
             if isinstance(holder, nn.Module):
@@ -237,8 +250,10 @@ def _is_a_view(tensor: Tensor, shape: Any) -> bool:
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
     """The same random choices in every run, none of them left behind; fused paths that hide operations are off."""
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
-    indices = [device.index or 0 for device in devices]
+    indices = []
+    if torch.cuda.is_initialized():
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+        indices = [device.index or 0 for device in devices]
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
     mkldnn = torch._C._get_mkldnn_enabled()

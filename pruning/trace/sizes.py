@@ -40,6 +40,18 @@ class Equation:
     index: int
 
 
+# Calls that tell the code nothing of widths and are told nothing of them. Kernels' sizes and strides are none.
+_LAYERS = "conv1d conv2d conv3d linear batch_norm layer_norm dropout dropout1d dropout2d dropout3d alpha_dropout"
+_ACTIVATIONS = "relu relu_ relu6 leaky_relu elu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh"
+_ARITHMETIC = "add add_ __add__ __radd__ __iadd__ mul mul_ __mul__ __rmul__ __imul__ mean"
+_POOLS = "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"
+_ADAPTIVE_POOLS = "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d"
+_MOVES = "cat concat flatten permute transpose contiguous dim"
+_WITHOUT_SIZES = frozenset(" ".join((_LAYERS, _ACTIVATIONS, _ARITHMETIC, _POOLS, _ADAPTIVE_POOLS, _MOVES)).split())
+
+_FLAGS = (Tensor.device, Tensor.dtype, Tensor.ndim, Tensor.requires_grad, Tensor.is_cuda)
+
+
 class Sizes(TorchFunctionMode):
     """Watches one traced run from Python's side.
 
@@ -51,6 +63,7 @@ class Sizes(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.equations: list[Equation] = []
+        self.handled = False  # whether the code could see or say how wide something is
 
     def kept(self, holder: Any, name: str, path: tuple[Any, ...], value: int) -> int:
         """Returns an attribute's integer with its origin."""
@@ -71,6 +84,8 @@ class Sizes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name not in _WITHOUT_SIZES and not self.handled:
+            self.handled = name != "__get__" or getattr(func, "__self__", None) not in _FLAGS
         if name == "size" or (name == "__get__" and getattr(func, "__self__", None) is Tensor.shape):
             return self._shape(func(*args, **kwargs), args, kwargs)
         reader = _READERS.get(name)

@@ -54,6 +54,7 @@ class TracedNetwork:
         self._given = split_inputs(example_inputs)
         self._inputs = {False: self._given, True: self._given}  # by mode: is it training?
         self._sizes: dict[bool, Sizes] = {}
+        self._depends_on_mode = True
 
         dimensions = self._dimensions()
         if not dimensions:
@@ -78,6 +79,7 @@ class TracedNetwork:
         if self.caches:
             names = ", ".join(dict.fromkeys(self.caches))
             self.notes.append(f"is a cache that is handed back, and may shrink: {names}")
+        self.handles_sizes = any(self._sizes[training].handled for training in traces)
         self.grouped = self._grouped_convolutions()
         if len(self.runs) == 2 and _do_alike(self.runs[False], self.runs[True]):
             del self.runs[True], self.row_uses[True]  # one dry run will do
@@ -138,6 +140,8 @@ class TracedNetwork:
         errors: dict[bool, BaseException] = {}
         everything = np.ones(first_label, dtype=bool)
         for training in (False, True):
+            if training and traces and not self._depends_on_mode:
+                break  # it would do the same again
             for inputs in self._ways_to_call(training):
                 trace = Trace(RULES, first_label, real=self.real)
                 self._inputs[training] = inputs
@@ -196,7 +200,7 @@ class TracedNetwork:
             self.caches = found.caches or self.caches
             return found.protected
 
-        outputs, held, made_anew = run(
+        outcome = run(
             self.model,
             self._inputs[training],
             trace,
@@ -206,12 +210,14 @@ class TracedNetwork:
             protected=protected,
             sizes=sizes,
         )
-        for before, after in made_anew:  # the next run finds what this one left, so both shrink alike
+        for before, after in outcome.made_anew:  # the next run finds what this one left, so both shrink alike
             for one, other in zip(trace.axes(before), trace.axes(after), strict=True):
                 trace.tie(one, other)
-        _pin_results(trace, outputs, "is the network's output")
-        held = [tensor for tensor in held if not trace.is_weight(tensor)]  # a normalised weight is made anew each time
+        _pin_results(trace, outcome.outputs, "is the network's output")
+        # A normalised weight is made anew each time.
+        held = [tensor for tensor in outcome.left_behind if not trace.is_weight(tensor)]
         _pin_results(trace, held, "is kept in a module's attribute")
+        self._depends_on_mode = any(map(_does_otherwise_in_training, outcome.mode_readers))
 
     def _axes(self, name: str, stay: Mask) -> Axes:
         """Returns the axes of a parameter or buffer of which some labels stay."""
@@ -340,6 +346,25 @@ class TracedNetwork:
             if tuple(shape) != tuple(tensor.shape):
                 found[id(tensor)] = tuple(shape)
         return found
+
+
+# Of modules that ask for their mode, those that treat channels alike in both.
+_ALIKE = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.MultiheadAttention,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)
+
+
+def _does_otherwise_in_training(module: nn.Module) -> bool:
+    """Says whether a module that asks for its mode may handle its channels in another way when it trains."""
+    kind = type(module)
+    if kind.__module__ == "torchvision.ops.stochastic_depth":  # noise with no channels of its own
+        return False
+    is_torchs_own = kind.__module__.startswith("torch.nn.modules.")
+    return not (is_torchs_own and issubclass(kind, _ALIKE))
 
 
 def _pin_results(trace: Trace, tensors: list[Tensor], why: str) -> None:
