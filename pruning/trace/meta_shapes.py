@@ -7,6 +7,7 @@ hundreds. Each function here returns None where it does not apply, and errors ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,30 @@ def compute(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
-def _like(tensor: Tensor) -> Tensor:
+def _like(tensor: Tensor) -> Tensor | None:
+    """Returns a result of a tensor's shape, its dimensions in the same order in memory; None if that is not clear."""
     if tensor.is_contiguous():
         return tensor.new_empty(tensor.shape)  # cheaper than what keeps the layout
-    return torch.empty_like(tensor)
+    strides = _dense_strides(tensor)
+    if strides is None:
+        return None
+    return tensor.new_empty_strided(tensor.shape, strides)
+
+
+def _dense_strides(tensor: Tensor) -> list[int] | None:
+    """Returns strides without gaps in the order of a tensor's own; None where that order is not clear."""
+    strides = [0] * tensor.dim()
+    below = 1
+    stride_before = 0  # that of what is expanded, too
+    for stride, size, dim in sorted(zip(tensor.stride(), tensor.shape, range(tensor.dim()), strict=True)):
+        strides[dim] = below
+        if size == 1:
+            continue
+        if stride == stride_before:
+            return None
+        stride_before = stride
+        below *= size
+    return strides
 
 
 # -- normalisations ----------------------------------------------------------------------------------------------------
@@ -37,11 +58,15 @@ def _batch_norm(x: Tensor, weight: Any, bias: Any, running_mean: Any, *_: Any) -
     """Returns what is normalised, and mean and spread of every channel."""
     if running_mean is None:
         return None
-    return _like(x), _like(running_mean), _like(running_mean)
+    normalised = _like(x)
+    if normalised is None:
+        return None
+    return normalised, torch.empty_like(running_mean), torch.empty_like(running_mean)
 
 
 def _batch_norm_no_training(x: Tensor, *_: Any) -> Any:
-    return _like(x), x.new_empty(0), x.new_empty(0)
+    normalised = _like(x)
+    return None if normalised is None else (normalised, x.new_empty(0), x.new_empty(0))
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Any, *_: Any) -> Any:
@@ -94,16 +119,26 @@ def _pointwise(first: Any, *rest: Any) -> Any:
 
 
 def _broadcast(first: Tensor, other: Tensor) -> Any:
-    if other.dim() != first.dim():
+    shape = _broadcast_shape(first.shape, other.shape)
+    if shape is None:
         return None
-    if not first.is_contiguous() or not other.is_contiguous():
-        return None
+    if first.is_contiguous() and other.is_contiguous():
+        return first.new_empty(shape)
+    # The first operand decides how the result lies in memory, as long as it says so for every dimension.
+    return _like(first) if list(first.shape) == shape else None
+
+
+def _broadcast_shape(one: Sequence[int], other: Sequence[int]) -> list[int] | None:
+    """Returns the shape of two operands together; None where they don't fit."""
+    longest = max(len(one), len(other))
+    padded_one = [1] * (longest - len(one)) + list(one)
+    padded_other = [1] * (longest - len(other)) + list(other)
     shape = []
-    for one, two in zip(first.shape, other.shape, strict=True):
-        if one != two and one != 1 and two != 1:
+    for left, right in zip(padded_one, padded_other, strict=True):
+        if left != right and left != 1 and right != 1:
             return None
-        shape.append(two if one == 1 else one)
-    return first.new_empty(shape)
+        shape.append(right if left == 1 else left)
+    return shape
 
 
 def _in_place(first: Any, *rest: Any) -> Any:
@@ -111,6 +146,39 @@ def _in_place(first: Any, *rest: Any) -> Any:
     if found is None or found.shape != first.shape:
         return None
     return first
+
+
+# -- over dimensions, and side by side ---------------------------------------------------------------------------------
+
+
+def _mean(x: Tensor, dims: Any = None, keepdim: bool = False) -> Any:
+    if not dims or not x.is_floating_point():
+        return None
+    reduced = {dim % x.dim() for dim in dims} if x.dim() else set()
+    if not reduced:
+        return None
+    if keepdim:
+        return x.new_empty([1 if dim in reduced else size for dim, size in enumerate(x.shape)])
+    return x.new_empty([size for dim, size in enumerate(x.shape) if dim not in reduced])
+
+
+def _cat(tensors: Any, dim: int = 0) -> Any:
+    first = tensors[0]
+    dim = dim % first.dim() if first.dim() else 0
+    total = 0
+    for tensor in tensors:
+        # Channels that lie closest together stay so; torch knows when.
+        may_be_channels_last = tensor.dim() in (4, 5) and tensor.stride(1) == 1
+        is_like_first = tensor.dim() == first.dim() and tensor.dtype == first.dtype and tensor.is_meta
+        if not is_like_first or not tensor.dim() or may_be_channels_last:
+            return None
+        others = [size for place, size in enumerate(tensor.shape) if place != dim]
+        if others != [size for place, size in enumerate(first.shape) if place != dim]:
+            return None
+        total += tensor.shape[dim]
+    shape = list(first.shape)
+    shape[dim] = total
+    return first.new_empty(shape)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -121,11 +189,16 @@ _SHAPES: dict[str, Any] = {
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,
     "aten._grouped_mm": _grouped,
+    "aten.mean": _mean,
+    "aten.cat": _cat,
     "aten.roll": _pointwise,  # the shape of its first operand, whatever it does
     "aten._softmax": _pointwise,
     "aten._safe_softmax": _pointwise,
 }
 
-for _name in ("add", "sub", "mul", "div", "gelu", "silu", "sigmoid", "tanh", "relu", "hardswish", "hardsigmoid"):
+_OF_TWO = ("add", "sub", "mul", "div", "pow")
+_OF_ONE = ("gelu", "silu", "sigmoid", "tanh", "relu", "hardswish", "hardsigmoid", "neg", "rsqrt", "sqrt", "exp", "abs")
+
+for _name in _OF_TWO + _OF_ONE:
     _SHAPES[f"aten.{_name}"] = _pointwise
     _SHAPES[f"aten.{_name}_"] = _in_place
