@@ -16,6 +16,7 @@ from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.history import Survivors, cut_like, kept_indices_of
 from pruning.graph.marks import kept_parameters
+from pruning.graph.nodes import Unit
 from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
@@ -42,19 +43,22 @@ class NodeRules:
         round_to: widths become multiples of this, which suits hardware.
         min_keep: nodes that every layer keeps at least.
         counted: what --pruning_limit counts: nodes, weights, flops or latency (default: the criterion's own).
+        unit: what attention loses: "channel" narrows all heads of a layer alike, "head" takes whole heads.
     """
 
     ranking: Ranking | None = None
     round_to: int = 1
     min_keep: int = 1
     counted: Counted | None = None
+    unit: Unit = "channel"
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_keep"):
             number = getattr(self, name)
             if number < 1:
                 raise UsageError(f"{name} must be at least 1; {number} was given.")
-        for name, known in (("ranking", get_args(Ranking)), ("counted", get_args(Counted))):
+        words = {"ranking": get_args(Ranking), "counted": get_args(Counted), "unit": get_args(Unit)}
+        for name, known in words.items():
             word = getattr(self, name)
             if word not in (None, *known):
                 raise UsageError(f"{name} must be one of {', '.join(known)}; {word!r} was given.")
@@ -291,7 +295,8 @@ class PrunableState:
         if self._graph is None:
             if self.example_inputs is None:
                 raise UsageError("The structure needs example inputs: PrunableNetwork(model, example_inputs).")
-            self._graph = DependencyGraph(self.model, self.example_inputs, outputs=self.outputs)
+            unit = self.node_rules.unit
+            self._graph = DependencyGraph(self.model, self.example_inputs, outputs=self.outputs, unit=unit)
         return self._graph
 
     def kept_indices(self) -> dict[str, dict[int, Tensor]]:

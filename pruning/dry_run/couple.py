@@ -67,8 +67,10 @@ def _settle(structure: Structure, solver: Solver, failed: Failed) -> bool:
     one, other = (_sources(solver, side, set()) for side in (equation.one, equation.other))
     if failed.dividend is None:
         pairs = _paired(one, other)
-    else:
+    elif failed.divisor or failed.by is None:
         pairs = _divided_evenly(_sources(solver, failed.dividend, set()), failed.divisor)
+    else:
+        pairs = _in_blocks(_sources(solver, failed.dividend, set()), _sources(solver, failed.by, set()))
     place = structure.facts.place(f"{equation.what}, a size that the code takes from another", equation.where)
     uncoupled = [pair for pair in pairs if not _are_one(structure, *pair)]
     if uncoupled:
@@ -135,3 +137,17 @@ def _divided_evenly(rows: list[Labels], divisor: int) -> list[tuple[Labels, Labe
             first, *others = labels.reshape(divisor, -1)
             pairs += [(first, other) for other in others]
     return pairs
+
+
+def _in_blocks(dividend: list[Labels], divisor: list[Labels]) -> list[tuple[Labels, Labels]]:
+    """Returns rows to couple so that a quotient of two widths stays: with each index of the divisor goes one block.
+
+    Such as `channels // heads`, the width of a head: with a head go as many channels.
+    """
+    if len(dividend) != 1 or len(divisor) != 1:
+        return []
+    (large,), (small,) = dividend, divisor
+    if not len(small) or len(large) % len(small):
+        return []
+    blocks = large.reshape(len(small), -1)
+    return [(column, small) for column in blocks.T]

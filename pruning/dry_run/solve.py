@@ -30,11 +30,12 @@ class NotWhole(ArithmeticError):
     Args:
         dividend: the expression that the divisor does not divide.
         divisor: an integer.
+        by: the expression of the divisor.
     """
 
-    def __init__(self, dividend: Expression | None, divisor: int) -> None:
+    def __init__(self, dividend: Expression | None, divisor: int, by: Expression | None) -> None:
         super().__init__(f"not a multiple of {divisor}")
-        self.dividend, self.divisor = dividend, divisor
+        self.dividend, self.divisor, self.by = dividend, divisor, by
 
 
 class Unknown(LookupError):
@@ -50,11 +51,13 @@ class Failed:
         dividend: the equation may hold if the widths behind this are multiples of the divisor; None if that is not
             the matter.
         divisor: an integer, 0 where it is not the same for every choice.
+        by: the expression of the divisor, if it is known.
     """
 
     equation: Equation
     dividend: Expression | None = None
     divisor: int = 0
+    by: Expression | None = None
 
 
 @dataclass
@@ -75,10 +78,13 @@ class Solver:
 
     def __post_init__(self) -> None:
         self.points = len(self.count(np.empty(0, np.int64)))
-        # Numbers of heads first: they meet dimensions that stay.
-        fixed = [equation for equation in self.equations if isinstance(equation.other, int)]
-        others = [equation for equation in self.equations if not isinstance(equation.other, int)]
-        waiting = self._propagate([*self._propagate(fixed), *others])
+        # What the code says outright comes first: it holds whatever else is computed from it. Then what meets
+        # dimensions that stay, such as the number of heads, or the width of a head where heads are pruned.
+        outright = [equation for equation in self.equations if isinstance(equation.one, Kept)]
+        computed = [equation for equation in self.equations if not isinstance(equation.one, Kept)]
+        waiting: list[Equation] = []
+        for stage in (*_fixed_first(outright), *_fixed_first(computed)):
+            waiting = self._propagate([*waiting, *stage])
         while waiting:
             waiting = self._propagate(self._assume(waiting))
 
@@ -114,11 +120,11 @@ class Solver:
         if step.symbol == "*":
             return tuple(one * other for one, other in pairs)
         if step.symbol == "//" and step.exact:
-            return _divided(left, right, step.left)
+            return _divided(left, right, step.left, step.right)
         if len(set(left)) == len(set(right)) == 1:
             return (_OPERATIONS[step.symbol](left[0], right[0]),) * self.points
         if step.symbol == "%" and step.value == 0:
-            _divided(left, right, step.left)
+            _divided(left, right, step.left, step.right)
             return (0,) * self.points
         raise Unknown
 
@@ -142,7 +148,7 @@ class Solver:
                 continue
             except NotWhole as error:
                 dividend = told if error.dividend is None else error.dividend
-                self.failed.append(Failed(equation, dividend, error.divisor))
+                self.failed.append(Failed(equation, dividend, error.divisor, error.by))
             return True
         return False
 
@@ -176,7 +182,7 @@ class Solver:
         elif symbol == "-":
             wanted = tuple(one + other for one, other in pairs)
         elif symbol == "*":
-            wanted = _divided(target, right, None)
+            wanted = _divided(target, right, None, step.right)
         elif symbol == "//" and step.exact:
             wanted = tuple(one * other for one, other in pairs)
         else:
@@ -191,9 +197,9 @@ class Solver:
         elif symbol == "-":
             wanted = tuple(other - one for one, other in pairs)
         elif symbol == "*":
-            wanted = _divided(target, left, None)
+            wanted = _divided(target, left, None, step.left)
         elif symbol == "//" and step.exact:
-            wanted = _divided(left, target, None)
+            wanted = _divided(left, target, None, None)
         else:
             raise Unknown
         self._solve(step.right, wanted, equation)
@@ -222,9 +228,16 @@ class Solver:
         return []
 
 
-def _divided(dividends: Value, divisors: Value, dividend: Expression | None) -> Value:
+def _fixed_first(equations: list[Equation]) -> tuple[list[Equation], list[Equation]]:
+    """Returns the equations with dimensions that stay, and the others."""
+    fixed = [equation for equation in equations if isinstance(equation.other, int)]
+    others = [equation for equation in equations if not isinstance(equation.other, int)]
+    return fixed, others
+
+
+def _divided(dividends: Value, divisors: Value, dividend: Expression | None, by: Expression | None) -> Value:
     pairs = list(zip(dividends, divisors, strict=True))
     for one, other in pairs:
         if other == 0 or one % other:
-            raise NotWhole(dividend, other if len(set(divisors)) == 1 else 0)
+            raise NotWhole(dividend, other if len(set(divisors)) == 1 else 0, by)
     return tuple(one // other for one, other in pairs)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pruning.dry_run.trials import try_out
 from pruning.errors import UsageError, whole_numbers
 from pruning.graph import render
 from pruning.graph.lookup import NodeLookup
-from pruning.graph.nodes import Node
+from pruning.graph.nodes import Node, Unit
 from pruning.graph.reduce import reduce_to_nodes
 from pruning.modules.modes import without_garbage_collection
 from pruning.modules.outputs import ChooseOutputs
@@ -51,6 +51,8 @@ class DependencyGraph(NodeLookup):
         outputs: takes what the model returns and returns what of it must keep its shape (a tensor, or several in any
             container); the rest (hidden states, feature maps) may shrink. Without it everything stays but caches, see
             `pruning.modules.outputs`.
+        unit: "head" makes every attention head one node, with all its rows and columns; grouped queries go with their
+            key-value head. "channel" lets all heads of a layer get narrower alike. Other nodes are the same for both.
 
     Raises:
         UsageError: if the model cannot be run on these inputs, or holds scripted or lazy modules, or if `outputs` does
@@ -66,13 +68,16 @@ class DependencyGraph(NodeLookup):
         fake_input: Any = None,
         keep: Iterable[nn.Module] = (),
         outputs: ChooseOutputs | None = None,
+        unit: Unit = "channel",
     ) -> None:
         given = fake_input if example_inputs is None else example_inputs
         if given is None:
             raise UsageError(
                 "DependencyGraph needs example_inputs: a tensor, a tuple of arguments or a dict of keywords."
             )
-        super().__init__(TracedNetwork(model, given, outputs))
+        if unit not in get_args(Unit):
+            raise UsageError(f"unit must be one of {', '.join(get_args(Unit))}; {unit!r} was given.")
+        super().__init__(TracedNetwork(model, given, outputs, by_heads=unit == "head"))
         self._apply_marks(keep)
         self.structure.assemble()
         try_out(self.traced)
@@ -205,7 +210,7 @@ class DependencyGraph(NodeLookup):
             labels = self.traced.labels(name, dim)
             if len(labels):  # a dimension of size 1 has none
                 labels = labels[np.array(positions)[must_stay]]
-            raise UsageError(f"Channels of {name} have to stay: {self._pin_reason(labels)}.")
+            raise UsageError(f"Channels of {name} have to stay: {self.pin_reason(labels)}.")
         asked = self.traced.dimension(name, dim)
         return make_plan(self.traced, self.couplings, np.unique(nodes), asked=(asked,) if asked else ())
 

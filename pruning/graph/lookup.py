@@ -123,6 +123,11 @@ class NodeLookup:
         return NodeList(self.structure.count, self.node)
 
     @property
+    def heads(self) -> np.ndarray:
+        """The numbers of the nodes that are whole attention heads; none unless the graph is one of heads."""
+        return self.structure.nodes_in(self.traced.head_labels)
+
+    @property
     def groups(self) -> list[Group]:
         """Nodes by the dimensions they consist of."""
         group_of_node = self.structure.group_of_node
@@ -218,7 +223,8 @@ class NodeLookup:
         """Returns one node of each group that a choice touches."""
         return self.structure.one_per_group(nodes)
 
-    def _pin_reason(self, labels: Labels) -> str:
+    def pin_reason(self, labels: Labels) -> str:
+        """Returns why the first of some labels has to stay."""
         if not len(labels):
             return "there is only one"
         structure = self.structure

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
 Slices = dict[tuple[str, int], list[int]]
+
+Unit = Literal["channel", "head"]  # what attention loses: the width of all heads alike, or whole heads
 
 
 @dataclass(frozen=True)

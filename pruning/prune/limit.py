@@ -46,6 +46,8 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     name = type(network.model).__name__
     if unit == "nodes" and not network.nodes_total():
         raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
+    if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
+        raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out --unit head.")
     if unit == "weights" and not network.start_sizes:
         raise UsageError(f"{name} has no Linear or Conv weights; what stands outside of layers can go as nodes.")
     if unit == "weights" and not network.ranked_names():
@@ -53,6 +55,12 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
         raise UsageError(f"{name}: with {left_out} left out there is nothing to prune.")
     if unit == "weights":
         _refuse_whole_numbers(network)
+
+
+def _why_no_head(network: PrunableState) -> str:
+    """Returns what keeps the heads of a network, "" where it has none."""
+    heads = network.graph.traced.head_labels
+    return f": {network.graph.pin_reason(heads)}" if len(heads) else ""
 
 
 def _refuse_whole_numbers(network: PrunableState) -> None:

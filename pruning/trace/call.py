@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.trace.labels import Axes, Axis, Entry, Info, Labels, Uses, with_zero
+from pruning.trace.labels import Axes, Axis, Entry, HeadAxes, Info, Labels, Uses, with_zero
 from pruning.trace.schema import schema, tensors_in
 
 
@@ -36,6 +36,9 @@ class Notes:
         self.entry = Entry(None, "", "")
         self.strides: tuple[int, ...] = ()  # of what as_strided is about to change
         self.sizes_are_read = False  # whether equations say how large the parts are that are being made
+        self.head_axes: HeadAxes = {}  # known before the run; see pruning/trace/heads.py
+        self.head_labels: set[int] = set()  # labels of dimensions with one index per head
+        self.block = 0  # of a reshape, which of its blocks is at work
         self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
 
     # -- what is known of a tensor ---------------------------------------------------------------------------------
@@ -118,6 +121,31 @@ class Notes:
         """Says that as many must stay as make a multiple, since the operation takes no other size."""
         if axis is not None and multiple > 1:
             self.aligned.append((axis.labels, len(self.entries), multiple))
+
+    # -- attention heads (pruning/trace/heads.py) ------------------------------------------------------------------
+
+    def head_axis(self, side: str) -> int | None:
+        """Returns which dimension of the block at work counts heads, of those before ("in") or after it ("out")."""
+        return self.head_axes.get((len(self.entries), self.block, side))
+
+    def note_heads(self, labels: Labels) -> None:
+        """Takes down that a dimension has one index per head."""
+        self.head_labels.update(labels.tolist())
+
+    def is_of_heads(self, axis: Axis) -> bool:
+        """Says whether a dimension has one index per head."""
+        return int(axis.labels[0]) in self.head_labels
+
+    def batched(self, axis: Axis | None) -> None:
+        """Told of every dimension along which activations are multiplied batch by batch."""
+
+    def joined(self, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
+        """Returns what several dimensions become in one; None where the rule decides."""
+        return None
+
+    def parted(self, table: Labels, zero: bool) -> list[Axis | None] | None:
+        """Returns what one dimension becomes in several; None where the rule decides."""
+        return None
 
     # -- what a rule asks for --------------------------------------------------------------------------------------
 

@@ -86,16 +86,7 @@ class Structure:
 
     def assemble(self) -> None:
         """Joins what is tied and decides which components are nodes."""
-        # Imported with the first graph: a program that builds none does not wait for it.
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        ones = _joined([one for one, _, _ in self.facts.ties])
-        others = _joined([other for _, other, _ in self.facts.ties])
-        weights = np.ones(len(ones), dtype=np.int8)
-        graph = coo_array((weights, (ones, others)), shape=(self.total, self.total))
-        count, component = connected_components(graph, directed=False)
-        self.component = component.astype(np.int64)
+        count, self.component = connected(self.facts.ties, self.total)
 
         self.roles = np.zeros(self.total, dtype=np.int8)
         for labels, role in self.facts.roles:
@@ -265,6 +256,20 @@ class Structure:
         """Adds pins found after the run; call `assemble` when all are in."""
         place = self.facts.place(operation, module)
         self.facts.pins.extend((row, place, why) for row in labels)
+
+
+def connected(ties: list[tuple[Labels, Labels, int]], total: int) -> tuple[int, Labels]:
+    """Returns how many connected components there are, and (total,) the component of every label."""
+    # Imported with the first graph: a program that builds none does not wait for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ones = _joined([one for one, _, _ in ties])
+    others = _joined([other for _, other, _ in ties])
+    weights = np.ones(len(ones), dtype=np.int8)
+    graph = coo_array((weights, (ones, others)), shape=(total, total))
+    count, component = connected_components(graph, directed=False)
+    return count, component.astype(np.int64)
 
 
 def _joined(rows: list[Labels]) -> Labels:

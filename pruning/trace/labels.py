@@ -13,6 +13,9 @@ from torch import Tensor
 
 Labels = NDArray[np.int64]
 
+# (number of an operation in its run, block of its reshape, "in" or "out") -> which dimension of the block counts heads.
+HeadAxes = dict[tuple[int, int, str], int]
+
 # What part a slice of a weight plays in its layer, as bits, since a shared weight may play several.
 PRODUCER, CONSUMER, NORM = 1, 2, 4
 ROLES = {"producer": PRODUCER, "consumer": CONSUMER, "norm": NORM, "all": 0}

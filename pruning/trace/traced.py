@@ -14,6 +14,7 @@ from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
 from pruning.modules.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
+from pruning.trace.heads import HeadSearch, head_axes
 from pruning.trace.isolate import blank, run
 from pruning.trace.labels import Axes, Axis, Entry, Labels, Uses
 from pruning.trace.rules import RULES
@@ -35,15 +36,24 @@ class TracedNetwork:
         model: the network.
         example_inputs: as for `DependencyGraph`.
         choose_outputs: the same.
+        by_heads: attention is pruned by whole heads instead of the width of each.
 
     Raises:
         UsageError: if the network holds nothing to prune or does not run on these inputs.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, choose_outputs: ChooseOutputs | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        choose_outputs: ChooseOutputs | None = None,
+        *,
+        by_heads: bool = False,
+    ) -> None:
         self.model = model
         check_choice(choose_outputs)
         self.choose_outputs = choose_outputs
+        self.by_heads = by_heads
         self.caches: list[str] = []  # what is handed back and does not count as output
         self.tensors = named_tensors(model)
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
@@ -69,8 +79,10 @@ class TracedNetwork:
         self.structure = Structure(dimensions, total)
         self.runs: dict[bool, list[Entry]] = {}
         self.row_uses: dict[bool, Uses] = {}
+        self.head_labels: Labels = np.empty(0, np.int64)  # of dimensions with one index per head
         for training, trace in traces.items():
             self._collect(trace)
+            self.head_labels = np.union1d(self.head_labels, np.array(sorted(trace.head_labels), np.int64))
             self.runs[training] = trace.entries
             self.row_uses[training] = trace.row_uses
         self.equations: list[Equation] = []  # what the code says of sizes, in all modes
@@ -147,6 +159,10 @@ class TracedNetwork:
                 self._inputs[training] = inputs
                 self._sizes[training] = Sizes(trace)
                 try:
+                    if self.by_heads:
+                        search = HeadSearch(RULES, first_label, real=self.real)
+                        self.run(search, everything, everything, training, [])
+                        trace.head_axes = head_axes(search)
                     self.run(trace, everything, everything, training, [], self._sizes[training])
                 except RUN_ERRORS as error:
                     errors.setdefault(training, error)

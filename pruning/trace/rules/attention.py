@@ -31,6 +31,8 @@ def attention(call: Call) -> list[Axes]:
 
     lead = []
     for dim in (0, 1):
+        for axis in (query[dim], key[dim], value[dim]):
+            trace.batched(axis)
         shared = couple_factors(call, key[dim], value[dim])
         lead.append(couple_factors(call, query[dim], shared))
     return [(*lead, query[-2], value[-1])]  # (batch, heads, tokens, head width of the values)

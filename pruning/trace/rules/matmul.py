@@ -54,6 +54,9 @@ def product(call: Call, left: Tensor, right: Tensor) -> Axes:
     if trace.is_weight(right):
         trace.mark(other[-2], CONSUMER)
         trace.mark(other[-1], PRODUCER)
+    if not (trace.is_plain(left) or trace.is_plain(right)):
+        for axis in (*one[:-2], *other[:-2]):
+            trace.batched(axis)
     batch = couple_batches(call, one, other)
     return (*batch, one[-2], other[-1])
 

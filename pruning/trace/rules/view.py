@@ -56,7 +56,8 @@ def reshape(trace: Notes, axes: Axes, before: tuple[int, ...], after: tuple[int,
     for axis, size in zip(axes, before, strict=True):
         if size == 1:  # blocks leave them out, so nobody would follow their label
             trace.pin(axis, "is reshaped with a single index left")
-    for ins, outs in trace.choose(lambda: _blocks(before, after)):
+    for number, (ins, outs) in enumerate(trace.choose(lambda: _blocks(before, after))):
+        trace.block = number
         block_axes = [axes[dim] for dim in ins]
         old_sizes = [before[dim] for dim in ins]
         new_sizes = [after[dim] for dim in outs]
@@ -102,7 +103,16 @@ def _reshape_block(
     if len(old_sizes) == 1 and len(new_sizes) == 1:  # untouched
         return list(axes)
 
+    joined = trace.joined(axes, old_sizes) if len(labelled) > 1 else None
+    if joined is not None:
+        if len(new_sizes) == 1:
+            return [joined]
+        return split(trace, joined.labels.reshape(new_sizes), joined.zero)
+
     def most_gained() -> int:
+        of_heads = trace.head_axis("in")
+        if of_heads is not None:
+            return of_heads
         return max(labelled, key=lambda place: _gain(trace, labelled[place]))
 
     kept_place = trace.choose(most_gained)
@@ -114,6 +124,8 @@ def _reshape_block(
         return nothing
 
     kept = labelled[kept_place]
+    if kept_place == trace.head_axis("in"):
+        trace.note_heads(kept.labels)
     shape = [1] * len(old_sizes)
     shape[kept_place] = -1
     table = np.broadcast_to(kept.labels.reshape(shape), old_sizes)  # the label behind every value
@@ -123,33 +135,37 @@ def _reshape_block(
     return split(trace, flat.reshape(new_sizes), kept.zero)
 
 
-def _gain(trace: Notes, axis: Axis) -> tuple[bool, int]:
-    """Orders axes by how much can be gained: those of parameters before those of constants, long before short."""
+def _gain(trace: Notes, axis: Axis) -> tuple[bool, bool, int]:
+    """Orders axes by what can go: whole heads, slices of parameters before constants, long before short."""
     of_parameters = bool((axis.labels < trace.first_label).any())
-    return of_parameters, len(axis.labels)
+    return trace.is_of_heads(axis), of_parameters, len(axis.labels)
 
 
 def split(trace: Notes, table: Labels, zero: bool) -> list[Axis | None]:
     """Says which of several new axes carries the labels that one axis had.
 
     Where they vary along one axis only, that one. Otherwise the block must stay rectangular: the longest axis (of equal
-    ones the innermost) may shrink, coupled across the others; so heads stay and their width shrinks.
+    ones the innermost) may shrink, coupled across the others; so heads stay and their width shrinks. Where heads are
+    wanted whole, it is the axis that counts them.
 
     Args:
         trace: where to note what is coupled.
         table: the label behind every value, in the new shape.
         zero: as in `Axis`.
     """
-    fronts = []  # of every new axis: one row per position along all other axes, one column per index of its own
-    for place, size in enumerate(table.shape):
-        innermost = np.moveaxis(table, place, -1)
-        fronts.append(innermost.reshape(-1, size))
+    parted = trace.parted(table, zero)
+    if parted is not None:
+        return parted
+    fronts = [front_of(table, place) for place in range(table.ndim)]
     prefer_innermost = isinstance(trace.module, nn.MultiheadAttention)  # its code fixes the number of heads
 
     def decide() -> int:
         for place, front in enumerate(fronts):
             if (front == front[0]).all():
                 return place
+        of_heads = trace.head_axis("out")
+        if of_heads is not None:
+            return of_heads
         places = range(len(fronts))
         if prefer_innermost:
             return places[-1]
@@ -160,9 +176,17 @@ def split(trace: Notes, table: Labels, zero: bool) -> list[Axis | None]:
     varies_elsewhere = not (front == front[0]).all()
     if varies_elsewhere:
         trace.couple(front)
+    if chosen == trace.head_axis("out"):
+        trace.note_heads(front[0])
     result: list[Axis | None] = [None] * len(fronts)
     result[chosen] = Axis(front[0], zero)
     return result
+
+
+def front_of(table: Labels, place: int) -> Labels:
+    """Returns one row per position along all other axes of a table, one column per index along one of them."""
+    innermost = np.moveaxis(table, place, -1)
+    return innermost.reshape(-1, table.shape[place])
 
 
 @rule("as_strided")
