@@ -11,12 +11,14 @@ counts the heads, whatever module or function computes them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from pruning.trace.components import connected
 from pruning.trace.labels import Axis, HeadAxes, Labels
+from pruning.trace.rules.table import Rule
 from pruning.trace.rules.view import front_of
 from pruning.trace.trace import Trace
 
@@ -28,30 +30,31 @@ class _Factored:
     Args:
         key: where, as in `HeadAxes`.
         table: labels of the one, in the shape of the several.
-        sides: labels of each of the several; None where there are none.
+        sides: which of the several -> its labels; the others have none.
     """
 
     key: tuple[int, int, str]
     table: Labels
-    sides: list[Labels | None]
-
-    @property
-    def places(self) -> list[int]:
-        """The dimensions that have labels."""
-        return [place for place, side in enumerate(self.sides) if side is not None]
+    sides: dict[int, Labels]
 
     @property
     def core(self) -> Labels:
         """The table along dimensions with labels; along the others it is the same everywhere."""
-        index = tuple(0 if side is None else slice(None) for side in self.sides)
+        index = tuple(slice(None) if place in self.sides else 0 for place in range(self.table.ndim))
         return self.table[index]
 
 
 class HeadSearch(Trace):
-    """A trace in which both sides of every split have labels; see the head of this file. Only its ties mean anything."""
+    """A trace in which both sides of every split have labels. Only its ties mean anything.
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    Args:
+        rules: as for `Trace`.
+        first_label: the same.
+        real: the same.
+    """
+
+    def __init__(self, rules: dict[str, Rule], first_label: int, *, real: bool = False) -> None:
+        super().__init__(rules, first_label, real=real)
         self.factored: list[_Factored] = []
         self.batches: list[Labels] = []  # dimensions along which activations are multiplied batch by batch
 
@@ -60,64 +63,63 @@ class HeadSearch(Trace):
             self.batches.append(axis.labels)
 
     def parted(self, table: Labels, zero: bool) -> list[Axis | None] | None:
-        varies = []
+        varying = []
         for place in range(table.ndim):
             front = front_of(table, place)
-            varies.append(bool((front != front[:, :1]).any()))
-        if sum(varies) < 2:
+            if (front != front[:, :1]).any():
+                varying.append(place)
+        if len(varying) < 2:
             return None  # one side has all labels; the rule finds it
         known = self._with_table(table)
         if known is None:
-            sides = [self.new_labels(size) if does else None for does, size in zip(varies, table.shape, strict=True)]
-            known = self._enter("out", table, sides)
-        return [None if side is None else Axis(side, zero) for side in known.sides]
+            known = self._enter("out", table, {place: self.new_labels(table.shape[place]) for place in varying})
+            self.note_heads(known.sides[varying[0]])
+        found: list[Axis | None] = [None] * table.ndim
+        for place, labels in known.sides.items():
+            found[place] = Axis(labels, zero)
+        return found
 
     def joined(self, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
-        labelled = [axis for axis in axes if axis is not None]
-        zero = all(axis.zero for axis in labelled)
-        sides = [None if axis is None else axis.labels for axis in axes]
+        labelled = {place: axis for place, axis in enumerate(axes) if axis is not None}
+        zero = all(axis.zero for axis in labelled.values())
+        sides = {place: axis.labels for place, axis in labelled.items()}
         again = self._joined_again(sides, sizes)
         if again is not None:
             return Axis(again, zero)
-        if any(self.is_of_heads(axis) for axis in labelled):
-            return None  # a part of a split; what stands outermost in it goes on
-        shape = [1 if side is None else size for side, size in zip(sides, sizes, strict=True)]
-        count = int(np.prod(shape))
-        table = np.broadcast_to(self.new_labels(count).reshape(shape), sizes)
-        self._enter("in", table, sides)
-        return Axis(table.reshape(-1), zero)
+        if any(self.is_of_heads(axis) for axis in labelled.values()):
+            return None  # a part of what was split; its outermost dimension goes on
+        shape = [size if place in sides else 1 for place, size in enumerate(sizes)]
+        labels = self.new_labels(math.prod(shape)).reshape(shape)
+        known = self._enter("in", np.broadcast_to(labels, sizes), sides)
+        return Axis(known.table.reshape(-1), zero)
 
-    def _enter(self, side: str, table: Labels, sides: list[Labels | None]) -> _Factored:
+    def _enter(self, side: str, table: Labels, sides: dict[int, Labels]) -> _Factored:
         known = _Factored((len(self.entries), self.block, side), table, sides)
         self.factored.append(known)
-        if side == "out":
-            first = next(labels for labels in sides if labels is not None)
-            self.note_heads(first)
         return known
 
     def _with_table(self, table: Labels) -> _Factored | None:
-        """Returns where these labels were split, or joined, into the same shape before."""
+        """Returns where these labels were split, or joined, in the same shape before."""
         for known in self.factored:
             may_be = known.table.shape == table.shape and known.table.flat[0] == table.flat[0]
             if may_be and np.array_equal(known.table, table):
                 return known
         return None
 
-    def _joined_again(self, sides: list[Labels | None], sizes: list[int]) -> Labels | None:
+    def _joined_again(self, sides: dict[int, Labels], sizes: list[int]) -> Labels | None:
         """Returns the labels of dimensions that were one before they were split, in the order that they have now."""
-        given = [labels for labels in sides if labels is not None]
         for known in self.factored:
-            own = [known.sides[place] for place in known.places]
-            order = [_index(own, labels) for labels in given]
+            own = list(known.sides.values())
+            order = [_index(own, labels) for labels in sides.values()]
             if sorted(order) != list(range(len(own))):
                 continue
-            shape = [1 if labels is None else len(labels) for labels in sides]
+            shape = [len(sides[place]) if place in sides else 1 for place in range(len(sizes))]
             table = known.core.transpose(order).reshape(shape)
             return np.broadcast_to(table, sizes).reshape(-1)
         return None
 
 
-def _index(rows: list[Labels | None], labels: Labels) -> int:
+def _index(rows: list[Labels], labels: Labels) -> int:
     """Returns which of several rows these labels are, -1 if they are none."""
     for place, row in enumerate(rows):
         if np.array_equal(row, labels):
@@ -154,7 +156,7 @@ def head_axes(search: HeadSearch) -> HeadAxes:
 
 def _batched_place(known: _Factored, component: Labels, of_batches: Labels) -> int | None:
     """Returns the outermost dimension that attention multiplies batch by batch."""
-    for place in known.places:
+    for place in known.sides:
         if np.isin(component[known.sides[place]], of_batches).any():
             return place
     return None
@@ -162,7 +164,7 @@ def _batched_place(known: _Factored, component: Labels, of_batches: Labels) -> i
 
 def _constant_place(known: _Factored, component: Labels) -> int | None:
     """Returns the dimension along which heads differ while they are the same along all others."""
-    for place in known.places:
+    for place in known.sides:
         front = component[front_of(known.table, place)]
         is_constant = bool((front == front[0]).all())
         if is_constant and len(np.unique(front[0])) > 1:

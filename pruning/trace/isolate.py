@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
+from pruning.modules.einsum import einsum
 from pruning.modules.kept import holders, replaced_integers
 from pruning.modules.modes import attributes_kept, readers_of_mode
 from pruning.trace.sizes import Sizes
@@ -214,13 +215,15 @@ class _PlainCalls(TorchFunctionMode):
     """Spares the run what is nothing to labels.
 
     Dropout hands its input on, in training as in evaluation. `reshape` arrives as operations, so that a size that does
-    not fit fails there and not on the way to them.
+    not fit fails there and not on the way to them, and einsum as operations that are the same for all sizes.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
+        if func is torch.einsum and not kwargs:
+            return einsum(*args)
         if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
             tensor, shape = args[0], args[1:]
             if isinstance(shape[0], (list, tuple)):  # x.reshape((2, 3)) as well as x.reshape(2, 3)

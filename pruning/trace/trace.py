@@ -274,7 +274,8 @@ class Trace(TorchDispatchMode, Notes):
         if info.plain:
             for axis in info.axes:
                 if axis is not None:
-                    self.row_uses.append((Rows(torch.from_numpy(axis.labels)), place))
+                    labels = axis.labels if axis.labels.flags.writeable else axis.labels.copy()  # torch shares memory
+                    self.row_uses.append((Rows(torch.from_numpy(labels)), place))
         if info.rows is not None:
             self.row_uses.append((info.rows, place))
 
