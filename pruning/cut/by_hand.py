@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pruning.cut.tensors import Cuts
 from pruning.errors import UsageError, whole_numbers
-from pruning.modules.attributes import module_integers, pack_recurrent, set_integers
+from pruning.modules.attributes import module_integers, pack_recurrent
+from pruning.modules.changed import set_attributes
 from pruning.modules.weights import channel_dims
 
 Dims = dict[str, tuple[int, ...]]  # tensor of a module -> the dimensions that run over the channels
@@ -169,7 +170,7 @@ def _put_in_place(module: nn.Module, cuts: Cuts) -> nn.Module:
     shapes = {id(tensor): tuple(smaller.shape) for tensor, smaller, _ in cuts.tensors}
     integers = module_integers(module, shapes)
     cuts.apply()
-    set_integers(integers)
+    set_attributes(module, integers)
     pack_recurrent(module)
     return module
 

@@ -3,93 +3,80 @@
 from __future__ import annotations
 
 import pickle
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pruning.cut.doubts import first_doubt
 from pruning.cut.factorize import decompose_like, substitute
+from pruning.cut.from_shapes import changes_behind
 from pruning.cut.tensors import blank_like, replace
 from pruning.errors import UsageError
-from pruning.modules.attributes import BY_TYPE, Attribute, Shape, module_integers, pack_recurrent, set_integers
+from pruning.modules.attributes import Attribute, Shape, module_integers, pack_recurrent
 from pruning.modules.calls import RUN_ERRORS
+from pruning.modules.changed import Extras, changes, current_value, merged, plain_copy, set_attributes
+from pruning.modules.kept import holders
 from pruning.modules.weights import named_tensors
 
-_CHOSEN = frozenset((  # integers that say how, not how wide
-    "num_heads", "nhead", "heads", "kernel_size", "stride", "padding", "dilation", "groups", "num_layers", "depth",
-    "num_classes", "num_groups", "training", "reduction", "ratio", "scale_factor", "upscale_factor", "downscale_factor",
-))  # fmt: skip
-
-_SAYS_WIDTH = re.compile("dim|size|width")
+Values = dict[tuple[int, str], Attribute]  # (id of the holder, attribute) -> what it must hold
 
 
-def extras_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Returns module path -> {attribute: value} of what a state dict leaves out and a cut may change.
+def extras_of(model: nn.Module) -> Extras:
+    """Returns what cuts changed in a network that its state dict leaves out.
 
-    These are all integers (and tuples or lists of them) that modules keep, and buffers that are not persistent. Saved
-    beside a state dict they let `load_pruned` restore a network of any code exactly.
+    These are integers (and lists, tuples and dicts of them) that modules and configurations keep, buffers that are not
+    persistent, and tensors kept as plain attributes. Saved beside a state dict they let `load_pruned` restore a network
+    of any code exactly. What a forward pass wrote down is not among them, and of a network that was only masked there
+    are none.
+
+    Returns:
+        Path of a module, or "path:name" of a plain object that it holds under that name -> {attribute: value}; the
+        network itself, "", is always there.
     """
-    found = {}
-    for path, module in model.named_modules():
-        own: dict[str, Any] = {}
-        for name, value in vars(module).items():
-            if not name.startswith("_") and _is_integers(value):
-                own[name] = value
-        for name in module._non_persistent_buffers_set:
-            if name in module._buffers:
-                own[name] = module._buffers[name]
-        if own:
-            found[path] = own
+    found: Extras = {"": {}}
+    for path, holder, name in changes(model):
+        value = current_value(holder, name)
+        if value is not None:
+            found.setdefault(path, {})[name] = plain_copy(value)
     return found
 
 
-def _is_integers(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return bool(value) and all(_is_integers(item) for item in value)
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def resize_like(
-    model: nn.Module, state_dict: Mapping[str, Any], extras: Mapping[str, Mapping[str, Any]] | None = None
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    extras: Mapping[str, Mapping[str, Any]] | None = None,
+    example_inputs: Any = None,
 ) -> None:
     """Gives a dense network the shapes of a pruned one's state dict; values are left to `load_state_dict`.
 
     Args:
         model: a freshly built network of the same class.
         state_dict: of the pruned network.
-        extras: what `extras_of` said of the pruned network. Without it the integers of torch's modules follow from the
-            shapes, and those of other modules are guessed, with a warning, where a width changed in one way only.
+        extras: what `extras_of` said of the pruned network.
+        example_inputs: as for `DependencyGraph`; without extras they let integers of the user's own modules follow from
+            the shapes, and the result is proven by a dry run.
 
     Raises:
-        UsageError: if names or numbers of dimensions differ, or a tensor would have to grow; nothing is changed then.
+        UsageError: if names or numbers of dimensions differ, a tensor would have to grow, or what else the cut changed
+            does not follow from the shapes; nothing is changed then.
     """
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     shapes = _changed_shapes(tensors, state_dict)
-    if extras is None:
-        guessed = _own_integers(model, shapes)
-        if guessed:
-            told = ", ".join(f"{type(module).__name__}.{name} = {value}" for module, name, value in guessed)
-            advice = "save extras_of(model) with the state dict to be certain"
-            warnings.warn(f"guessed from shapes: {told}; {advice}", stacklevel=3)
-        attributes = module_integers(model, shapes) + guessed
-    else:
-        attributes = _attributes_of(model, extras)
-    integers = [attribute for attribute in attributes if not isinstance(attribute[2], Tensor)]
+    attributes = _changes_with(model, shapes, extras, example_inputs)
     with torch.no_grad():
         by_id = {id(tensor): tensor for tensor in tensors.values()}  # tied tensors have several names
         for identity, shape in shapes.items():
             tensor = by_id[identity]
             replace(tensor, blank_like(tensor, shape))
-        for module, name, value in attributes:
-            buffer = module._buffers.get(name)
-            if buffer is not None and isinstance(value, Tensor):
-                replace(buffer, value.to(buffer, copy=True))
-    set_integers(integers)
+        for holder, name, value in attributes:
+            buffer = holder._buffers.get(name) if isinstance(holder, nn.Module) else None
+            if buffer is not None:
+                replace(buffer, value)
+    set_attributes(model, attributes)
 
 
 def _changed_shapes(tensors: Mapping[str, Tensor], state_dict: Mapping[str, Any]) -> dict[int, Shape]:
@@ -109,64 +96,69 @@ def _changed_shapes(tensors: Mapping[str, Tensor], state_dict: Mapping[str, Any]
     return shapes
 
 
-def _attributes_of(model: nn.Module, extras: Mapping[str, Mapping[str, Any]]) -> list[Attribute]:
-    modules = dict(model.named_modules())
-    found: list[Attribute] = []
+def _changes_with(
+    model: nn.Module, shapes: dict[int, Shape], extras: Mapping[str, Mapping[str, Any]] | None, example_inputs: Any
+) -> list[Attribute]:
+    """Returns what modules must hold beside tensors of these shapes."""
+    if extras and any(extras.values()):
+        return _from_extras(model, shapes, extras)
+    if not shapes:
+        return []
+    doubt = first_doubt(model, shapes)
+    if not doubt:
+        return module_integers(model, shapes)
+    if example_inputs is not None:
+        return changes_behind(model, shapes, example_inputs)
+    raise UsageError(
+        f"The shapes alone do not say how {type(model).__name__} runs: {doubt}. Save extras_of(model) with the state "
+        "dict, or give load_pruned example_inputs."
+    )
+
+
+def _from_extras(
+    model: nn.Module, shapes: dict[int, Shape], extras: Mapping[str, Mapping[str, Any]]
+) -> list[Attribute]:
+    """Returns what was saved, where the dense network holds something of the same kind; shapes say the rest."""
+    found: Values = {}
+    for attribute in module_integers(model, shapes):
+        found[id(attribute[0]), attribute[1]] = attribute
+    there = holders(model)
     for path, own in extras.items():
-        if path in modules:
-            found += [(modules[path], name, value) for name, value in own.items()]
-    return found
+        holder = there.get(_without_wrappers(path, there))
+        for name, value in own.items() if holder is not None else ():
+            here = current_value(holder, name)
+            found[id(holder), name] = (holder, name, merged(here, value))
+    return [attribute for attribute in found.values() if not _holds_already(*attribute)]
 
 
-def _own_integers(model: nn.Module, shapes: dict[int, Shape]) -> list[Attribute]:
-    """Widths that a user's module keeps, guessed from its own and its children's tensors."""
-    found: list[Attribute] = []
-    for module in model.modules():
-        if any(isinstance(module, kinds) for kinds, _ in BY_TYPE):
-            continue  # what torch's own modules keep is known
-        widths = _widths_around(module, shapes)
-        kept = {name: value for name, value in vars(module).items() if type(value) is int and not name.startswith("_")}
-        heads = {value for name, value in kept.items() if "head" in name and not _SAYS_WIDTH.search(name)}
-        for name, value in kept.items():
-            options = set() if name in _CHOSEN else widths.get(value, set())
-            if not options and _SAYS_WIDTH.search(name):
-                options = _widths_of_a_head(value, heads, widths)
-            changed = options - {value}
-            # Where a width changed in several ways, none is certain enough.
-            if len(changed) == 1:
-                found.append((module, name, changed.pop()))
-    return found
+def _without_wrappers(path: str, known: Mapping[str, Any]) -> str:
+    """Returns a path without what parallel, compiled and averaged models put before it."""
+    stripped = path
+    for _ in range(path.count(".") + 1):
+        if stripped in known:
+            return stripped
+        for prefix in ("module", "_orig_mod"):
+            if stripped == prefix or stripped.startswith((f"{prefix}.", f"{prefix}:")):
+                stripped = stripped.removeprefix(prefix).removeprefix(".")
+    return stripped if stripped in known else path
 
 
-def _widths_around(module: nn.Module, shapes: dict[int, Shape]) -> dict[int, set[int]]:
-    """Returns old width -> new widths of a module's own and its children's tensors."""
-    widths: dict[int, set[int]] = {}
-    for owner in (module, *_children(module)):
-        for tensor in (*owner._parameters.values(), *owner._buffers.values()):
-            if tensor is None:
-                continue
-            before = tuple(tensor.shape)
-            after = shapes.get(id(tensor), before)
-            for old, new in zip(before, after, strict=True):
-                widths.setdefault(old, set()).add(new)
-    return widths
+def _holds_already(holder: Any, name: str, value: Any) -> bool:
+    here = current_value(holder, name)
+    if isinstance(value, Tensor):
+        return isinstance(here, Tensor) and here.shape == value.shape and torch.equal(here, value)
+    return value is here or (not isinstance(here, Tensor) and _same(here, value))
 
 
-def _widths_of_a_head(width: int, heads: set[int], widths: dict[int, set[int]]) -> set[int]:
-    """Returns what one head's width may have become: no tensor is as wide as a head, but as all of them."""
-    options = set()
-    for count in heads:
-        wholes = widths.get(width * count, set())
-        if len(wholes) == 1:
-            options.add(next(iter(wholes)) // count)
-    return options
-
-
-def _children(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        yield child
-        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            yield from _children(child)
+def _same(here: Any, value: Any) -> bool:
+    """Says whether two values are equal, tensors in containers compared as a whole."""
+    if isinstance(here, Tensor) or isinstance(value, Tensor):
+        return here is value
+    if isinstance(here, dict) and isinstance(value, dict):
+        return all(_same(here[key], value[key]) for key in here)
+    if isinstance(here, (list, tuple)) and isinstance(value, (list, tuple)):
+        return all(_same(one, other) for one, other in zip(here, value, strict=True))
+    return bool(here == value)
 
 
 def state_dict_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -202,7 +194,7 @@ def unwrapped(content: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]
     return state
 
 
-def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any], example_inputs: Any = None) -> nn.Module:
     """Loads a pruned network into a freshly built dense one of the same class.
 
     Args:
@@ -210,9 +202,12 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
         source: a file, or what it holds: a state dict, or a dict with it under "state_dict" or "model" and, if
             `extras_of` was saved with it, "extras". What parallel, compiled and averaged models put before names
             ("module.", "_orig_mod.") is taken off. Files are read with `weights_only=True`.
+        example_inputs: what the network was pruned with, as for `DependencyGraph`. Needed where the file has no extras
+            and the network's own code keeps integers; what shapes leave open is refused.
 
     Raises:
-        UsageError: if the file is missing or does not fit; the model is as it was then.
+        UsageError: if the file is missing, does not fit, or does not say all that it takes to compute what the pruned
+            network did; the model is as it was then.
     """
     if isinstance(source, (str, Path)):
         if not Path(source).is_file():
@@ -232,7 +227,7 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.
             name, first = type(model).__name__, sorted(in_one_only)[0]
             raise UsageError(f"The file does not fit {name}: {first} is only in one of the two.")
         named_tensors(model)  # refuses modules that cannot be cut
-        resize_like(model, state, extras)
+        resize_like(model, state, extras, example_inputs)
     except UsageError:
         substitute(model, dense)  # the layers that were there before
         raise

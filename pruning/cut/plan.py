@@ -16,7 +16,8 @@ from pruning.dry_run.attributes import adapt_attributes, first_message
 from pruning.dry_run.dry_run import Failure
 from pruning.dry_run.rescale import take_up
 from pruning.errors import UsageError
-from pruning.modules.attributes import Attribute, module_integers, pack_recurrent, set_integers
+from pruning.modules.attributes import Attribute, module_integers, pack_recurrent
+from pruning.modules.changed import note_change, set_attributes
 from pruning.modules.kept import holders
 from pruning.modules.modes import without_garbage_collection
 from pruning.modules.weights import channel_dims
@@ -240,8 +241,7 @@ class PruningPlan:
         integers = self._cut_module_along(cuts, model)
         self._describe()
         cuts.apply()
-        set_integers(integers)
-        pack_recurrent(model)
+        self._finish(model, integers)
         return model
 
     # -- what it does ----------------------------------------------------------------------------------------------
@@ -272,11 +272,11 @@ class PruningPlan:
         if self._generation != self.traced.structure.generation:
             raise UsageError("The network was pruned after this plan was made; ask the graph for a new one.")
         self.traced.refresh()
-        cuts, integers = self._cuts(_listed(optimizers), _listed(cut_along))
+        cuts, networks = self._cuts(_listed(optimizers), _listed(cut_along))
         self._describe()
         cuts.apply()
-        set_integers(integers)
-        pack_recurrent(self.traced.model)
+        for model, integers in networks:
+            self._finish(model, integers)
         self.executed = True
         # Later plans compare with the numbers that the smaller network uses.
         for changed in self._numbers:
@@ -285,9 +285,9 @@ class PruningPlan:
 
     def _cuts(
         self, optimizers: list[torch.optim.Optimizer], cut_along: list[Companion]
-    ) -> tuple[Cuts, list[Attribute]]:
-        """Makes all new tensors, and lists the integers to set, before anything is put in place."""
-        cuts, integers = Cuts(), list(self.attributes)
+    ) -> tuple[Cuts, list[tuple[nn.Module, list[Attribute]]]]:
+        """Makes all new tensors, and lists the integers to set in each network, before anything is put in place."""
+        cuts, networks = Cuts(), [(self.traced.model, list(self.attributes))]
         keeps = {}
         for name in self._changed:
             tensor = self.traced.tensors[name]
@@ -297,10 +297,27 @@ class PruningPlan:
             cuts.add_optimizer(optimizer, keeps)
         for companion in cut_along:
             if isinstance(companion, nn.Module):
-                integers += self._cut_module_along(cuts, companion)
+                networks.append((companion, self._cut_module_along(cuts, companion)))
             else:
                 cuts.add_companion(companion, self.traced.named(), keeps)
-        return cuts, integers
+        return cuts, networks
+
+    def _finish(self, model: nn.Module, attributes: list[Attribute]) -> None:
+        """Sets the integers of a network whose tensors were cut, and notes there what a state dict leaves out."""
+        model = self._counterpart(model)
+        set_attributes(model, attributes)
+        for name in self.keeps:
+            path, _, own_name = name.rpartition(".")
+            if own_name in model.get_submodule(path)._non_persistent_buffers_set:
+                note_change(model, path, own_name)
+        pack_recurrent(model)
+
+    def _counterpart(self, companion: nn.Module) -> nn.Module:
+        """Returns the module of the network's own class: a companion, or what it wraps."""
+        inside = getattr(companion, "module", None)
+        if isinstance(inside, nn.Module) and type(inside) is type(self.traced.model):
+            return inside  # an AveragedModel, or what is run in parallel
+        return companion
 
     def _factors(self, name: str) -> Tensor | None:
         """Returns what is left of a tensor has to be multiplied with, because a scale followed the width."""
@@ -319,9 +336,7 @@ class PruningPlan:
 
     def _cut_module_along(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
         """Cuts a module of the same architecture; returns the integers that it must hold afterwards."""
-        inside = getattr(companion, "module", None)
-        if isinstance(inside, nn.Module) and type(inside) is type(self.traced.model):
-            companion = inside  # an AveragedModel, or what is run in parallel
+        companion = self._counterpart(companion)
         tensors = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
         shapes = {}
         for name in self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from pruning.dry_run.solve import Count, Failed, Solver, Value
 from pruning.modules.attributes import Attribute, module_integers
@@ -16,10 +17,35 @@ from pruning.trace.traced import TracedNetwork
 _POINTS = 6  # a quotient by 2 that is whole only by luck passes once in 64 times, and meets the dry run then
 
 
+def tie_attention(traced: TracedNetwork) -> None:
+    """Couples the rows of queries, keys and values to the embedding, in every `nn.MultiheadAttention`.
+
+    It takes its head width from the embedding, so these rows can only go with an index of it.
+    """
+    facts = traced.structure.facts
+    for module in traced.model.modules():
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        names = [traced.names[id(weight)] for weight in weights if weight is not None]
+        embedding = traced.labels(names[0], 1)
+        if not len(embedding):
+            continue
+        for name in names:
+            # The joint weight has the rows of queries, keys and values one after the other.
+            for rows in traced.labels(name, 0).reshape(-1, len(embedding)):
+                facts.ties.append((rows, embedding, facts.place("tie", "")))
+
+
+def solved(traced: TracedNetwork, removed: Mask) -> Solver:
+    """Returns the equations of a network solved for what is left once labels are removed."""
+    survive = traced.structure.alive & ~removed
+    return Solver(traced.equations, lambda labels: (int(survive[labels].sum()),))
+
+
 def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
     """Returns (holder, attribute, value) of every integer that changes once labels are removed."""
-    survive = traced.structure.alive & ~removed
-    solver = Solver(traced.equations, lambda labels: (int(survive[labels].sum()),))
+    solver = solved(traced, removed)
     found = module_integers(traced.model, traced.shapes_by_id(removed), traced.grouped)
     concerned: dict[int, object] = {}  # by identity: config objects need not be hashable
     for kept, _ in solver.because.values():

@@ -67,6 +67,10 @@ class Solver:
     Args:
         equations: in the order of the run.
         count: how many labels of a row are there, for each trial choice.
+        values: of attributes, by their keys; what is known beforehand, then what was solved.
+        because: the equation that told each value.
+        failed: what has no solution.
+        chosen: equations that say less than it takes, so that one of several solutions was taken.
     """
 
     equations: list[Equation]
@@ -74,6 +78,7 @@ class Solver:
     values: dict[tuple[Any, ...], Value] = field(default_factory=dict)
     because: dict[tuple[Any, ...], tuple[Kept, Equation]] = field(default_factory=dict)
     failed: list[Failed] = field(default_factory=list)
+    chosen: list[Equation] = field(default_factory=list)  # several attributes could have taken up the change
     _widths: dict[int, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -221,6 +226,7 @@ class Solver:
                 trial = Solver([equation], self.count, {**self.values, **stay})
                 if not trial.failed:
                     self.values.update(stay)
+                    self.chosen.append(equation)
                     return waiting
                 failures += trial.failed
             self.failed.append(failures[0])

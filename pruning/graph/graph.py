@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from pruning.cut.plan import PruningPlan, make_plan
+from pruning.dry_run.couple import tie_attention
 from pruning.dry_run.trials import try_out
 from pruning.errors import UsageError, whole_numbers
 from pruning.graph import render
@@ -88,22 +89,9 @@ class DependencyGraph(NodeLookup):
                 self._protect(module)
             for other in getattr(module, "_pruning_ties", ()):
                 self._couple(self._output(module), self._output(other))
-            if isinstance(module, nn.MultiheadAttention):
-                self._tie_attention(module)
+        tie_attention(self.traced)
         for module in kept:
             self._protect(module)
-
-    def _tie_attention(self, module: nn.MultiheadAttention) -> None:
-        # It takes its head width from the embedding, so query, key and value rows can only go with an embedding index.
-        weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        names = [self.traced.names[id(weight)] for weight in weights if weight is not None]
-        embedding = self.traced.labels(names[0], 1)
-        if not len(embedding):
-            return
-        for name in names:
-            # The joint weight has the rows of queries, keys and values one after the other.
-            for rows in self.traced.labels(name, 0).reshape(-1, len(embedding)):
-                self._couple(rows, embedding)
 
     def _protect(self, module: nn.Module) -> None:
         path = self.path_of(module)

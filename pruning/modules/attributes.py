@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
-
-from pruning.errors import UsageError
 
 Attribute = tuple[Any, str, Any]  # (module, or plain object that a module holds; name; value)
 
@@ -64,11 +62,6 @@ def _conv(module: Any, shapes: _Shapes) -> Values:
     if each_channel_is_a_group and groups > 1:
         # Depthwise: a channel gone is a group gone.
         groups = shape[0] * groups // module.out_channels
-    if shape[0] % groups:
-        raise UsageError(
-            f"{shape[0]} output channels cannot belong to {groups} groups: whole groups of a convolution went, and "
-            "shapes do not tell which; save extras_of(model) with the state dict."
-        )
     return {"groups": groups, "in_channels": shape[1] * groups, "out_channels": shape[0]}
 
 
@@ -193,13 +186,6 @@ def module_integers(model: nn.Module, shapes: dict[int, Shape], grouped: Collect
             if getattr(module, name, None) != value:
                 found.append((module, name, value))
     return found
-
-
-def set_integers(attributes: Iterable[Attribute]) -> None:
-    """Writes integers into modules; recurrent layers are told to pack their weights anew."""
-    for module, name, value in attributes:
-        # Past the module's own __setattr__, which some networks use to check or to compute.
-        object.__setattr__(module, name, value)
 
 
 def pack_recurrent(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.trace.labels import Axes, Axis, Entry, HeadAxes, Info, Labels, Uses, with_zero
+from pruning.trace.labels import Axes, Axis, Entry, HeadAxes, Info, Labels, Split, Uses, with_zero
 from pruning.trace.schema import schema, tensors_in
 
 
@@ -30,6 +30,8 @@ class Notes:
         self.consumed: list[Labels] = []
         self.roles: list[tuple[Labels, int]] = []
         self.aligned: list[tuple[Labels, int, int]] = []
+        self.splits: list[Split] = []
+        self.said_in_numbers: set[tuple[int, int]] = set()  # (operation, dimension) whose size is a number in the code
         self.row_uses: Uses = []
         self.bias_of = np.full(first_label, -1, dtype=np.int64)  # row of a weight -> entry of its bias
         self.stack: list[tuple[str, nn.Module]] = []  # modules whose forward is running, the innermost last

@@ -144,3 +144,23 @@ class Rows:
 
 
 Uses = list[tuple[Rows, int]]  # what operations other than moves read, and the number of the operation in the run
+
+
+class Split(NamedTuple):
+    """One dimension in the shape of several, of which one shrinks while the others stay: heads and the width of one.
+
+    Args:
+        table: the label behind every value.
+        chosen: which of the several shrinks.
+        place: number of the operation in its run.
+        where: path of the module whose code it is.
+        dims: where the several are in the operation's result.
+        may_change: which of the several the code does not say as a number.
+    """
+
+    table: Labels
+    chosen: int
+    place: int
+    where: str
+    dims: tuple[int, ...] = ()
+    may_change: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruning.trace.labels import Axis
@@ -147,7 +147,14 @@ class Sizes(TorchFunctionMode):
         axes = self.trace.axes(out)
         for place in range(1, min(len(sizes), out.dim()) + 1):
             if isinstance(sizes[-place], int) and int(sizes[-place]) != -1:
+                self.said(sizes[-place], out.dim() - place)
                 self.fits(sizes[-place], axes[-place], out.shape[-place], what)
+
+    def said(self, value: Any, dim: int) -> None:
+        """Takes down where the code says a size as a plain number."""
+        follows_module = isinstance(self.trace.module, nn.MultiheadAttention)  # its number of heads is no constant
+        if self.origin(value) is None and not follows_module:
+            self.trace.said_in_numbers.add((len(self.trace.entries) - 1, dim))
 
 
 Reader = Callable[[Sizes, Any, Any, Any], None]
@@ -191,6 +198,7 @@ def _unflattened(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
     axes, what = sizes.trace.axes(out), f"unflatten to {[int(size) for size in parts]}"
     for place, size in enumerate(parts):
         if int(size) != -1:
+            sizes.said(size, dim + place)
             sizes.fits(size, axes[dim + place], out.shape[dim + place], what)
 
 

@@ -16,7 +16,7 @@ from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.heads import HeadSearch, head_axes
 from pruning.trace.isolate import blank, run
-from pruning.trace.labels import Axes, Axis, Entry, Labels, Uses
+from pruning.trace.labels import Axes, Axis, Entry, Labels, Split, Uses
 from pruning.trace.rules import RULES
 from pruning.trace.schema import schema
 from pruning.trace.sizes import Equation, Sizes
@@ -80,11 +80,13 @@ class TracedNetwork:
         self.runs: dict[bool, list[Entry]] = {}
         self.row_uses: dict[bool, Uses] = {}
         self.head_labels: Labels = np.empty(0, np.int64)  # of dimensions with one index per head
+        self.splits: list[Split] = []  # where more than one of several sizes may change
         for training, trace in traces.items():
             self._collect(trace)
             self.head_labels = np.union1d(self.head_labels, np.array(sorted(trace.head_labels), np.int64))
             self.runs[training] = trace.entries
             self.row_uses[training] = trace.row_uses
+            self.splits += _open_splits(trace)
         self.equations: list[Equation] = []  # what the code says of sizes, in all modes
         for training in traces:
             self.equations += self._sizes[training].equations
@@ -391,6 +393,17 @@ def _pin_results(trace: Trace, tensors: list[Tensor], why: str) -> None:
         info = trace.infos.get(id(tensor))
         for labels in info.points_at if info is not None else ():
             trace.pin(Axis(labels), why)
+
+
+def _open_splits(trace: Trace) -> list[Split]:
+    """Returns the splits of which the code gives a second size as something else than a number."""
+    found = []
+    for split in trace.splits:
+        places = range(len(split.dims))
+        may_change = [place for place in places if (split.place, split.dims[place]) not in trace.said_in_numbers]
+        if set(may_change) - {split.chosen}:
+            found.append(split._replace(may_change=tuple({*may_change, split.chosen})))
+    return found
 
 
 def _do_alike(one: list[Entry], other: list[Entry]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from pruning.trace.call import Call, Notes
-from pruning.trace.labels import Axes, Axis, Labels
+from pruning.trace.labels import Axes, Axis, Labels, Split
 from pruning.trace.rules.table import Kind, rule
 
 _LARGEST_TABLE = 20_000_000  # labels of a reshape that mixes dimensions; beyond it the dimensions stay
@@ -61,7 +61,9 @@ def reshape(trace: Notes, axes: Axes, before: tuple[int, ...], after: tuple[int,
         block_axes = [axes[dim] for dim in ins]
         old_sizes = [before[dim] for dim in ins]
         new_sizes = [after[dim] for dim in outs]
+        known = len(trace.splits)
         made = _reshape_block(trace, block_axes, old_sizes, new_sizes)
+        trace.splits[known:] = [split._replace(dims=tuple(outs)) for split in trace.splits[known:]]
         for dim, axis in zip(outs, made, strict=True):
             result[dim] = axis
     return tuple(result)
@@ -178,6 +180,7 @@ def split(trace: Notes, table: Labels, zero: bool) -> list[Axis | None]:
         trace.couple(front)
     if chosen == trace.head_axis("out"):
         trace.note_heads(front[0])
+        trace.splits.append(Split(table, chosen, len(trace.entries), trace.entry.where))
     result: list[Axis | None] = [None] * len(fronts)
     result[chosen] = Axis(front[0], zero)
     return result

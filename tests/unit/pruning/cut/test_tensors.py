@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from pathlib import Path
 
@@ -47,16 +46,35 @@ def test_saved_and_loaded_computes_the_same(name: str, tmp_path: Path) -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "Dense", "depthwise", "grouped", "Recurrent", "encoder", "CellByHand", "Res2", "SeveralHeads"]
-)
+@pytest.mark.parametrize("name", ["plain", "Dense", "depthwise", "grouped", "instance_norm", "Recurrent"])
 def test_a_bare_state_dict_is_enough(name: str) -> None:
     model, inputs = shrunken(name)
-    own = name in ("CellByHand", "Res2", "SeveralHeads")
-    with pytest.warns(UserWarning, match="guessed from shapes") if own else contextlib.nullcontext():
-        fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
+    fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
     for got, wanted in zip(call(fresh, inputs), call(model, inputs), strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["CellByHand", "Res2", "WaveNet", "GroupedQuery", "square_splines"])
+def test_integers_of_the_code_follow_from_shapes_where_the_code_can_be_run(name: str) -> None:
+    model, inputs = shrunken(name)
+    with pytest.raises(UsageError, match="give load_pruned example_inputs"):
+        load_pruned(NETWORKS[name].build().double().eval(), model.state_dict())
+    fresh = load_pruned(NETWORKS[name].build().double().eval(), model.state_dict(), inputs)
+    for got, wanted in zip(call(fresh, inputs), call(model, inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("encoder", "heads of 4 or 6"), ("SeveralHeads", "heads of"), ("Gated", "lost along"), ("Rotary", "cos was cut")],
+)
+def test_what_shapes_leave_open_is_refused(name: str, why: str) -> None:
+    model, inputs = shrunken(name)
+    fresh = NETWORKS[name].build().double().eval()
+    before = copy.deepcopy(fresh.state_dict())
+    with pytest.raises(UsageError, match=f"{why}.*save extras_of"):
+        load_pruned(fresh, model.state_dict(), inputs)
+    assert all(torch.equal(before[key], tensor) for key, tensor in fresh.state_dict().items())
 
 
 def test_resize_keeps_parameters_and_can_be_trained() -> None:
@@ -122,7 +140,7 @@ def test_the_width_of_a_head_is_left_where_the_heads_kept_theirs() -> None:
     model, x = Heads(), torch.randn(2, 3)
     graph = DependencyGraph(model, x)
     graph.plan(graph.nodes_along("q.weight", 1)[:4]).exec()
-    loaded = load_pruned(Heads(), model.state_dict())
+    loaded = load_pruned(Heads(), model.state_dict(), x)
     assert loaded.head_dim == 2 and torch.equal(loaded(x), model(x))
 
 
