@@ -178,9 +178,9 @@ def split(trace: Notes, table: Labels, zero: bool) -> list[Axis | None]:
     varies_elsewhere = not (front == front[0]).all()
     if varies_elsewhere:
         trace.couple(front)
+        trace.splits.append(Split(table, chosen, len(trace.entries), trace.entry.where))
     if chosen == trace.head_axis("out"):
         trace.note_heads(front[0])
-        trace.splits.append(Split(table, chosen, len(trace.entries), trace.entry.where))
     result: list[Axis | None] = [None] * len(fronts)
     result[chosen] = Axis(front[0], zero)
     return result
