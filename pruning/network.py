@@ -128,6 +128,7 @@ class PrunableNetwork(PrunableState):
             layers=self._rows(facts),
             note=note,
             protected=self._protected() if criterion.unit == "weights" else "",
+            left_out=self.describe_left_out() if criterion.unit == "weights" else "",
         )
 
     def _protected(self) -> str:
@@ -137,7 +138,7 @@ class PrunableNetwork(PrunableState):
             return ""
         weights = self.prunable()
         total = sum(weights[name].numel() for name in kept)
-        layers = ", ".join(path for name, path in self._prunable.items() if name in kept)
+        layers = ", ".join(dict.fromkeys(path for name, path in self.owners().items() if name in kept))
         return f"marked keep, and not counted: {layers} ({total:,} weights)"
 
     @torch.no_grad()
@@ -163,7 +164,7 @@ class PrunableNetwork(PrunableState):
         total = max(1, self.weights_left())
         rows = []
         for name in self.ranked_names():
-            row: Row = {"layer": self._prunable[name], "kept": left[name], "of": self.start_sizes[name]}
+            row: Row = {"layer": self.layer_name(name), "kept": left[name], "of": self.start_sizes[name]}
             row["budget_share"] = left[name] / total
             row.update(facts.get(name, unknown))
             rows.append(row)

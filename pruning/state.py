@@ -22,11 +22,13 @@ from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.calls import batch_size_of, device_of, mapped
 from pruning.modules.outputs import ChooseOutputs, check_choice
-from pruning.modules.weights import channel_dims, normalised_dimension, prunable_weights
+from pruning.modules.weights import Weight, find_weights, normalised_dimension
 
 Ranking = Literal["global", "local"]
 Counted = Literal["nodes", "weights", "flops", "latency"]
 
+
+NAMED = 3  # names of matrices that a line spells out
 
 MAKE_A_NEW_ONE = "make a new PrunableNetwork(model, example_inputs)"
 
@@ -136,7 +138,7 @@ class PrunableState:
         if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
             if isinstance(model, torch.jit.ScriptModule):
                 raise UsageError("The model is a scripted or traced module, which hides its layers; give the original.")
-            raise UsageError(f"{type(model).__name__} has no Linear or Conv weights; there is nothing to prune.")
+            raise UsageError(f"{type(model).__name__} has no weights that multiply; there is nothing to prune.")
         if adopt_zeros:
             self.adopt_zeros()
 
@@ -209,24 +211,64 @@ class PrunableState:
         return dict(vars(self))
 
     def _find_weights(self) -> None:
-        self._prunable = prunable_weights(self.model, self.example_inputs)
+        weights = find_weights(self.model, self.example_inputs)
+        self._prunable: dict[str, Weight] = weights.found
+        self._left_out = weights.left_out
         # Under weight_norm a slice that loses all its weights would be 0 / 0.
         self.slices: dict[str, int] = {}
-        for name, path in self._prunable.items():
-            dimension = normalised_dimension(self.model, name, path)
+        for name, found in self._prunable.items():
+            dimension = normalised_dimension(self.model, name, found.path)
             if dimension is not None:
                 self.slices[name] = dimension
         self._see(self.prunable())
 
     def owners(self) -> dict[str, str]:
-        """Returns prunable weight -> path of the layer that it belongs to."""
-        return dict(self._prunable)
+        """Returns prunable weight -> path of the module that it belongs to."""
+        return {name: weight.path for name, weight in self._prunable.items()}
+
+    def layer_name(self, name: str) -> str:
+        """Returns what a person calls a prunable weight: its layer, or its own name where the layer has several."""
+        path = self._prunable[name].path
+        n_of_layer = sum(other.path == path for other in self._prunable.values())
+        return path if path and n_of_layer == 1 else name
+
+    def output_dims(self, name: str) -> tuple[int, ...]:
+        """Returns the dimensions of a prunable weight along which outputs lie: of experts in one tensor several."""
+        return self._prunable[name].sides.outputs
 
     def output_dim(self, name: str) -> int:
-        """Returns the dimension of a prunable weight along which its layer's outputs lie."""
-        module = self.model.get_submodule(self._prunable[name])
-        output_dim, _ = channel_dims(module)
-        return output_dim
+        """Returns the dimension of a prunable weight along which the outputs of one matrix lie."""
+        outputs = self.output_dims(name)
+        return outputs[-1] if outputs else 0
+
+    def input_dim(self, name: str) -> int | None:
+        """Returns the dimension of a prunable weight along which input channels lie, None where they are several."""
+        return self._prunable[name].sides.inputs
+
+    def left_out(self) -> dict[str, str]:
+        """Returns the parameters of more than one dimension that no criterion of weights masks, and why."""
+        return dict(self._left_out)
+
+    def describe_left_out(self) -> str:
+        """Says which matrices no criterion of weights masks, with their share of all parameters; "" if there is none.
+
+        Biases, norms and all else that multiplies channel by channel come last, as one share.
+        """
+        if not self._left_out:
+            return ""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        total = max(1, sum(sizes.values()))
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self._left_out.items():
+            by_reason.setdefault(reason, []).append(name)
+        parts = []
+        for reason, names in by_reason.items():
+            share = sum(sizes[name] for name in names) / total
+            parts.append(f"{_listed(names)} ({share:.1%}: {reason})")
+        rest = sum(size for name, size in sizes.items() if name not in self._prunable and name not in self._left_out)
+        if rest:
+            parts.append(f"biases and scales ({rest / total:.1%})")
+        return f"left out, in shares of all parameters: {'; '.join(parts)}"
 
     def weights(self) -> Iterator[tuple[str, Parameter]]:
         """Yields (name, weight) of what is ranked: all prunable weights, or those that `ranked_names` leaves."""
@@ -427,13 +469,19 @@ class PrunableState:
         if shapes != self._counted_shapes:
             # One forward pass under a counter; the numbers hold until a shape changes.
             weights = self.prunable()
-            self._counted = flops_by_weight(self.model, self.example_inputs, weights, self._prunable)
+            self._counted = flops_by_weight(self.model, self.example_inputs, weights, self.owners())
             self._counted_shapes = shapes
         return self._counted
 
     def enforce(self) -> None:
         """Sets masked weights to zero."""
         self.masks.apply_to_weights(self.prunable())
+
+
+def _listed(names: list[str]) -> str:
+    """Returns the first few names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_sparse(weight: Tensor) -> bool:

@@ -20,7 +20,7 @@ from pruning.cut.tensors import Cuts
 from pruning.errors import UsageError, whole_numbers
 from pruning.modules.attributes import module_integers, pack_recurrent
 from pruning.modules.changed import set_attributes
-from pruning.modules.weights import channel_dims
+from pruning.modules.kinds import channel_dims
 
 Dims = dict[str, tuple[int, ...]]  # tensor of a module -> the dimensions that run over the channels
 

@@ -19,8 +19,8 @@ from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute, module_integers, pack_recurrent
 from pruning.modules.changed import note_change, set_attributes
 from pruning.modules.kept import holders
+from pruning.modules.kinds import channel_dims
 from pruning.modules.modes import without_garbage_collection
-from pruning.modules.weights import channel_dims
 from pruning.trace.components import Couplings, Dimension, Mask
 from pruning.trace.traced import TracedNetwork
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.graph.nodes import Group, Node, NodeList, Pin, Slices
-from pruning.modules.weights import channel_dims
+from pruning.modules.kinds import channel_dims
 from pruning.trace.components import Couplings, Structure
 from pruning.trace.labels import CONSUMER, NORM, PRODUCER, ROLES, Labels
 from pruning.trace.traced import TracedNetwork

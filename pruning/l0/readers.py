@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, tensors_in
+from pruning.modules.kinds import WEIGHTED, channel_dims
 from pruning.modules.modes import eval_mode, same_random_state
-from pruning.modules.weights import WEIGHTED, channel_dims
 from pruning.scores.node_gates import acts_as_it_is
 from pruning.state import PrunableState
 from pruning.trace.labels import CONSUMER, PRODUCER

@@ -163,6 +163,9 @@ def _why_not(path: str, layer: nn.Module, uses: Mapping[int, int]) -> str:
         return "the network itself"
     if getattr(layer, "groups", 1) > 1:
         return "groups"
+    own = set(layer._parameters) | set(layer._modules)
+    if not own <= {"weight", "bias"} and layer._parameters.get("weight") is not None:
+        return "parameters of its own"
     weight = layer._parameters.get("weight")
     if weight is None or is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks:
         return "weight is computed, or hooks"

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.modules.calls import tensors_in
 from pruning.modules.modes import look
+from pruning.modules.products import Product, Products
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -38,20 +37,32 @@ def flops_by_weight(
         model: what is counted.
         example_inputs: what it is called with; all samples in it count.
         weights: name -> weight. A product belongs to the weight that it reads, wherever it is called from: layers
-            that share a weight, and attention that reads the weight of a layer it never calls, are counted too.
-        owners: name -> module path, for weights that are computed from the one named (weight norm).
+            that share a weight, attention that reads the weight of a layer it never calls, and weights that are cast,
+            gathered or normed on their way are counted too.
+        owners: name -> module path, for weights whose way to their products nobody can follow.
     """
     counter = _counter()
-    reads = _Reads(weights)
-    # The counter goes on top, so that it has decomposed operations before `reads` sees them.
-    with _without_gradients(model), reads, counter:
+    formulas = _formulas()
+    by_weight = Counter(dict.fromkeys(weights, 0))
+
+    def take(product: Product) -> None:
+        formula = formulas.get(getattr(product.func, "_overloadpacket", None))
+        if formula is not None and product.name in weights:
+            flops = formula(*product.args, **product.kwargs, out_val=product.out)
+            by_weight[product.name] += flops // product.sharers
+
+    others = {name: parameter for name, parameter in model.named_parameters() if name not in weights}
+    products = Products({**weights, **others}, model.buffers(), weights, take)
+    # The counter goes on top, so that it has decomposed operations before products are looked for.
+    with _without_gradients(model), products, counter:
         look(model, example_inputs)
     by_path = _by_path(model, counter)
-    by_weight: dict[str, int] = {}
+    weights_of = Counter(owners[name] for name in weights)
     for name in weights:
-        # No product reads a weight that another one is computed from; its layer's products are its own then.
-        by_weight[name] = reads.flops[name] or by_path.get(owners[name], 0)
-    return by_path[""], by_weight
+        # Such a layer's products are its only weight's own.
+        if not by_weight[name] and weights_of[owners[name]] == 1 and owners[name]:
+            by_weight[name] = by_path.get(owners[name], 0)
+    return by_path[""], dict(by_weight)
 
 
 def _counter() -> FlopCounterMode:
@@ -122,31 +133,6 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-
-
-class _Reads(TorchDispatchMode):
-    """Adds up the FLOPs of operations per weight that they read."""
-
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        # By storage, which views (a transposed weight) share.
-        self.names = {_storage(weight): name for name, weight in weights.items()}
-        self.flops: Counter[str] = Counter()
-        self.formulas = _formulas()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = self.formulas.get(getattr(func, "_overloadpacket", None))
-        if formula is None:
-            return out
-        read = {self.names.get(_storage(tensor)) for tensor in tensors_in(args)}
-        for name in read - {None}:
-            self.flops[str(name)] += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _by_path(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:

@@ -49,7 +49,7 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
         raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out --unit head.")
     if unit == "weights" and not network.start_sizes:
-        raise UsageError(f"{name} has no Linear or Conv weights; what stands outside of layers can go as nodes.")
+        raise UsageError(f"{name} has no weights that multiply; what does not can go as nodes.")
     if unit == "weights" and not network.ranked_names():
         left_out = "the layers marked keep" if network.kept_names() else "the outer layers"
         raise UsageError(f"{name}: with {left_out} left out there is nothing to prune.")

@@ -25,6 +25,7 @@ class Step:
             "budget_share" of all that are kept, and the criterion's own facts; None for what it does not know.
         note: what those facts mean.
         protected: which layers are marked `keep` and so neither ranked nor counted, "" if none are.
+        left_out: which matrices no criterion of weights masks, with their share of all parameters, "" if there is none.
     """
 
     asked: float | None
@@ -36,6 +37,7 @@ class Step:
     layers: list[Row] = field(default_factory=list)
     note: str = ""
     protected: str = ""
+    left_out: str = ""
 
     def describe(self, unit: str) -> str:
         """One line for a person, and the table of layers if there is one."""
@@ -46,6 +48,8 @@ class Step:
         head = f"pruned {unit}: asked {self.asked_text}, reached {self.reached:.4f}, {left}{why}"
         if self.protected:
             head += f"; {self.protected}"
+        if self.left_out:
+            head += f"; {self.left_out}"
         return "\n".join([head, *self.table()])
 
     @property
@@ -88,6 +92,8 @@ class PruneReport:
             lines.append(f"  {number}: asked {step.asked_text} reached {step.reached:.4f} left {step.left:,}{why}")
         if self.steps and self.steps[-1].protected:
             lines.append(f"  {self.steps[-1].protected}")
+        if self.steps and self.steps[-1].left_out:
+            lines.append(f"  {self.steps[-1].left_out}")
         if self.steps:
             # What is said of the layers changes with each event; what they are in the end matters.
             lines += self.steps[-1].table()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pruning.modules.calls import Batches
-from pruning.modules.weights import WEIGHTED, channel_dims
+from pruning.modules.kinds import WEIGHTED, channel_dims
 from pruning.scores.gradients import accumulate_gradients, require_signal
 from pruning.state import PrunableState
 

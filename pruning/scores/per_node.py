@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from pruning.modules.kinds import WEIGHTED
 from pruning.modules.modes import eval_mode
 from pruning.scores.gradients import _wide
 from pruning.state import PrunableState
@@ -39,7 +40,7 @@ def _computed_weights(network: PrunableState) -> tuple[dict[str, Tensor], set[st
     hidden: set[str] = set()
     for name, path in network.owners().items():
         module = network.model.get_submodule(path)
-        if module._parameters.get("weight") is not None:
+        if not isinstance(module, WEIGHTED) or module._parameters.get("weight") is not None:
             continue
         with eval_mode(module):
             for hook in module._forward_pre_hooks.values():  # the older norms compute it before each call
@@ -62,14 +63,15 @@ def norm_scales(network: PrunableState) -> Iterator[tuple[str, Parameter]]:
 def channels_read(network: PrunableState, name: str) -> tuple[int, np.ndarray]:
     """Returns the dimension along which a weight reads channels, and their nodes, -1 for those that are none.
 
-    A depthwise layer counts as no reader: a channel alone makes outputs that go with it, so those who read them decide.
+    A weight whose inputs do not lie along one dimension counts as no reader. Neither does a depthwise layer: a channel
+    alone makes outputs that go with it, so those who read them decide.
     """
     weight = network.model.get_parameter(name)
     module = network.model.get_submodule(network.owners()[name])
     depthwise = getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1
-    if depthwise:
+    dim = network.input_dim(name)
+    if depthwise or dim is None:  # of a bilinear layer two dimensions read, each for itself half of what is multiplied
         return 1, np.full(weight.shape[1], -1)
-    dim = 1 - network.output_dim(name)
     return dim, network.graph.nodes_along(name, dim, role="consumer")
 
 

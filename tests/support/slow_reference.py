@@ -3,8 +3,8 @@
 Imports torch and NumPy only, so that a mistake in the project cannot hide here as well. Every function works on a
 float64 copy, whatever the precision of the model it is given, and leaves the model as it was. `batches` is a list of
 (x, y); the loss L is the cross-entropy averaged over a batch, then averaged over the batches; batch norm uses its
-running statistics unless `train=True` (dropout is off in both). Prunable are the weights of `nn.Linear` and
-`nn.Conv*`. Scores are {parameter name: tensor of the parameter's shape}.
+running statistics unless `train=True` (dropout is off in both). Prunable are the weights of `nn.Linear`,
+`nn.Conv*`, recurrent layers and `nn.MultiheadAttention`. Scores are {parameter name: tensor of the parameter's shape}.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ def twin(model: nn.Module, *, train: bool = False) -> nn.Module:
 
 
 def prunable(model: nn.Module) -> Tensors:
-    """Weights of linear and convolution layers by parameter name; a weight shared by two layers appears once."""
+    """Weights of linear, convolution, recurrent and attention layers by name; one that is shared appears once."""
     weights = {id(module.weight) for module in model.modules() if isinstance(module, LAYERS)}
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            weights.add(id(module.in_proj_weight))
+        if isinstance(module, nn.RNNBase):
+            weights |= {id(tensor) for name, tensor in module.named_parameters() if "weight" in name}
     return {name: parameter.detach() for name, parameter in model.named_parameters() if id(parameter) in weights}
 
 

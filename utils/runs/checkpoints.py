@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pruning import PrunableNetwork, UsageError, extras_of, resize_like
 from pruning.cut.factorize import Layer, LowRank, decompose_like, undivided
 from pruning.cut.load import state_dict_in, unwrapped
+from pruning.modules.kinds import WEIGHTED
 from utils.files import write_atomic
 
 
@@ -115,6 +116,7 @@ def load_network(network: PrunableNetwork, content: Any, source: Path) -> None:
 def _take_shapes(network: PrunableNetwork, state: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Gives the network the file's layers and smaller shapes, if the file's network was pruned from this very one."""
     sizes, survivors = content.get("start_sizes"), content.get("survivors")
+    sizes = _with_new_kinds(network, sizes, state)
     if not isinstance(sizes, dict) or undivided(sizes, network.start_sizes) != network.start_sizes:
         return
     if set(sizes) != set(network.start_sizes):
@@ -123,6 +125,19 @@ def _take_shapes(network: PrunableNetwork, state: Mapping[str, Any], content: Ma
         network.replace_layers(decompose, sizes, content.get("nodes_total"))
     resize_like(network.model, state, content.get("extras"))
     network.reshaped(survivors)
+
+
+def _with_new_kinds(network: PrunableNetwork, sizes: Any, state: Mapping[str, Any]) -> Any:
+    """Adds the sizes of what did not count as a weight yet when a file was written: attention's, recurrent layers'."""
+    if not isinstance(sizes, dict):
+        return sizes
+    owners = network.owners()
+    added = {}
+    for name, size in network.start_sizes.items():
+        is_plain_layer = isinstance(network.model.get_submodule(owners[name]), WEIGHTED)
+        if name in state and name not in sizes and not is_plain_layer:
+            added[name] = size
+    return {**sizes, **added}
 
 
 def _take_masks(network: PrunableNetwork, saved: Mapping[str, Tensor], source: Path) -> None:

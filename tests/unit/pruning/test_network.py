@@ -181,8 +181,8 @@ def test_whole_number_scores_can_be_inverted():
 
 
 def test_what_cannot_be_pruned_is_refused_in_one_line():
-    with pytest.raises(UsageError, match="LSTM has no Linear or Conv"):
-        PrunableNetwork(nn.LSTM(3, 4))
+    with pytest.raises(UsageError, match="LayerNorm has no weights that multiply"):
+        PrunableNetwork(nn.LayerNorm(4))
     with pytest.raises(UsageError, match="no shape yet"):
         PrunableNetwork(nn.Sequential(nn.LazyLinear(3)))
     with pytest.raises(UsageError, match="example inputs"):
@@ -241,13 +241,29 @@ class Unlayered(nn.Module):
         return F.linear(x, self.weights[1])
 
 
-def test_a_network_without_layers_loses_nodes_and_no_weights():
+def test_a_network_without_layers_loses_nodes_and_weights():
     network = PrunableNetwork(build(Unlayered), torch.zeros(1, 4))
     assert network.prune(SNAP(), data((4,), classes=3), sparsity=0.5).reached == 0.5
     assert network.model.bias.shape == (4,) and network.size() == 4 * 4 + 3 * 4 + 4
-    assert network.weight_sparsity() == 0 and network.effective_sparsity() is None
-    with pytest.raises(UsageError, match="no Linear or Conv weights; what stands outside"):
-        network.prune(Magnitude(), sparsity=0.5)
+    assert network.weight_sparsity() == network.effective_sparsity() == 0.5
+    assert network.prune(Magnitude(), sparsity=0.75).reached == 0.75
+    assert sum(int(weight.count_nonzero()) for weight in network.model.weights) == (8 * 4 + 3 * 8) / 4
+
+
+class Shifted(nn.Module):
+    """Its only parameter is added, so none of its weights multiplies."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return (x[:, None] + self.shift).mean(1)
+
+
+def test_a_network_that_multiplies_by_nothing_of_its_own_says_so():
+    with pytest.raises(UsageError, match="no weights that multiply"):
+        PrunableNetwork(Shifted(), torch.zeros(1, 4)).prune(Magnitude(), sparsity=0.5)
 
 
 def test_what_leaves_nothing_to_prune_is_said_before_the_first_event():

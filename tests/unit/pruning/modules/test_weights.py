@@ -22,7 +22,8 @@ def test_layers_defined_out_of_order_come_as_they_run():
 
 def test_attentions_output_layer_stands_where_attention_runs():
     names = list(prunable_weights(build(Attention), torch.zeros(1, 6, dtype=torch.long)))
-    assert names == ["block.self_attn.out_proj.weight", "block.linear1.weight", "block.linear2.weight", "head.weight"]
+    assert names[:2] == ["block.self_attn.in_proj_weight", "block.self_attn.out_proj.weight"]
+    assert names[2:] == ["block.linear1.weight", "block.linear2.weight", "head.weight"]
 
 
 class Auxiliary(nn.Module):

@@ -1,0 +1,103 @@
+"""Every matrix that multiplies is found, whatever holds it and however it is spelt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from criterions.Magnitude import Magnitude
+from pruning import PrunableNetwork
+from pruning.modules.calls import call
+from pruning.modules.weights import find_weights
+from tests.support.zoo.matrices import MATRICES, Conv1D, Speech
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_every_matrix_is_found_and_the_others_are_named(name: str) -> None:
+    case = MATRICES[name]
+    model = case.make()
+    weights = find_weights(model, case.inputs())
+    sides = {name: weight.sides.outputs for name, weight in weights.found.items()}
+    assert sides == dict(case.outputs)
+    assert set(weights.left_out) == set(case.left_out)
+    for left, reason in case.left_out.items():
+        assert reason in weights.left_out[left]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_fraction_of_zeros_over_all_matrices_is_the_one_that_was_asked_for(name: str) -> None:
+    case = MATRICES[name]
+    model = case.make().double().eval()
+    inputs = case.inputs()
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    before = case.make().double().eval()
+    before.load_state_dict(model.state_dict())
+    network = PrunableNetwork(model, inputs)
+    report = network.prune(Magnitude(), sparsity=0.75)
+    parameters = dict(model.named_parameters())
+    matrices = [parameters[matrix] for matrix in case.outputs]
+    total = sum(matrix.numel() for matrix in matrices)
+    assert sum(int((matrix == 0).sum()) for matrix in matrices) == round(0.75 * total)
+    assert network.weights_total() == total and network.weight_sparsity() == report.reached
+    # The same network, masked by hand.
+    with torch.no_grad():
+        for name_of_matrix, other in before.named_parameters():
+            if name_of_matrix in case.outputs:
+                other.mul_(parameters[name_of_matrix] != 0)
+    with torch.no_grad():
+        assert torch.equal(call(model, inputs), call(before, inputs))
+    for left in case.left_out:
+        assert left in str(report) and left in report.steps[-1].describe("weights")
+
+
+def test_the_order_is_that_of_execution() -> None:
+    for name, first, last in (("own", "left", "causal"), ("tied", "hidden.weight", "words.weight")):
+        case = MATRICES[name]
+        found = list(find_weights(case.make(), case.inputs()).found)
+        assert (found[0], found[-1]) == (first, last)
+
+
+def test_without_example_inputs_known_layers_are_found_and_the_rest_is_told() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.linear, self.attention = Speech(), Conv1D(3, 4), nn.MultiheadAttention(4, 2)
+            self.own = nn.Parameter(torch.randn(3, 4))
+
+    network = PrunableNetwork(Mixed())
+    assert {"cells.cells.weight_ih_l0", "linear.weight", "attention.in_proj_weight"} <= set(network.prunable())
+    assert network.output_dim("linear.weight") == 1 and network.input_dim("linear.weight") == 0
+    report = network.prune(Magnitude(), sparsity=0.5)
+    assert "own (" in str(report) and "example inputs would show" in str(report)
+
+
+def test_shares_are_of_all_parameters() -> None:
+    case = MATRICES["tied"]
+    model = case.make()
+    report = PrunableNetwork(model, case.inputs()).prune(Magnitude(), sparsity=0.5)
+    total = sum(tensor.numel() for tensor in model.parameters())
+    share, rest = model.places.weight.numel() / total, model.hidden.bias.numel() / total
+    assert f"places.weight ({share:.1%}: looked up" in str(report)
+    assert f"biases and scales ({rest:.1%})" in str(report)
+
+
+def test_nothing_is_said_where_only_biases_and_norms_are_left_out() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    report = PrunableNetwork(model, torch.zeros(1, 1, 4, 4)).prune(Magnitude(), sparsity=0.5)
+    assert report.steps[-1].left_out == ""
+
+
+def test_a_table_can_be_asked_for() -> None:
+    case = MATRICES["own"]
+    found = find_weights(case.make(), case.inputs(), asked=lambda name: name.startswith("places")).found
+    assert found["places.weight"].sides.outputs == (1,)
+
+
+def test_a_network_of_plain_layers_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError("nothing is unknown here")
+
+    monkeypatch.setattr("pruning.modules.weights.Products", fail)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm([2, 2, 2]), nn.Flatten(), nn.Linear(8, 3))
+    assert list(find_weights(model, torch.zeros(1, 1, 4, 4)).found) == ["0.weight", "3.weight"]
