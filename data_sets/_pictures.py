@@ -8,9 +8,9 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,33 @@ def decoded_pictures(
     Returns:
         images, uint8 (N, C, H, W), and labels.
     """
+
+    def one(number: int) -> np.ndarray:
+        return decode(name, files[number], shape)
+
+    return decoded_once(name, files, one, shape=(len(files), *shape), cache=cache), labels
+
+
+def decoded_once(
+    name: str, files: Sequence[str], decode_one: Callable[[int], np.ndarray], *, shape: tuple[int, ...], cache: Path
+) -> Tensor:
+    """Returns what is made of files, uint8 `shape`; from the cache where it was made of them as they are.
+
+    Args:
+        name: of the data set, for messages.
+        files: that all of it is made of.
+        decode_one: number of a sample -> uint8 `shape[1:]`.
+        shape: of the result; the first is the number of samples.
+        cache: file that keeps it; rebuilt when a file changed or it is damaged.
+    """
     with reading(name, cache.parent, ["the pictures"]):
-        print_of_files = _fingerprint(files, cache.parent, shape)
-    images = _from_cache(cache, print_of_files, (len(files), *shape))
+        print_of_files = _fingerprint(files, cache.parent, shape[1:])
+    images = _from_cache(cache, print_of_files, shape)
     if images is None:
-        log.info("%s: decoding %d pictures once; they are kept in %s", name, len(files), cache)
-        images = _decode_all(name, files, shape)
+        log.info("%s: decoding %d pictures once; they are kept in %s", name, shape[0], cache)
+        images = _decode_all(decode_one, shape)
         _keep(cache, print_of_files, images)
-    return images, labels
+    return images
 
 
 class PictureFiles(Dataset):
@@ -135,30 +154,39 @@ def decode(name: str, file: str, shape: tuple[int, int, int]) -> np.ndarray:
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
     size = (width, height)  # the other way round than tensors have it
-    try:
-        with Image.open(file) as opened:
-            opened.draft(mode, size)  # a large JPEG is decoded at an eighth, a quarter or half of its size
-            picture = ImageOps.exif_transpose(opened).convert(mode)
+    with readable(name, file), Image.open(file) as opened:
+        opened.draft(mode, size)  # a large JPEG is decoded at an eighth, a quarter or half of its size
+        picture = ImageOps.exif_transpose(opened).convert(mode)
         if picture.size != size:
             picture = ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
-    except (*BAD_INPUT, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        raise UsageError(f"{name}: {file} is no readable picture ({reason}); replace or delete it") from error
     pixels = np.array(picture).reshape(height, width, channels)
     return pixels.transpose(2, 0, 1).copy()
 
 
-def _decode_all(name: str, files: Sequence[str], shape: tuple[int, int, int]) -> Tensor:
-    images = np.empty((len(files), *shape), dtype=np.uint8)
+@contextmanager
+def readable(name: str, file: str) -> Iterator[None]:
+    """Turns what goes wrong with a picture in the body into one UsageError that names it."""
+    from PIL import Image
+
+    try:
+        yield
+    except UsageError:
+        raise
+    except (*BAD_INPUT, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        raise UsageError(f"{name}: {file} is no readable picture ({reason}); replace or delete it") from error
+
+
+def _decode_all(decode_one: Callable[[int], np.ndarray], shape: tuple[int, ...]) -> Tensor:
+    images = np.empty(shape, dtype=np.uint8)
 
     def fill(start: int) -> None:
-        stop = min(start + 256, len(files))
-        for at in range(start, stop):
-            images[at] = decode(name, files[at], shape)
+        for at in range(start, min(start + 256, len(images))):
+            images[at] = decode_one(at)
 
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(max_workers=threads) as pool:  # decoders release the interpreter's lock
-        starts = range(0, len(files), 256)
+        starts = range(0, len(images), 256)
         list(pool.map(fill, starts))  # which raises what went wrong in a thread
     return torch.from_numpy(images)
 

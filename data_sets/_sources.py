@@ -20,6 +20,7 @@ from data_sets._random import seeded
 from pruning.errors import UsageError
 
 RESIDENT_BYTES = 2 * 2**30  # larger tensors stay in main memory and travel batch by batch
+LEFT_OUT = -100  # a target that does not count: padding, a pixel without a class
 FEW_SAMPLES = 1024  # reading so few costs less than starting workers
 
 
@@ -35,8 +36,15 @@ class Form(NamedTuple):
             raise UsageError(f"{self.name}: {where} has shape {tuple(shape)}, but input_shape says {self.input_shape}")
 
     def check_labels(self, labels: Tensor) -> None:
-        """Class numbers must lie in 0..num_classes-1; targets that are no integers are for a loss of the user's own."""
-        if labels.is_floating_point() or labels.numel() == 0:
+        """Class numbers must lie in 0..num_classes-1; targets that are no integers are for a loss of the user's own.
+
+        Of several in a sample (tokens, pixels) those that are -100 are left out, as everywhere in torch.
+        """
+        if labels.is_floating_point():
+            return
+        if labels.dim() > 1:
+            labels = labels[labels != LEFT_OUT]
+        if labels.numel() == 0:
             return
         low, high = (int(value) for value in torch.aminmax(labels))
         if low < 0 or high >= self.num_classes:

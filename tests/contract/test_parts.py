@@ -14,6 +14,7 @@ from utils.settings.parts import fixed_flags
 
 PARTS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 TESTERS = registry.names("testers")
+TASKS = ("classification", "language", "regression", "segmentation")
 LONG = {"AdversarialEvaluation"}  # a hundred steps for each picture
 
 
@@ -79,7 +80,19 @@ def test_a_data_set_gives_what_it_says_or_one_line_that_says_what_is_missing(nam
     for part in parts:
         inputs, target = first_sample(part)
         assert tuple(inputs.shape) == tuple(data_set.input_shape)
-        assert 0 <= int(target) < data_set.num_classes
+        check_target(data_set, torch.as_tensor(target))
+
+
+def check_target(data_set, target):
+    """A class, or one for every token or pixel, of which -100 is left out; for a regression a row of numbers."""
+    task = getattr(data_set, "task", "classification")
+    assert task in TASKS
+    if task == "regression":
+        assert target.shape == (data_set.num_classes,) and target.isfinite().all()
+        return
+    assert target.dtype == torch.int64 and (target.dim() > 0) == (task in ("language", "segmentation"))
+    known = target[target != -100]
+    assert known.min() >= 0 and known.max() < data_set.num_classes
 
 
 @pytest.mark.parametrize("name", registry.names("trainers"))

@@ -115,6 +115,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     _write_mnist(Path("data/MNIST/raw"))
     _write_pictures(Path("data/cifar10"), CIFAR_CLASSES, size=32)
     _write_pictures(Path("my_pictures"), ["apple", "pear"], size=70)
+    _write_scenes(Path("my_scenes"))
+    Path("my_texts").mkdir()
+    Path("my_texts/one.txt").write_text("a line of a text\n" * 300)
+    rows = [f"{number},{'red' if number % 3 else 'blue'},{number * number / 7}" for number in range(40)]
+    Path("my_table.csv").write_text("\n".join(["size,colour,price", *rows]))
     paths = {kind: list(import_module(kind).__path__) for kind in registry.KINDS}
     modules = set(sys.modules)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -148,6 +153,15 @@ def _write_pictures(root: Path, classes: list[str], *, size: int) -> None:
             for number in range(2):
                 pixels = rng.randint(0, 256, (size, size, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{number:04d}.jpg")
+
+
+def _write_scenes(root: Path) -> None:
+    rng = np.random.RandomState(2)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.randint(0, 3, (64, 64)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / kind / f"{number}.png")
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -502,6 +516,11 @@ def test_a_citation_is_found_in_a_docstring():
     assert paper(criterion) == "Lee et al. 2019, arXiv:1810.02340" and paper(criterion) in first_line(criterion)
 
 
+# Data sets that need no files, and those whose files the user names.
+EMBEDDED = {"DIGITS", "STDLIB", "DIABETES"}
+YOUR_OWN = {"IMAGEFOLDER", "TEXT", "CSV", "SEGMENTATIONFOLDER"}
+
+
 def test_files_of_data_sets_lie_where_the_page_says(tmp_path, monkeypatch):
     """What a data set asks for on a machine without a network is what the page's picture of the folder shows."""
 
@@ -511,7 +530,7 @@ def test_files_of_data_sets_lie_where_the_page_says(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     asked = []
-    for name in set(_tracked("data_sets")) - {"DIGITS", "IMAGEFOLDER"}:
+    for name in set(_tracked("data_sets")) - EMBEDDED - YOUR_OWN:
         with pytest.raises(UsageError) as error:
             registry.build("data_sets", name, {"data_dir": str(tmp_path / name)}).train()
         asked.append(str(error.value).replace(f"{tmp_path / name}/", "DATA/"))
@@ -542,7 +561,7 @@ def test_requirements_are_what_the_code_imports():
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     required = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", text, re.MULTILINE))
     assert required["torch"] == "2.6" and "foolbox" in required
-    optional = {"timm", "onnx", "onnxruntime", "ray"}
+    optional = {"timm", "transformers", "tokenizers", "onnx", "onnxruntime", "ray"}
     ours = {path.stem for path in ROOT.iterdir()} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     foreign = {name for name in _imports() if name not in sys.stdlib_module_names | ours | optional | {"__future__"}}
     sources = packages_distributions()

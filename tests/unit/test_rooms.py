@@ -13,7 +13,7 @@ from utils.settings.registry import KINDS, ROOT
 
 # From the ground up; a room imports only those before it (docs: architecture, section 1).
 ENGINE = ["errors", "masks", "distributed", "modules", "measure", "trace", "dry_run", "cut", "graph", "state"]
-ENGINE += ["scores", "prune", "l0", "low_rank", "dead", "export", "network", "compressed", "former_names"]
+ENGINE += ["scores", "prune", "l0", "low_rank", "dead", "export", "pretrained", "network", "compressed", "former_names"]
 TOOLS = ["trainer", "files", "processes", "console", "settings", "runs", "callbacks", "jobs", "experiments"]
 ORDERS = {"pruning": ENGINE, "utils": TOOLS}
 MOST_FILES = 14

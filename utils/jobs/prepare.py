@@ -83,6 +83,8 @@ def assemble(
         The parts, the callback that prunes, and the trainer.
     """
     parts = prepare(chosen)
+    for note in getattr(parts.data_set, "notes", ()):
+        console.info(note)
     idle = without_effect(chosen.values, parts.criterion)
     if idle:
         console.warn(idle)

@@ -66,8 +66,8 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     saved = {name: value for name, value in read_settings(file).items() if value is not None}
     saved.pop("pretrained", None)  # the checkpoint makes pretrained weights needless
     for place in ("plugin_dir", "data_dir"):
-        # A run of another machine names folders that are not here.
-        if not Path(str(saved.get(place) or "")).is_dir():
+        # A run of another machine names folders, or a file of data, that are not here.
+        if not saved.get(place) or not Path(str(saved[place])).exists():
             saved.pop(place, None)
     taken: dict[str, Any] = {}
     if "plugin_dir" in saved and not users.get("plugin_dir"):
