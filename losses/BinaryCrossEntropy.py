@@ -5,14 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses._fit import misfit, paired
-from pruning.measure.measures import Sums
+from pruning.measure.measures import SCORE_BINS, Sums
 
 
 class BinaryCrossEntropy:
     """Cross-entropy of several labels that may each be there or not: raw scores (N, k), targets (N, k) of 0 and 1.
 
-    A label counts as said where its score is above 0. Measured are the share of labels that are right, and F1, the
-    mean over labels.
+    Measured are the mean over labels of average precision (scores between -16 and 16 are told apart to 1/128), and how
+    often all labels of a sample are right, where one counts as said above 0.
     """
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
@@ -27,14 +27,21 @@ class BinaryCrossEntropy:
             raise misfit(self, outputs, targets, "targets from 0 to 1, one for each label")
 
     def measures(self, outputs: Any, targets: Any) -> Sums:
-        """The share of right labels is the main one."""
+        """Mean average precision is the main one."""
         scores, labels = paired(self, outputs, targets)
-        columns = labels.shape[1] if labels.dim() == 2 else 1
-        said = (scores > 0).reshape(-1, columns)
-        true = (labels > 0.5).reshape(-1, columns)
-        right = (said == true).sum()
-        hits = (said & true).sum(0)
+        samples = len(labels)
+        scores, true = scores.reshape(samples, -1), labels.reshape(samples, -1) > 0.5
+        right = ((scores > 0) == true).all(1).sum()
         return {
-            "label_accuracy": torch.stack([right, torch.full_like(right, said.numel())]),
-            "f1": torch.cat([hits, said.sum(0) + true.sum(0)]),
+            "mean_average_precision": torch.cat([_by_score(scores, true), _by_score(scores, ~true)]),
+            "exact_match": torch.stack([right, torch.full_like(right, samples)]),
         }
+
+
+def _by_score(scores: Tensor, counted: Tensor) -> Tensor:
+    """Returns (labels * bins,) how many of those counted have a score in each bin, label by label, the lowest first."""
+    labels = scores.shape[1]
+    bins = ((scores.float().nan_to_num(0) + 16) * (SCORE_BINS / 32)).long().clamp(0, SCORE_BINS - 1)
+    places = bins + SCORE_BINS * torch.arange(labels, device=scores.device)
+    counts = torch.zeros(labels * SCORE_BINS, dtype=torch.long, device=scores.device)
+    return counts.index_add_(0, places.flatten(), counted.flatten().long())

@@ -20,6 +20,7 @@ class L0CrossEntropy:
     """
 
     wants: ClassVar[Mapping[str, Any]] = {"train_scheme": "L0Trainer"}
+    followed_by: ClassVar[str] = "CrossEntropy"  # the loss of a run that starts from this one's network
 
     def __init__(self, *, l0_reg: float | None = None, l2_reg: float = 5e-5) -> None:
         for name, value in (("l0_reg", l0_reg), ("l2_reg", l2_reg)):

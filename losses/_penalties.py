@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ class SparsityLoss:
 
     What is left after an event is fine-tuned without the penalty.
     """
+
+    followed_by: ClassVar[str] = "CrossEntropy"  # the loss of a run that starts from a network prepared by this one
 
     strength: float
 

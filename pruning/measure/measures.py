@@ -14,6 +14,8 @@ from pruning.modules.calls import scores_of
 
 Better = Literal["higher", "lower"]
 
+SCORE_BINS = 4096  # of scores that average precision ranks: sums cannot hold every score
+
 # name -> sums of a batch, which stay on its device.
 Sums = dict[str, Tensor]
 
@@ -70,15 +72,22 @@ def mean_overlap(sums: Tensor) -> float:
     return float((intersection[there] / union[there]).mean())
 
 
-def overlap_score(sums: Tensor) -> float:
-    """Returns F1 = 2 hits / (said + true), the mean over labels; labels that are nowhere are left out.
+def mean_precision(sums: Tensor) -> float:
+    """Returns the mean over labels of average precision; labels that no sample has are left out.
+
+    Average precision is the sum, from the highest score down, of precision times what recall gains there.
 
     Args:
-        sums: (2 k,): hits of each label, then how often it was said and true, added up.
+        sums: (2 * labels * SCORE_BINS,): samples that have each label by their score, the lowest first, then those
+            that have it not.
     """
-    hits, said_and_true = sums.view(2, -1)
-    there = said_and_true > 0
-    return float((2 * hits[there] / said_and_true[there]).mean())
+    has, lacks = sums.view(2, -1, SCORE_BINS).flip(2)
+    total = has.sum(1)
+    found = has.cumsum(1)
+    precision = found / (found + lacks.cumsum(1)).clamp_min(1)
+    there = total > 0
+    averages = (precision * has).sum(1)[there] / total[there]
+    return float(averages.mean())
 
 
 # What names mean. A loss may add to them, or say otherwise, by an attribute `kinds` of the same form.
@@ -86,8 +95,8 @@ KINDS: dict[str, Measure] = {
     "accuracy": Measure("higher", ratio, fraction=True),
     "pixel_accuracy": Measure("higher", ratio, fraction=True),
     "mean_iou": Measure("higher", mean_overlap, fraction=True),
-    "f1": Measure("higher", overlap_score, fraction=True),
-    "label_accuracy": Measure("higher", ratio, fraction=True),
+    "mean_average_precision": Measure("higher", mean_precision, fraction=True),
+    "exact_match": Measure("higher", ratio, fraction=True),
     "next_token_accuracy": Measure("higher", ratio, fraction=True),
     "perplexity": Measure("lower", exponential),
     "r2": Measure("higher", determination),
@@ -98,7 +107,7 @@ KINDS: dict[str, Measure] = {
 LOSS = Measure("lower", ratio)
 
 # As a person writes them, where that is another way.
-WORDS = {"r2": "R^2", "mse": "MSE", "mae": "MAE", "f1": "F1", "mean_iou": "mean IoU"}
+WORDS = {"r2": "R^2", "mse": "MSE", "mae": "MAE", "mean_iou": "mean IoU"}
 
 
 def kind_of(name: str, loss: Any = None) -> Measure:

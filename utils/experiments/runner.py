@@ -16,9 +16,12 @@ from typing import Any
 import torch
 
 from pruning.errors import UsageError
+from pruning.measure.measures import number as as_text
+from pruning.measure.measures import words_of
 from utils.console import Console
 from utils.experiments.cell import Cell
 from utils.experiments.cells import Cells, Run, Stopped
+from utils.runs.result import measures_in
 
 
 class Runner(ABC):
@@ -77,8 +80,9 @@ class Runner(ABC):
         if record is None:
             error = self.cells.error(cell)
             return f"failed: {error}" if error else "failed, is tried again"
-        accuracy, seconds = record.get("test_accuracy"), self.cells.seconds(cell)
-        how = "finished" if accuracy is None else f"test accuracy {accuracy:.4f}"
+        main = f"test_{next(iter(measures_in(record)), 'loss')}"
+        value, seconds = record.get(main), self.cells.seconds(cell)
+        how = "finished" if value is None else f"{words_of(main)} {as_text(value)}"
         return f"{how} in {seconds:.0f} s" if seconds else how
 
 

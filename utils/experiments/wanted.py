@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pruning.errors import UsageError, nearest
+from pruning.measure.measures import KINDS, words_of
 
 # What may be an axis: field of result.json -> what a person calls it.
 AXES = {
@@ -24,11 +27,15 @@ AXES = {
     "seconds_training": "seconds of training",
     "samples_per_second": "samples per second in training",
     "peak_memory_bytes": "bytes of memory at most",
-    "test_accuracy": "test accuracy",
-    "test_loss": "test loss",
-    "train_accuracy": "train accuracy",
-    "train_loss": "train loss",
 }
+for _part in ("test", "train"):
+    for _name in (*KINDS, "loss"):
+        AXES[f"{_part}_{_name}"] = words_of(f"{_part}_{_name}")
+
+
+def axis_words(name: str) -> str:
+    """Returns what a person calls an axis; of a measure that a loss of the user's own has, its name."""
+    return AXES.get(name) or words_of(name)
 
 
 @dataclass
@@ -37,12 +44,12 @@ class Wanted:
 
     Args:
         x: fields of result.json for the horizontal axes.
-        y: fields for the vertical ones.
-        tolerance: losses of accuracy against dense within which the largest sparsity is looked for.
+        y: fields for the vertical ones; none for the main measure of the runs.
+        tolerance: losses of the main measure against dense within which the largest sparsity is looked for.
     """
 
     x: list[str] = field(default_factory=lambda: ["weight_sparsity", "flops_per_sample_nonzero"])
-    y: list[str] = field(default_factory=lambda: ["test_accuracy"])
+    y: list[str] = field(default_factory=list)
     tolerance: list[float] = field(default_factory=lambda: [0.0, 0.005, 0.01])
 
     @classmethod
@@ -75,11 +82,19 @@ def _listed(name: str, value: Any, where: Callable[..., str]) -> list[Any]:
             raise UsageError(f"{place}: {entry} is there twice.")
         if name == "tolerance":
             _check_tolerance(entry, place)
-        elif str(entry) not in AXES:
+        elif not _is_axis(str(entry)):
             near = nearest(str(entry), AXES)
             known = ", ".join(AXES)
             raise UsageError(f"{place}: {entry!r} cannot be an axis.{near} There are {known}.")
     return values
+
+
+def _is_axis(entry: str) -> bool:
+    """Says whether a result may hold such a field: one that is known, or a measure that is no slip of a known one."""
+    if entry in AXES:
+        return True
+    is_measure = re.fullmatch(r"(test|train)_\w+", entry) is not None
+    return is_measure and not difflib.get_close_matches(entry, AXES, cutoff=0.8)
 
 
 def _check_tolerance(entry: Any, place: str) -> None:

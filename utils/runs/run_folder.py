@@ -34,7 +34,7 @@ RESUMABLE = ["resume", "results_dir", "quiet", "max_training_minutes", "device",
 CODE = ["main.py", "requirements.txt", "pyproject.toml", "pruning", "utils", *KINDS]
 
 # Settings that came later: of a run that was made before them, this is what it did.
-ADDED_LATER = {"pictures": True}
+ADDED_LATER = {"pictures": True, "task": None}
 
 
 class RunFolder:

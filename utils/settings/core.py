@@ -23,6 +23,8 @@ AT_LEAST_0: Limits = {"at_least": 0}
 AT_LEAST_1: Limits = {"at_least": 1}
 POSITIVE: Limits = {"above": 0}
 REMOVED: Limits = {"at_least": 0, "below": 1, "words": "is a fraction removed, 0 to below 1"}
+Task = Literal["classification", "language", "regression", "segmentation"]
+
 SEEDS: Limits = {"at_least": 0, "below": 2**63}  # what torch's generators take
 
 
@@ -34,7 +36,8 @@ class Core:
         model: network to train and prune; also torchvision/NAME or timm/NAME.
         data_set: data to train and test on.
         prune_criterion: what scores the weights, and when it prunes.
-        loss: what training minimises.
+        loss: what training minimises, and what is measured.
+        task: stands for a data set, a model and a loss that fit each other; what is given beside it wins.
         train_scheme: trainer, which runs the training loop.
         test_scheme: what --eval runs.
         pruning_limit: sparsity to reach, fraction removed of what the criterion counts, 0 to below 1; --keep_ratio k
@@ -72,6 +75,7 @@ class Core:
     data_set: str = "DIGITS"
     prune_criterion: str = "SNIPit"
     loss: str = "CrossEntropy"
+    task: Task | None = None
     train_scheme: str = "DefaultTrainer"
     test_scheme: str = "Accuracy"
     pruning_limit: Annotated[float, REMOVED] = 0.9
@@ -131,6 +135,8 @@ def check_together(values: Mapping[str, Any]) -> None:
     for epoch in values["keep_epochs"]:
         if not 0 <= epoch <= epochs:
             raise UsageError(f"--keep_epochs takes numbers from 0 to --epochs, {epochs}; {epoch} was given.")
+    if values["task"] and not values["autoconfig"]:
+        raise UsageError("--task stands for presets of utils/autoconfig.json, which --disable_autoconfig goes without.")
     if values["checkpoint_model"] and not values["checkpoint_name"]:
         model = values["checkpoint_model"]
         raise UsageError(f"--checkpoint_model {model} is of a run; add --checkpoint_name RUN.")

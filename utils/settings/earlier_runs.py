@@ -8,6 +8,7 @@ from typing import Any
 
 from pruning.errors import UsageError, nearest
 from utils.settings import registry
+from utils.settings.core import Core
 from utils.settings.presets import checked
 from utils.settings.registry import KINDS
 
@@ -57,6 +58,8 @@ def read_settings(file: Path) -> dict[str, Any]:
 def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what defines the network and the data of a run: model, data set, and what their constructors name.
 
+    Its task and its loss too, where that is not the one of classes; what prepared the network for pruning is over.
+
     Args:
         run: its folder.
         users: the core settings that the user gave. Another model than the run's has flags of its own, which the
@@ -73,6 +76,7 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     if "plugin_dir" in saved and not users.get("plugin_dir"):
         taken["plugin_dir"] = saved["plugin_dir"]
         registry.use_plugin_dir(str(saved["plugin_dir"]))
+    taken |= _task_and_loss(saved, users, file)
     for kind in ("models", "data_sets"):
         setting = KINDS[kind][0]
         name = saved.get(setting)
@@ -82,4 +86,21 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
         own = {flag: saved[flag] for flag in flags}
         taken[setting] = name
         taken |= checked(own, flags, lambda *_: str(file))
+    return taken
+
+
+def _task_and_loss(saved: Mapping[str, Any], users: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Returns a run's task, and the loss with its own settings, unless the user gave another."""
+    taken: dict[str, Any] = {}
+    if "task" in saved and users.get("task", saved["task"]) == saved["task"]:
+        taken["task"] = saved["task"]
+    name = str(saved.get("base_loss") or saved.get("loss") or "")
+    if not name or users.get("loss", name) != name:
+        return taken
+    # A loss of sparsity says which one goes on without it.
+    name = getattr(registry.find("losses", name), "followed_by", name)
+    if name != Core.loss:  # the usual one gives way to what a criterion wants
+        flags = {flag.name: flag for flag in registry.flags("losses", name) if flag.name in saved}
+        own = {flag: saved[flag] for flag in flags}
+        taken |= {"loss": name, **checked(own, flags, lambda *_: str(file))}
     return taken

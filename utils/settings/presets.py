@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 AUTOCONFIG = Path(__file__).parents[1] / "autoconfig.json"
 
+TASK = "task"  # the setting that stands for parts
+
 # Says where a setting stands, by the names that lead to it.
 Lines = Callable[..., str]
 
@@ -106,11 +108,11 @@ def presets(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any, str]]:
     """Yields (setting, value, where it stands) of what autoconfig.json holds for some parts.
 
     Args:
-        parts: (kind, name) of each.
+        parts: (kind, name) of each; a task is one of them.
     """
     table = _read_autoconfig()
     for kind, name in parts:
-        setting = KINDS[kind][0]
+        setting = kind if kind == TASK else KINDS[kind][0]
         of_part = table.get(setting, {}).get(name, {})
         for preset, value in of_part.items():
             yield preset, value, f"{AUTOCONFIG}, {setting} {name}"
@@ -129,7 +131,7 @@ def _read_autoconfig() -> dict[str, dict[str, dict[str, Any]]]:
         raise UsageError(f"{AUTOCONFIG} cannot be read: {error}. --disable_autoconfig goes without it.") from error
     if not isinstance(table, dict) or not all(_is_table(inner) for inner in table.values()):
         raise UsageError(f"{AUTOCONFIG} must hold {{setting: {{name: {{flag: value}}}}}}.")
-    settings = ["switch"]
+    settings = ["switch", TASK]
     settings += [setting for setting, _ in KINDS.values()]
     for name in table:
         if name not in settings:

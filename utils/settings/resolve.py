@@ -20,7 +20,7 @@ from utils.settings.flags import OWN, Flag, canonical
 from utils.settings.known import aliases, check_leftover, every_flag, unused
 from utils.settings.parser import make_parser
 from utils.settings.parts import TITLES, default_of, fixed_flags
-from utils.settings.presets import AUTOCONFIG, Lines, checked, presets, read_yaml, switches
+from utils.settings.presets import AUTOCONFIG, TASK, Lines, checked, presets, read_yaml, switches
 from utils.settings.registry import KINDS
 from utils.settings.signatures import REQUIRED
 from utils.settings.switches import Switches
@@ -214,10 +214,12 @@ def _resolve(layers: list[Layer]) -> tuple[Layer, dict[str, str]]:
     origins: dict[str, str] = {}
     # A preset may choose a part that has presets of its own; two more rounds settle that.
     for _ in range(3):
-        parts = list(_parts(values | users))
+        chosen = values | users
+        parts = list(_parts(chosen))
         below = list(_wishes(parts))
         if users.get("autoconfig", True):
-            below += presets(parts)
+            # A task chooses parts, whose own presets are closer to the point.
+            below += presets([(TASK, str(chosen.get(TASK))), *parts])
         values = {name: value for name, value, _ in below} | users
         origins = {name: source for name, _, source in below if name not in users}
     return values, origins

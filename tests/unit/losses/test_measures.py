@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score, mean_absolute_error, mean_squared_error, r2_score
+from sklearn.metrics import average_precision_score, jaccard_score, mean_absolute_error, mean_squared_error, r2_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,9 +72,17 @@ def test_several_labels_are_measured_label_by_label():
     scores = labels - 0.5 + torch.randn(50, 4)
     found = over_batches(BinaryCrossEntropy(), scores, labels, [20, 30])
     said = (scores > 0).double()
-    assert list(found) == ["loss", "label_accuracy", "f1"]
-    assert found["label_accuracy"] == pytest.approx(float((said == labels).double().mean()))
-    assert found["f1"] == pytest.approx(f1_score(labels, said, average="macro"))
+    assert list(found) == ["loss", "mean_average_precision", "exact_match"]
+    assert found["exact_match"] == pytest.approx(float((said == labels).all(1).double().mean()))
+    in_bins = (scores * 128).floor()
+    assert found["mean_average_precision"] == pytest.approx(average_precision_score(labels, in_bins, average="macro"))
+    assert found["mean_average_precision"] == pytest.approx(average_precision_score(labels, scores), abs=0.02)
+    nobody_has_it = labels.clone()
+    nobody_has_it[:, 2] = 0
+    rest = [0, 1, 3]
+    expected = average_precision_score(labels[:, rest], in_bins[:, rest], average="macro")
+    found = over_batches(BinaryCrossEntropy(), scores, nobody_has_it, [50])
+    assert found["mean_average_precision"] == pytest.approx(expected)
     one = float(BinaryCrossEntropy()(scores[:1], labels[:1]))
     by_hand = [
         math.log1p(math.exp(-s if y else s)) for s, y in zip(scores[0].tolist(), labels[0].tolist(), strict=True)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit  # scipy.stats, which has it too, takes a second to import
 
+from pruning.measure.measures import Better, kind_of
 from utils.experiments.wanted import Wanted
+from utils.runs.result import measures_in
 
 
 class Interval(NamedTuple):
@@ -76,6 +78,19 @@ class Data:
     open: int = 0
     note: str = ""
     interrupted: int = 0
+
+    def main(self) -> tuple[str, Better | None]:
+        """Returns the field of the main measure, of the first run that has one, and which way is good."""
+        for run in self.runs:
+            for name, better in measures_in(run.record).items():
+                return f"test_{name}", better
+        has_loss = any("test_loss" in run.record for run in self.runs)
+        return ("test_loss", "lower") if has_loss else ("test_accuracy", "higher")
+
+    def shown(self) -> list[str]:
+        """Returns the fields of the vertical axes: those that were asked for, or the main measure."""
+        main, _ = self.main()
+        return self.wanted.y or [main]
 
     def groups(self) -> list[str]:
         """Returns what else is compared, in order of appearance."""
@@ -151,7 +166,7 @@ def summary(data: Data) -> list[dict[str, Any]]:
                 row: dict[str, Any] = {"group": group, "method": method or "dense", "limit": limit, "n": len(runs)}
                 for x in data.wanted.x:
                     row[x] = mean_of(runs, x).mean
-                for y in data.wanted.y:
+                for y in data.shown():
                     row |= _with_ends(y, mean_of(runs, y))
                     row |= _with_ends(f"{y}_minus_dense", interval(paired(runs, dense, y)))
                 rows.append(row)
@@ -163,42 +178,62 @@ def _with_ends(name: str, found: Interval) -> dict[str, float]:
 
 
 def potentials(data: Data) -> list[dict[str, Any]]:
-    """Returns, per method and tolerance, the largest sparsity whose test accuracy is within it of the dense run's.
+    """Returns, per method and tolerance, the largest sparsity whose main measure is within it of the dense run's.
 
-    Each seed is compared with its own dense run (Liebenwein et al. 2021, arXiv:2103.03014); 0 where none is.
+    Each seed is compared with its own dense run (Liebenwein et al. 2021, arXiv:2103.03014); 0 where none is. Nothing
+    where nobody said which way is good.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    name, better = data.main()
     for group in data.groups():
-        dense = {run.seed: run.value("test_accuracy") for run in data.dense(group)}
-        if not dense:
+        dense = {run.seed: run.value(name) for run in data.dense(group)}
+        if not dense or better is None:
             continue
         for method in data.methods(group):
             row: dict[str, Any] = {"group": group, "method": method}
             runs = [run for run in data.at(group, method, None) if run.seed in dense]
             for tolerance in data.wanted.tolerance:
-                row[f"within {tolerance:g}"] = interval(_largest_sparsities(runs, dense, tolerance))
+                enough = {seed: _worst(value, tolerance, name, better) for seed, value in dense.items()}
+                row[f"within {tolerance:g}"] = interval(_largest_sparsities(runs, enough, name, better))
             rows.append(row)
     return rows
 
 
-def _largest_sparsities(runs: Sequence[Finished], dense: Mapping[int, float], tolerance: float) -> list[float]:
-    """Returns, per seed, the largest sparsity at which the accuracy is good enough; 0 where it never is."""
+def _largest_sparsities(
+    runs: Sequence[Finished], enough: Mapping[int, float], name: str, better: Better
+) -> list[float]:
+    """Returns, per seed, the largest sparsity at which a measure is good enough; 0 where it never is."""
     best = dict.fromkeys([run.seed for run in runs], 0.0)
     for run in runs:
-        # The slack is for decimals that binary numbers cannot hold: 0.95 - 0.94 is more than 0.01.
-        enough = dense[run.seed] - tolerance - 1e-9
-        if run.value("test_accuracy") >= enough:
+        value, bound = run.value(name), enough[run.seed]
+        is_enough = value >= bound if better == "higher" else value <= bound
+        if is_enough:
             best[run.seed] = max(best[run.seed], run.value("weight_sparsity"))
     return list(best.values())
 
 
-def differences(data: Data, name: str = "test_accuracy") -> list[dict[str, Any]]:
+def is_absolute(name: str) -> bool:
+    """Says whether tolerances are differences of a measure: of one that may have any size they are shares of it."""
+    kind = kind_of(name.removeprefix("test_"))
+    return kind.fraction or kind.better == "higher"
+
+
+def _worst(dense: float, tolerance: float, name: str, better: Better) -> float:
+    """Returns the worst value that is within a tolerance of the dense run's."""
+    lost = tolerance if is_absolute(name) else tolerance * abs(dense)
+    # The slack is for decimals that binary numbers cannot hold: 0.95 - 0.94 is more than 0.01.
+    lost += 1e-9 * max(1.0, abs(dense))
+    return dense - lost if better == "higher" else dense + lost
+
+
+def differences(data: Data) -> list[dict[str, Any]]:
     """Returns, per limit and pair of methods, the mean difference over common seeds with its 95 % interval.
 
-    `ahead` names a method only if the interval leaves zero out at a level that allows for the number of pairs at
-    this limit (Bonferroni), and is "not told apart" otherwise.
+    It is that of the main measure. `ahead` names a method only if the interval leaves zero out at a level that allows
+    for the number of pairs at this limit (Bonferroni), and is "not told apart" otherwise.
     """
     rows = []
+    name, better = data.main()
     for group in data.groups():
         limits = {run.limit for run in data.runs if run.group == group and run.method}
         for limit in sorted(limits):
@@ -208,17 +243,20 @@ def differences(data: Data, name: str = "test_accuracy") -> list[dict[str, Any]]
                 values = paired(data.at(group, one, limit), data.at(group, other, limit), name)
                 strict = interval(values, 1 - 0.05 / len(pairs))
                 row = {"group": group, "limit": limit, "one": one, "other": other}
-                row |= {"difference": interval(values), "ahead": _ahead(one, other, strict)}
+                row |= {"difference": interval(values), "ahead": _ahead(one, other, strict, better)}
                 rows.append(row)
     return rows
 
 
-def _ahead(one: str, other: str, difference: Interval) -> str:
+def _ahead(one: str, other: str, difference: Interval, better: Better | None) -> str:
+    if better is None:
+        return "which way is good is not known"
+    higher, lower = (one, other) if better == "higher" else (other, one)
     # An end that is NaN is on neither side of zero.
     if difference.low > 0:
-        return one
+        return higher
     if difference.high < 0:
-        return other
+        return lower
     return "not told apart"
 
 

@@ -57,7 +57,7 @@ def _figures(data: Data, link: Callable[[Finished], str]) -> Iterator[tuple[str,
     groups = data.groups()
     for number, group in enumerate(groups, start=1):
         end = f"_{number}" if len(groups) > 1 else ""
-        for y in data.wanted.y:
+        for y in data.shown():
             for x in data.wanted.x:
                 yield "curves", f"{y}_{x}{end}", curves(data, group, x, y, link)
         by_layer = layers(data, group)

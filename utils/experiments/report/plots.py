@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruning.measure.measures import kind_of
 from utils.callbacks.pictures import new_figure
 from utils.experiments.report.data import Data, Finished, Interval, layer_sparsities, mean_of
-from utils.experiments.wanted import AXES
+from utils.experiments.wanted import axis_words
 from utils.files import write_atomic
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def curves(data: Data, group: str, x: str, y: str, link: Link) -> Figure:
     _draw_dense(axes, mean_of(data.dense(group), y))
     shown = [run.value(x) for run in data.runs if run.group == group and run.method]
     _scale(axes, x, shown)
-    axes.set(xlabel=AXES[x], ylabel=AXES[y], title=_plain(group) or None)
-    if y.endswith("_accuracy"):  # bands may leave what is possible
+    axes.set(xlabel=axis_words(x), ylabel=axis_words(y), title=_plain(group) or None)
+    if kind_of(y.partition("_")[2]).fraction:  # bands may leave what is possible
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
     _legend(figure, axes)

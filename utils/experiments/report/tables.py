@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.experiments.report.data import Data, Interval, costs, differences, potentials, summary
-from utils.experiments.wanted import AXES
+from utils.experiments.report.data import Data, Interval, costs, differences, is_absolute, potentials, summary
+from utils.experiments.wanted import axis_words
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def make_tables(data: Data) -> list[Table]:
 
 def _summary_table(data: Data, several: bool) -> Table:
     columns = ["method", "limit", "n"]
-    columns += [AXES[x] for x in data.wanted.x]
-    for y in data.wanted.y:
-        columns += [AXES[y], f"{AXES[y]} minus dense"]
+    columns += [axis_words(x) for x in data.wanted.x]
+    for y in data.shown():
+        columns += [axis_words(y), f"{axis_words(y)} minus dense"]
     rows = []
     for row in summary(data):
         entries = [_text(row["method"]), _number(row["limit"], "g"), _number(row["n"])]
         entries += [_number(row[x]) for x in data.wanted.x]
-        for y in data.wanted.y:
+        for y in data.shown():
             entries.append(_mean(_interval_of(row, y)))
             if row["method"] == "dense":  # which is not compared with itself
                 entries.append(Entry("", math.inf))
@@ -69,9 +69,11 @@ def _interval_of(row: Mapping[str, Any], name: str) -> Interval:
 
 
 def _potential_table(data: Data, several: bool) -> Table:
+    name, _ = data.main()
+    tolerance = "a tolerance" if is_absolute(name) else "a tolerance, a share of it,"
     note = (
-        "The largest fraction of weights removed at which the test accuracy stays within a tolerance of the dense "
-        "network of the same seed: mean over seeds with a 95 % interval; 0 where no run is."
+        f"The largest fraction of weights removed at which the {axis_words(name)} stays within {tolerance} of the "
+        "dense network of the same seed: mean over seeds with a 95 % interval; 0 where no run is."
     )
     names = [f"within {tolerance:g}" for tolerance in data.wanted.tolerance]
     rows = []
@@ -83,9 +85,12 @@ def _potential_table(data: Data, several: bool) -> Table:
 
 
 def _difference_table(data: Data, several: bool) -> Table:
+    name, better = data.main()
+    which = f", the {better} the better," if better == "lower" else ""
     note = (
-        "Differences of test accuracy between two methods, seed by seed, with 95 % intervals. A method is named as "
-        "ahead only where the interval leaves zero out even when widened for the number of pairs at that limit. "
+        f"Differences of {axis_words(name)}{which} between two methods, seed by seed, with 95 % intervals. "
+        "A method is named as ahead only where the interval leaves zero out even when widened for the number of pairs "
+        "at that limit. "
         "Differences that are the same for all seeds, or of one seed, have no interval: more seeds would tell."
     )
     rows = []

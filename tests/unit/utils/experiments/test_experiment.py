@@ -247,6 +247,7 @@ def test_spacings_by_their_formulas(kind, kept):
         ("name: tiny", "rewind_epoch: -1", r"line 2: rewind_epoch is a number of epochs"),
         ("name: tiny", "retrain: {resume: x}", r"line 2: resume is set by the runner"),
         ("name: tiny", "report: {y: [test_acuracy]}", r"line 2: 'test_acuracy' cannot be an axis. Did you mean"),
+        ("name: tiny", "report: {y: [test_perplexty]}", r"line 2: 'test_perplexty' cannot be an axis. Did you mean"),
         ("name: tiny", "report: {z: 1}", r"line 2: there is no key 'z'"),
         ("name: tiny", "report: {tolerance: [much]}", r"line 2: a tolerance is a loss of accuracy"),
         ("name: tiny", "spacing: {linear: {from: 0.1, to: 0.9, n: 3}}", r"line 2: spacing stands instead of"),

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -272,3 +273,42 @@ def test_models_and_data_sets_are_groups(make_run, tmp_path):
 def test_no_run_to_report_is_one_clear_line(tmp_path):
     with pytest.raises(UsageError, match=r"--report none\*: no run folder matches"):
         gather_runs("none*", tmp_path)
+
+
+def of_language(run_of_classes: Finished) -> Finished:
+    """The same run, as if perplexities had been measured: the lower the better."""
+    perplexity = 100 * (1 - run_of_classes.record["test_accuracy"])
+    record = {**run_of_classes.record, "test_perplexity": perplexity, "measures": {"perplexity": "lower"}}
+    del record["test_accuracy"]
+    return replace(run_of_classes, record=record)
+
+
+def test_a_report_shows_the_main_measure_of_its_runs_and_knows_which_way_is_good(data, tmp_path):
+    runs_of_classes = list(data.runs)
+    data.runs = [of_language(one) for one in runs_of_classes]
+    assert data.shown() == ["test_perplexity"] and "test_perplexity_minus_dense" in summary(data)[0]
+    rows = {(row["limit"], row["one"], row["other"]): row for row in differences(data)}
+    assert rows[0.9, "good", "bad"]["difference"].mean == pytest.approx(-25.2, abs=0.2)
+    assert rows[0.9, "good", "bad"]["ahead"] == "good", "the lower one"
+    # A tolerance of a perplexity, which may have any size, is a share of it.
+    data.wanted.tolerance = [0.1, 10.0]
+    found = {row["method"]: row for row in potentials(data)}
+    dense = {one.seed: one.value("test_perplexity") for one in data.runs if not one.method}
+    for method in ("good", "bad"):
+        within = []
+        for seed in SEEDS:
+            fits = [0.0]
+            for one in data.runs:
+                if (one.method, one.seed) == (method, seed) and one.value("test_perplexity") <= 1.1 * dense[seed]:
+                    fits.append(one.limit)
+            within.append(max(fits))
+        assert found[method]["within 0.1"].mean == pytest.approx(sum(within) / 4)
+        assert found[method]["within 10"].mean == pytest.approx(0.9)
+    page = (write(data, tmp_path / "report", plots=False) / "report.html").read_text()
+    assert "test perplexity" in page and "accuracy" not in page
+
+
+def test_where_nobody_said_which_way_is_good_nobody_is_ahead(data):
+    data.runs = [replace(one, record={**one.record, "test_x": 1.0, "measures": {"x": None}}) for one in data.runs]
+    assert potentials(data) == []
+    assert {row["ahead"] for row in differences(data)} == {"which way is good is not known"}
