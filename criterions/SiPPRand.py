@@ -4,7 +4,7 @@ from torch import Tensor
 
 from criterions._guarantee import SAMPLED
 from criterions._sampling import Parts, inclusion, water_filling
-from criterions._sipp import Sensitivities, draw_weights, inverse, parts_of_layers
+from criterions._sipp import Sensitivities, draw_weights, inverse, parts_of_layers, renewed
 from pruning import Batches, Budget, PrunableState, WeightCriterion
 
 
@@ -34,7 +34,8 @@ class SiPPRand(Sensitivities, WeightCriterion):
         return super().weight_scores(network, batches)
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        masks, self._factors = draw_weights(scores, budget, self._layers, self._chances, self.seed)
+        masks, factors = draw_weights(scores, budget, self._layers, self._chances, self.seed)
+        self._factors = renewed(self._factors, scores, factors)
         return masks
 
     def _chances(self, sizes: Tensor, parts: Parts, places: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from criterions._sampling import Parts
-from criterions._sipp import draw_weights, inverse, reweighted
+from criterions._sipp import draw_weights, inverse, renewed, reweighted
 from pruning import Batches, Budget, PrunableState, WeightCriterion
 
 
@@ -33,7 +33,8 @@ class UniformWeights(WeightCriterion):
         layers = {}
         for name, mask in budget.alive.items():
             layers[name] = (torch.zeros(mask.numel(), dtype=torch.long), 1.0)  # all of a layer are one part
-        masks, self._factors = draw_weights(scores, budget, layers, self._chances, self.seed)
+        masks, factors = draw_weights(scores, budget, layers, self._chances, self.seed)
+        self._factors = renewed(self._factors, scores, factors)
         return masks
 
     def new_values(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class UnstructuredRandom(WeightCriterion):
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
         if not isinstance(self.quotas_of, WeightCriterion):
             return keep_by(self.distribution, scores, budget)
-        chosen = self.quotas_of.select(self._model_scores, budget)
+        model_scores = {name: self._model_scores[name] for name in budget.alive}
+        chosen = self.quotas_of.select(model_scores, budget)
         quotas = {name: int(mask.sum()) for name, mask in chosen.items()}
         return select.keep_top_per_layer(scores, budget, quotas)

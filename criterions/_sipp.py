@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -142,6 +142,19 @@ def draw_weights(
         masks[name] = mask | chosen.view(mask.shape).to(mask.device)
         factors_of_layers[name] = factor.view(mask.shape)
     return masks, factors_of_layers
+
+
+def renewed(factors: Mapping[str, Tensor], drawn: Iterable[str], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the factors of an event after some of its layers were drawn, perhaps anew.
+
+    Args:
+        factors: those before.
+        drawn: names of the layers.
+        new: their factors; none for a layer in which the draw had nothing to decide.
+    """
+    drawn = set(drawn)
+    others = {name: factor for name, factor in factors.items() if name not in drawn}
+    return others | dict(new)
 
 
 def inverse(probabilities: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pruning.graph.marks import keep, tie
     from pruning.low_rank.criterion import LowRankCriterion
     from pruning.masks import WeightMasks
+    from pruning.modules.by_name import LayerRules
     from pruning.modules.calls import Batches
     from pruning.network import PrunableNetwork
     from pruning.prune import rank as select
@@ -46,6 +47,7 @@ __all__ = [
     "Criterion",
     "DependencyGraph",
     "JointCriterion",
+    "LayerRules",
     "LowRank",
     "LowRankCriterion",
     "NodeCriterion",
@@ -86,6 +88,7 @@ _HOMES = {
     "Criterion": "prune.criterion",
     "DependencyGraph": "graph.graph",
     "JointCriterion": "prune.criterion",
+    "LayerRules": "modules.by_name",
     "LowRank": "cut.factorize",
     "LowRankCriterion": "low_rank.criterion",
     "NodeCriterion": "prune.criterion",

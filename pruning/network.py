@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from pruning.dead.reach import effective_weights
 from pruning.distributed import broadcast_tensors
 from pruning.errors import UsageError
 from pruning.low_rank import ranks  # noqa: F401
+from pruning.modules.by_name import LayerRules
 from pruning.modules.calls import Batches
 from pruning.prune import joint, nodes  # noqa: F401 - they enter their kinds of criteria into carry_out
 from pruning.prune.controls import reinitialise, shuffle
@@ -19,8 +22,11 @@ from pruning.prune.criterion import Criterion, Facts, JointCriterion
 from pruning.prune.limit import counted_by, reached
 from pruning.prune.report import PruneReport, Row, Step
 from pruning.prune.schedule import check_limit
+from pruning.prune.shares import limit_by_shares
 from pruning.prune.step import Event, carry_out
 from pruning.state import MAKE_A_NEW_ONE, PrunableState
+
+MOST_NAMED = 8  # layers that a line names before the others are only counted
 
 
 class PrunableNetwork(PrunableState):
@@ -61,6 +67,10 @@ class PrunableNetwork(PrunableState):
         *,
         sparsity: float | None = None,
         keep_ratio: float | None = None,
+        only: str | Sequence[str] | None = None,
+        skip: str | Sequence[str] | None = None,
+        shares: Mapping[str, float] | None = None,
+        max_share: float | None = None,
     ) -> PruneReport:
         """Runs the criterion's own steps up to a sparsity, in place.
 
@@ -69,19 +79,32 @@ class PrunableNetwork(PrunableState):
             batches: (inputs, targets) pairs to score on; each step goes through them once. None says there are none.
             sparsity: fraction to remove, of what the criterion's limit counts, since the start.
             keep_ratio: says the same as 1 - sparsity.
+            only: patterns of the layers that are pruned, as in `LayerRules`; these four hold for this call.
+            skip: patterns of the layers that are not.
+            shares: pattern -> fraction removed of each layer that it names. Where every layer has a share, sparsity
+                is not needed; else it stays the fraction of all.
+            max_share: no layer loses more than this fraction.
 
         Returns:
-            A report with asked and reached sparsity per step.
+            A report with asked and reached sparsity per step. Fractions are of what the rules leave prunable.
         """
-        limit = _limit_of(sparsity, keep_ratio)
+        before = self.layer_rules
+        self.layer_rules = _with_rules(before, only, skip, shares, max_share)
+        try:
+            return self._prune(criterion, batches, _limit_of(sparsity, keep_ratio))
+        finally:
+            self.layer_rules = before
+
+    def _prune(self, criterion: Criterion, batches: Batches | None, asked: float | None) -> PruneReport:
         batches = () if batches is None else batches
         batches = batches if hasattr(batches, "__len__") else list(batches)
         self.check_unchanged()
         report = PruneReport(type(criterion).__name__, self.counted(criterion))
+        sparsities = criterion.sparsities(limit_by_shares(self, criterion, asked))
         # What a criterion may bring back is of this call alone.
         self.pre_event_values = {}
-        for step_sparsity in criterion.sparsities(limit):
-            step = self.prune_to(criterion, step_sparsity, batches)
+        for step_sparsity in sparsities:
+            step = self.prune_to(criterion, step_sparsity, batches, limit=sparsities[-1])
             report.steps.append(step)
         self.pre_event_values = {}
         return report
@@ -93,7 +116,7 @@ class PrunableNetwork(PrunableState):
             criterion: scores the units.
             sparsity: fraction removed of what was there at the start.
             batches: (inputs, targets) pairs to score on.
-            how: the other fields of `pruning.prune.step.Event`: invert, shuffle, optimizers, cut_along.
+            how: the other fields of `pruning.prune.step.Event`: invert, shuffle, optimizers, cut_along, limit.
         """
         if "companions" in how:
             raise UsageError(RENAMED)
@@ -104,6 +127,7 @@ class PrunableNetwork(PrunableState):
         if cuts_nodes and self._graph is not None and not self._graph.fits():
             raise UsageError(f"Layers were replaced or resized by something else; {MAKE_A_NEW_ONE}.")
         self.note_start(structure=cuts_nodes)
+        limit_by_shares(self, criterion, how.get("limit") or sparsity)
         weights_before = self.weights_left()
         if not criterion.revives:
             self.pre_event_values = {}
@@ -124,22 +148,35 @@ class PrunableNetwork(PrunableState):
             removed=weights_before - left,
             left=left,
             reason=reason,
-            nodes_left=len(self.graph.nodes) if cuts_nodes else None,
+            nodes_left=int(self.open_nodes().sum()) if cuts_nodes else None,
             layers=self._rows(facts),
             note=note,
-            protected=self._protected() if criterion.unit == "weights" else "",
+            protected=self._protected(),
             left_out=self.describe_left_out() if criterion.unit == "weights" else "",
         )
 
     def _protected(self) -> str:
-        """Says which weights are marked `keep`, "" if none are."""
-        kept = self.kept_names()
-        if not kept:
+        """Says which layers are left out because they are marked `keep` or frozen, "" if none are."""
+        said = []
+        if not self.removes_nodes:
+            said.append(self._told("marked keep, and not counted", self.kept_names()))
+        said.append(self._told("frozen, so neither pruned nor counted unless named", self.frozen_names()))
+        asked_for = self._frozen - self.frozen_names() - self.kept_names()
+        pruned = {name for name in asked_for if self.named.may(name)}
+        if len(self._frozen) == len(self._prunable):
+            said.append("every layer is frozen (requires_grad=False), and pruned all the same")
+        else:
+            said.append(self._told("pruned although frozen", pruned))
+        return "; ".join(line for line in said if line)
+
+    def _told(self, why: str, names: set[str]) -> str:
+        if not names:
             return ""
         weights = self.prunable()
-        total = sum(weights[name].numel() for name in kept)
-        layers = ", ".join(dict.fromkeys(path for name, path in self.owners().items() if name in kept))
-        return f"marked keep, and not counted: {layers} ({total:,} weights)"
+        total = sum(weights[name].numel() for name in names)
+        layers = list(dict.fromkeys(path for name, path in self.owners().items() if name in names))
+        more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
+        return f"{why}: {', '.join(layers[:MOST_NAMED])}{more} ({total:,} weights)"
 
     @torch.no_grad()
     def _take_values(self, new_values: dict[str, Tensor]) -> None:
@@ -171,7 +208,11 @@ class PrunableNetwork(PrunableState):
         return rows
 
     def counted(self, criterion: Criterion) -> str:
-        """Returns what a criterion's limit counts, see `pruning.prune.limit.counted_by`."""
+        """Returns what a criterion's limit counts, see `pruning.prune.limit.counted_by`.
+
+        From here on the rules by layer hold for the units of this criterion.
+        """
+        self.removes_nodes = isinstance(criterion, Criterion) and criterion.unit == "nodes"
         return counted_by(criterion, self)
 
     def shuffle_masks(self, generator: torch.Generator, initial: dict[str, Tensor]) -> None:
@@ -183,11 +224,23 @@ class PrunableNetwork(PrunableState):
         reinitialise(self, fresh)
 
 
-def _limit_of(sparsity: float | None, keep_ratio: float | None) -> float:
-    """Returns the sparsity that is asked for in one of two ways."""
-    if sparsity is not None and keep_ratio is None:
-        return check_limit(sparsity)
-    if keep_ratio is None or sparsity is not None:
+def _with_rules(
+    rules: LayerRules,
+    only: str | Sequence[str] | None,
+    skip: str | Sequence[str] | None,
+    shares: Mapping[str, float] | None,
+    max_share: float | None,
+) -> LayerRules:
+    """Returns rules with those in their place that are given."""
+    given: dict[str, Any] = {"only": only, "skip": skip, "shares": shares, "max_share": max_share}
+    return replace(rules, **{name: value for name, value in given.items() if value is not None})
+
+
+def _limit_of(sparsity: float | None, keep_ratio: float | None) -> float | None:
+    """Returns the sparsity that is asked for in one of two ways, None for neither."""
+    if keep_ratio is None:
+        return None if sparsity is None else check_limit(sparsity)
+    if sparsity is not None:
         raise UsageError("prune() takes either sparsity= or keep_ratio=.")
     if not 0 < keep_ratio <= 1:
         raise UsageError(f"A keep_ratio must lie in (0, 1], the fraction that stays; {keep_ratio} was given.")

@@ -5,21 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from pruning.cut.factorize import LowRank
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.history import Survivors, cut_like, kept_indices_of
+from pruning.graph.makers import GroupKey, GroupMakers, makers_of_groups
 from pruning.graph.marks import kept_parameters
 from pruning.graph.nodes import Unit
 from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
+from pruning.modules.by_name import LayerRules, layer_of, named_by, names_table
 from pruning.modules.calls import batch_size_of, device_of, mapped
 from pruning.modules.outputs import ChooseOutputs, check_choice
 from pruning.modules.weights import Weight, find_weights, normalised_dimension
@@ -92,6 +97,7 @@ class PrunableState:
         outer_layers: whether the first and the last layer are ranked for weights; False leaves them out.
         node_rules: what the shapes should look like that criteria of nodes leave.
         outputs: what of the model's outputs must keep its shape, see `DependencyGraph`; caches need not, all else does.
+        layer_rules: which layers are pruned, and how much of each; frozen ones only if asked for.
         adopt_zeros: whether weights of a network that is sparse already count as pruned, see `adopt_zeros`; False
             leaves them as the values that they are.
     """
@@ -105,6 +111,7 @@ class PrunableState:
         outer_layers: bool = True,
         node_rules: NodeRules | None = None,
         outputs: ChooseOutputs | None = None,
+        layer_rules: LayerRules | None = None,
         adopt_zeros: bool = True,
     ) -> None:
         self.model = model
@@ -122,6 +129,8 @@ class PrunableState:
         # Between events of a criterion that revives: values of before the first one.
         self.pre_event_values: dict[str, Tensor] = {}
         self.events = 0  # so far; penalties that prepare for pruning end with the first
+        self.removes_nodes = False  # whether the criterion at work does: rules by layer hold for its nodes then
+        self._layer_rules = layer_rules or LayerRules()
         self._seen: dict[str, tuple[int, torch.Size]] = {}
         self._find_weights()
         # What later counts are compared with. FLOPs, latency and nodes cost time and are counted when first asked for.
@@ -134,6 +143,7 @@ class PrunableState:
         self._start_flops: float | None = None
         self._start_latency: float | None = None
         self._start_nodes: int | None = None
+        self._start_groups: dict[GroupKey, GroupMakers] | None = None
         self._graph: DependencyGraph | None = None
         if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
             if isinstance(model, torch.jit.ScriptModule):
@@ -200,6 +210,8 @@ class PrunableState:
 
     def _see(self, weights: Mapping[str, Parameter]) -> None:
         self._seen = {name: (id(weight), weight.shape) for name, weight in weights.items()}
+        # Noted here and not when it is asked for: scores are computed with gradients on for everything.
+        self._frozen = {name for name, weight in weights.items() if _is_frozen(weight)}
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters of a copy are other objects; it compares them by shape, which must be those of now.
@@ -211,7 +223,7 @@ class PrunableState:
         return dict(vars(self))
 
     def _find_weights(self) -> None:
-        weights = find_weights(self.model, self.example_inputs)
+        weights = find_weights(self.model, self.example_inputs, partial(names_table, self._layer_rules))
         self._prunable: dict[str, Weight] = weights.found
         self._left_out = weights.left_out
         # Under weight_norm a slice that loses all its weights would be 0 / 0.
@@ -221,6 +233,23 @@ class PrunableState:
             if dimension is not None:
                 self.slices[name] = dimension
         self._see(self.prunable())
+        self.layer_rules = self._layer_rules
+
+    @property
+    def layer_rules(self) -> LayerRules:
+        """Which layers are pruned, and how much of each."""
+        return self._layer_rules
+
+    @layer_rules.setter
+    def layer_rules(self, rules: LayerRules) -> None:
+        # The two parts of a decomposed layer go by the name of the weight that it had.
+        former = {}
+        for name, path in self.owners().items():
+            parent = path.rpartition(".")[0]
+            if isinstance(self.model.get_submodule(parent), LowRank):
+                former[name] = f"{parent}.weight"
+        self.named = named_by(rules, self.model, former)
+        self._layer_rules = rules
 
     def owners(self) -> dict[str, str]:
         """Returns prunable weight -> path of the module that it belongs to."""
@@ -277,12 +306,38 @@ class PrunableState:
             yield name, parameters[name]
 
     def ranked_names(self) -> list[str]:
-        """Returns the names of the weights that are ranked: without layers marked `keep`, or outer ones if so asked."""
+        """Returns the names of the weights that are ranked: without layers marked `keep`, or outer ones if so asked.
+
+        A criterion of weights ranks what the rules by layer leave. One of nodes looks at all weights, since a node that
+        may go is read by layers that are to stay; the rules hold for its nodes, see `open_groups`.
+        """
         names = list(self._prunable)
         if not self.outer_layers:
             names = names[1:-1]
-        kept = self.kept_names()
-        return [name for name in names if name not in kept]
+        left_out = self.kept_names()
+        if not self.removes_nodes:
+            left_out |= self.frozen_names()
+            left_out |= {name for name in names if not self.named.may(name)}
+        return [name for name in names if name not in left_out]
+
+    def counted_names(self) -> list[str]:
+        """Returns the names of the weights that a limit of weights counts: those of layers that can lose some."""
+        names = self.ranked_names()
+        if not (self.removes_nodes and self._closes_groups()):
+            return names
+        touched: set[str] = set()
+        of_open: set[str] = set()
+        for group in self.start_groups().values():
+            touched |= group.touched
+            if self.is_open(group):
+                of_open |= group.touched
+        return [name for name in names if name in of_open or name not in touched]
+
+    def frozen_names(self) -> set[str]:
+        """Returns the names of the frozen weights that are left out: where not all are frozen, those not asked for."""
+        if len(self._frozen) == len(self._prunable):
+            return set()
+        return {name for name in self._frozen if not self.named.asks_for(name)}
 
     def kept_names(self) -> set[str]:
         """Returns the names of the prunable weights of modules marked `keep`."""
@@ -395,12 +450,20 @@ class PrunableState:
             if nodes_total is None:
                 nodes_total = nodes_gone + nodes_now
         self._start_nodes = nodes_total
+        self._start_groups = None
 
-    def nodes_total(self) -> int:
-        """Returns how many nodes could be removed at the start."""
+    def nodes_total(self, *, by_rules: bool = True) -> int:
+        """Returns how many nodes could be removed at the start.
+
+        Args:
+            by_rules: without those that the rules by layer protect.
+        """
         if self._start_nodes is None:
             self._start_nodes = len(self.graph.nodes)
-        return self._start_nodes
+        total = self._start_nodes
+        if by_rules and self._closes_groups():
+            total -= sum(group.nodes for group in self.start_groups().values() if not self.is_open(group))
+        return total
 
     def node_sparsity(self) -> float:
         """Returns the fraction of the nodes that is gone; nodes are only what could be removed at all."""
@@ -409,10 +472,47 @@ class PrunableState:
 
     def nodes_left(self) -> int:
         """Returns how many of these nodes are there, less those that closed gates will remove."""
-        left = len(self.graph.nodes)
+        is_open = self.open_nodes()
         if self.gates is not None:
-            left -= int(self.gates.gone.sum())
-        return left
+            is_open &= ~self.gates.gone.cpu().numpy()
+        return int(is_open.sum())
+
+    # -- rules by layer --------------------------------------------------------------------------------------------
+
+    def _closes_groups(self) -> bool:
+        """Whether some group may be protected by the rules by layer."""
+        return self.named.only is not None or bool(self.named.skip) or bool(self.frozen_names())
+
+    def start_groups(self) -> dict[GroupKey, GroupMakers]:
+        """Returns each group of nodes as it was at the start, with the layers that make it."""
+        if self._start_groups is None:
+            self._start_groups = makers_of_groups(self.graph)
+        return self._start_groups
+
+    def groups_now(self) -> list[GroupMakers]:
+        """Returns for each of `graph.groups` what it was at the start."""
+        known = self.start_groups()
+        keys = [group.layers for group in self.graph.groups]
+        if not known.keys() >= set(keys):  # layers were replaced since
+            known = makers_of_groups(self.graph) | known
+        return [known[key] for key in keys]
+
+    def is_open(self, group: GroupMakers) -> bool:
+        """Whether the rules by layer let nodes of a group go: all layers that make them, and none that is to stay."""
+        named = self.named
+        if group.makers & self.frozen_names() or (group.makers | group.norms) & named.skip:
+            return False
+        return named.only is None or all(layer_of(name) in named.only_layers for name in group.makers)
+
+    def open_groups(self) -> np.ndarray:
+        """Returns (groups,) whether the rules by layer let nodes of each of `graph.groups` go."""
+        if not self._closes_groups():
+            return np.ones(self.graph.structure.group_count, dtype=bool)
+        return np.array([self.is_open(group) for group in self.groups_now()], dtype=bool)
+
+    def open_nodes(self) -> np.ndarray:
+        """Returns (nodes,) whether the rules by layer let each node go."""
+        return self.open_groups()[self.graph.structure.group_of_node]
 
     def note_start(self, *, structure: bool = True, latency: bool = False) -> None:
         """Takes down what later counts are compared with, while everything is still there."""
@@ -422,6 +522,7 @@ class PrunableState:
             self.start_latency()
         if structure:
             self.nodes_total()
+            self.start_groups()
 
     # -- FLOPs -----------------------------------------------------------------------------------------------------
 
@@ -492,6 +593,12 @@ def _is_sparse(weight: Tensor) -> bool:
         return False
     values = weight[weight != 0]
     return bool((values != values[0]).any())
+
+
+def _is_frozen(weight: Parameter) -> bool:
+    """Whether somebody turned a weight's gradient off; one of whole numbers can have none."""
+    could_learn = weight.is_floating_point() or weight.is_complex()
+    return could_learn and not weight.requires_grad
 
 
 def _kind_of(model: nn.Module) -> Kind:

@@ -15,6 +15,7 @@ from pruning.distributed import world
 from pruning.prune.criterion import Moment
 from pruning.prune.recalibrate import recalibrate
 from pruning.prune.regrow import grows
+from pruning.prune.shares import implied_limit, limit_by_shares
 from trainers._growing import Growing
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ class Pruning:
     ) -> None:
         self.network, self.criterion = network, criterion
         self.draw_batches, self.fresh_model, self.report = draw_batches, fresh_model, report
-        self.limit, self.early_model = pruning_limit, early_model
-        self.sparsities: list[float] = []
-        for limit in (*prune_through, pruning_limit):
-            self.sparsities += criterion.sparsities(limit)
         self.counted = network.counted(criterion)
+        self.limit, self.early_model = self._limit(pruning_limit), early_model
+        self.sparsities: list[float] = []
+        for limit in (*prune_through, self.limit):
+            self.sparsities += criterion.sparsities(limit)
         self.timing = Timing(epochs, prune_delay, prune_freq)
         own = criterion.event_epochs
         self.event_epochs = self.timing.event_epochs() if own is None else own
@@ -112,6 +113,16 @@ class Pruning:
         elif moment == "train_end" and self.criterion.moment == "after" and not self.complete:
             self._run_all(trainer)
             trainer.metrics |= trainer.validate()
+
+    def _limit(self, asked: float) -> float:
+        """Returns the sparsity to reach: what is asked for, or what shares amount to that name every layer."""
+        implied = implied_limit(self.network, self.criterion)
+        if implied is None:
+            return limit_by_shares(self.network, self.criterion, asked)
+        if abs(implied - asked) > 1e-9:
+            took = f"{implied:.4f} of the {self.counted}"
+            self.report(f"--shares name every layer, and take {took}; --pruning_limit {asked:g} is not used")
+        return implied
 
     def _start(self, trainer: DefaultTrainer) -> None:
         self._keep_initial()
@@ -165,6 +176,7 @@ class Pruning:
             optimizers=[trainer.optimizer],
             cut_along=copies,
             shuffle=shuffle,
+            limit=self.sparsities[-1],
         )
         changes_shapes = self.criterion.unit != "weights" or isinstance(self.criterion, JointCriterion)
         if self.recalibrate and changes_shapes:

@@ -103,7 +103,10 @@ class WeightCriterion(Criterion):
         raise UsageError(f"{type(self).__name__} must define weight_scores(network, batches)")
 
     def select(self, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
-        """Returns keep-masks per weight. By default the best `budget.keep` over all layers."""
+        """Returns keep-masks per weight. By default the best `budget.keep` over all layers.
+
+        Where the user gives layers a share of their own, each of them is asked for by itself, and the others together.
+        """
         return keep_top_global(scores, budget)
 
 

@@ -18,21 +18,23 @@ class NodeSelection:
         min_keep: nodes that every group keeps at least, where it has as many; one number or one per group.
         multiples: (groups,) the number kept of each group is a multiple of this, or all of it.
         local: the same share of every group, instead of one ranking over all.
+        max_keep: (groups,) nodes that each group keeps at most, at least `min_keep`; None where nothing is said.
     """
 
     groups: np.ndarray
     min_keep: int | np.ndarray = 1
     multiples: np.ndarray | None = None
     local: bool = False
+    max_keep: np.ndarray | None = None
 
     def keep(self, scores: Tensor, n_keep: int) -> Tensor:
         """Returns a bool tensor over nodes that keeps the best `n_keep`, or as near as the guards allow."""
-        sizes = self.sizes
-        lowest = np.minimum(sizes, self.min_keep)
+        sizes, lowest, highest = self.sizes, self.lowest, self.highest
         if self.local:
-            counts = _same_share(sizes, lowest, n_keep)
+            counts = shared_out(sizes, lowest, highest, n_keep)
         else:
-            counts = self._counts_of_one_ranking(scores, max(n_keep, int(lowest.sum())))
+            n_keep_all = min(max(n_keep, int(lowest.sum())), int(highest.sum()))
+            counts = self._counts_of_one_ranking(scores, n_keep_all)
         if self.multiples is not None:
             counts = _in_multiples(counts, lowest, sizes, self.multiples, n_keep)
         return self.best(scores, counts)
@@ -56,14 +58,22 @@ class NodeSelection:
 
     def with_two_each(self) -> NodeSelection:
         """Returns the same rules, but that every group keeps two nodes at least, where it has as many."""
+        max_keep = None if self.max_keep is None else np.maximum(self.max_keep, 2)
         if isinstance(self.min_keep, np.ndarray):
-            return replace(self, min_keep=np.maximum(self.min_keep, 2))
-        return replace(self, min_keep=max(self.min_keep, 2))
+            return replace(self, min_keep=np.maximum(self.min_keep, 2), max_keep=max_keep)
+        return replace(self, min_keep=max(self.min_keep, 2), max_keep=max_keep)
 
     def effective(self, scores: Tensor) -> Tensor:
-        """Returns the threshold above which each node is gone: its score, infinity for its group's best."""
+        """Returns the threshold above which each node is gone: its score, infinity for its group's best.
+
+        Of a group that keeps no more than a number, the others are gone above minus infinity.
+        """
         must_stay = self.best(scores, self.min_keep)
-        return scores.masked_fill(must_stay, torch.inf)
+        scores = scores.masked_fill(must_stay, torch.inf)
+        if self.max_keep is None:
+            return scores
+        may_stay = self.best(scores, self.max_keep)
+        return scores.masked_fill(~may_stay, -torch.inf)
 
     def counts(self, kept: Tensor) -> np.ndarray:
         """Returns how many nodes a choice keeps of each group."""
@@ -85,6 +95,16 @@ class NodeSelection:
     def sizes(self) -> np.ndarray:
         """How many nodes each group has."""
         return np.bincount(self.groups)
+
+    @property
+    def lowest(self) -> np.ndarray:
+        """How many nodes each group keeps at least."""
+        return np.minimum(self.sizes, self.min_keep)
+
+    @property
+    def highest(self) -> np.ndarray:
+        """How many nodes each group keeps at most."""
+        return self.sizes if self.max_keep is None else np.minimum(self.sizes, self.max_keep)
 
     def describe(self) -> str:
         """Says which guard keeps a number of nodes from being reached."""
@@ -108,8 +128,8 @@ class NodeSelection:
         return places
 
 
-def _same_share(sizes: np.ndarray, lowest: np.ndarray, total: int) -> np.ndarray:
-    """Returns whole numbers per group that add up to `total`, in proportion to the sizes where `lowest` allows it.
+def shared_out(sizes: np.ndarray, lowest: np.ndarray, highest: np.ndarray, total: int) -> np.ndarray:
+    """Returns whole numbers per group that add up to `total`, in proportion to the sizes where the bounds allow it.
 
     Largest remainders are rounded up first, of equal ones the earlier group.
     """
@@ -119,14 +139,14 @@ def _same_share(sizes: np.ndarray, lowest: np.ndarray, total: int) -> np.ndarray
     # The sum rises with the share; sixty halvings leave nothing of a double.
     for _ in range(60):
         share = (low + high) / 2
-        wanted = np.clip(share * sizes, lowest, sizes)
+        wanted = np.clip(share * sizes, lowest, highest)
         if wanted.sum() < total:
             low = share
         else:
             high = share
-    wanted = np.clip(high * sizes, lowest, sizes)
+    wanted = np.clip(high * sizes, lowest, highest)
     counts = np.floor(wanted + 1e-9).astype(np.int64)
-    missing = min(total, int(sizes.sum())) - int(counts.sum())
+    missing = min(total, int(highest.sum())) - int(counts.sum())
     by_remainder = np.argsort(counts - wanted, kind="stable")
     counts[by_remainder[:missing]] += 1
     return counts

@@ -12,6 +12,7 @@ from torch import Tensor
 from pruning.errors import UsageError
 from pruning.measure.flops import flops_by_module
 from pruning.measure.latency import latency
+from pruning.modules.by_name import layer_of
 from pruning.modules.calls import batch_size_of
 from pruning.prune.criterion import Criterion
 from pruning.prune.layout import NodeSelection
@@ -45,14 +46,15 @@ def counted_by(criterion: Criterion, network: PrunableState) -> str:
 def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     name = type(network.model).__name__
     if unit == "nodes" and not network.nodes_total():
+        if network.nodes_total(by_rules=False):
+            raise UsageError(f"{name} has no node that may go: {_why_no_node(network)}.")
         raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
     if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
         raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out --unit head.")
     if unit == "weights" and not network.start_sizes:
         raise UsageError(f"{name} has no weights that multiply; what does not can go as nodes.")
-    if unit == "weights" and not network.ranked_names():
-        left_out = "the layers marked keep" if network.kept_names() else "the outer layers"
-        raise UsageError(f"{name}: with {left_out} left out there is nothing to prune.")
+    if unit != "nodes" and not network.ranked_names():
+        raise UsageError(f"{name}: with {_left_out(network)} left out there is nothing to prune.")
     if unit == "weights":
         _refuse_whole_numbers(network)
 
@@ -61,6 +63,34 @@ def _why_no_head(network: PrunableState) -> str:
     """Returns what keeps the heads of a network, "" where it has none."""
     heads = network.graph.traced.head_labels
     return f": {network.graph.pin_reason(heads)}" if len(heads) else ""
+
+
+def _left_out(network: PrunableState) -> str:
+    """Says which weights are left out of the ranking, if all are."""
+    rules, reasons = network.layer_rules, []
+    if network.kept_names():
+        reasons.append("the layers marked keep")
+    if not network.outer_layers:
+        reasons.append("the outer layers")
+    if rules.only:
+        reasons.append(f"all but {', '.join(rules.only)} (only)")
+    if rules.skip:
+        reasons.append(f"{', '.join(rules.skip)} (skip)")
+    if network.frozen_names():
+        reasons.append("frozen layers, which are pruned if only or shares name them,")
+    return " and ".join(reasons)
+
+
+def _why_no_node(network: PrunableState) -> str:
+    """Says of a group that somebody may have meant why it stays, if all groups do."""
+    named, frozen = network.named, network.frozen_names()
+    for group in network.start_groups().values():
+        is_meant = named.only is not None and group.makers & named.only
+        if is_meant and not group.makers & (named.skip | frozen):
+            inside = sorted({layer_of(name) for name in group.makers if layer_of(name) in named.only_layers})
+            outside = sorted({layer_of(name) for name in group.makers} - set(inside))
+            return f"{inside[0]} makes the same channels as {outside[0]}, which only does not name"
+    return f"{_left_out(network)} stay"
 
 
 def _refuse_whole_numbers(network: PrunableState) -> None:
@@ -86,7 +116,7 @@ def reached(network: PrunableState, counted: str) -> float:
         return 1 - network.flops(masked=True) / network.start_flops()
     if counted == "latency":
         return 1 - latency(network.model, network.example_inputs) / network.start_latency()
-    left = {name: network.weights_left([name]) for name in network.ranked_names()}
+    left = {name: network.weights_left([name]) for name in network.counted_names()}
     return _sparsity(network, left)
 
 
@@ -103,7 +133,8 @@ def most_to_keep(
         counted: "nodes", "weights", "flops" or "latency".
     """
     if counted == "nodes":
-        return nodes_to_keep(network.nodes_total(), sparsity)
+        protected = int((~network.open_nodes()).sum())
+        return nodes_to_keep(network.nodes_total(), sparsity) + protected
 
     def reaches(measure: Callable[[PrunableState, Tensor], float]) -> Callable[[int], bool]:
         def holds(n_keep: int) -> bool:
@@ -127,7 +158,8 @@ def filled(network: PrunableState, selection: NodeSelection, ranking: Tensor, ke
     A node of a wide residual stream may weigh a hundredth of the network, one inside a block far less.
     """
     keep = keep.clone()
-    closed = keep.clone()  # nodes that are settled
+    may_stay = selection.best(ranking, selection.highest)
+    closed = keep | ~may_stay  # nodes that are settled
     groups = torch.from_numpy(selection.groups)
     while not bool(closed.all()):
         open_nodes = (~closed).nonzero().flatten()
@@ -162,7 +194,9 @@ def weights_after(network: PrunableState, gone: Tensor) -> float:
     """Returns the sparsity of the ranked weights once nodes are gone; masked weights count as gone."""
     removed = _removed_labels(network, gone)
     left: dict[str, int] = {}
-    for name, weight in network.weights():
+    weights = network.prunable()
+    for name in network.counted_names():
+        weight = weights[name]
         mask = network.masks.keep.get(name)
         stays = _staying(network, name, removed)
         if mask is None or not network.masks.removed(name):
@@ -177,6 +211,12 @@ def weights_after(network: PrunableState, gone: Tensor) -> float:
             mask = mask.index_select(dim, indices)
         left[name] = int(mask.sum())
     return _sparsity(network, left)
+
+
+def sparsity_after(network: PrunableState, gone: Tensor, counted: str) -> float:
+    """Returns the sparsity in weights, FLOPs or latency once nodes are gone, (nodes,) bool."""
+    measures = {"weights": weights_after, "flops": _flops_after, "latency": _latency_after}
+    return measures[counted](network, gone)
 
 
 def _sparsity(network: PrunableState, left: dict[str, int]) -> float:

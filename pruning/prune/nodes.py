@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,11 @@ from pruning.cut.plan import PruningPlan
 from pruning.distributed import broadcast
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
+from pruning.graph.makers import GroupMakers, bundles
 from pruning.graph.nodes import Group
+from pruning.modules.by_name import at_most, layer_of
 from pruning.prune.criterion import NodeCriterion
-from pruning.prune.layout import NodeSelection
+from pruning.prune.layout import NodeSelection, shared_out
 from pruning.prune.limit import counted_by, filled, most_to_keep, nodes_to_keep, reached
 from pruning.prune.step import Event, carry_out
 from pruning.state import PrunableState
@@ -27,10 +30,27 @@ NEAR = 0.005  # more than was asked by so little is no news: nodes have sizes
 Choose = Callable[[NodeSelection], Tensor]
 
 
+@dataclass
+class Bounds:
+    """What the rules by layer say of each group of nodes.
+
+    Args:
+        least: (groups,) nodes that it keeps at least.
+        most: (groups,) nodes that it keeps at most.
+        has_share: (groups,) whether a share of its own goes.
+    """
+
+    least: np.ndarray
+    most: np.ndarray
+    has_share: np.ndarray
+
+
 @carry_out.register(NodeCriterion)
 def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event) -> str:
     counted = counted_by(criterion, network)
-    if criterion.threshold is None:
+    bounds = nodes_by_group(network, event.progress)
+    above_share = bool((bounds.most < group_sizes(network)).any())
+    if criterion.threshold is None and not above_share:
         nothing_to_do = _ahead(network, counted, event.sparsity)
         if nothing_to_do is not None:
             return nothing_to_do
@@ -38,7 +58,7 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event)
     ranking = -scores if event.invert else scores
     local = (network.node_rules.ranking or criterion.ranking) == "local"
     min_share = min(criterion.min_share, (1 - event.sparsity) / 2)
-    selection = node_selection_of(network, local=local, min_share=min_share)
+    selection = node_selection_of(network, local=local, min_share=min_share, bounds=bounds)
 
     def choose(selection: NodeSelection) -> Tensor:
         if criterion.threshold is not None:
@@ -58,10 +78,18 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event)
     why = remove_nodes(network, selection, choose, event)
     network.last_scores = {"nodes": scores}
     if criterion.threshold is None:
-        return _shortfall(network, counted, event.sparsity, why or selection.describe())
+        return _shortfall(network, counted, event.sparsity, why or _guard(network, selection))
     if not why and len(network.graph.nodes) == nodes_before:
         return f"no score lies under the threshold of {criterion.threshold}"
     return why
+
+
+def _guard(network: PrunableState, selection: NodeSelection) -> str:
+    """Says which guard keeps a number of nodes from being reached."""
+    rules = network.layer_rules
+    if rules.shares:
+        return "a layer's share is a whole number of nodes"
+    return selection.describe() if rules.max_share is None else rules.why_more()
 
 
 def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
@@ -82,18 +110,87 @@ def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
     return broadcast(scores.detach().cpu().double())
 
 
-def node_selection_of(network: PrunableState, *, local: bool = False, min_share: float = 0.0) -> NodeSelection:
-    """Returns how the network's nodes may be chosen, by the user's rules and the least share of every layer."""
+def node_selection_of(
+    network: PrunableState, *, local: bool = False, min_share: float = 0.0, bounds: Bounds | None = None
+) -> NodeSelection:
+    """Returns how the network's nodes may be chosen, by the user's rules and the least share of every layer.
+
+    Args:
+        network: what is pruned.
+        local: the same share of every group, instead of one ranking over all.
+        min_share: share of the nodes of the start that every group keeps.
+        bounds: what the rules by layer say, see `nodes_by_group`; those of the end if not given.
+    """
     rules, graph = network.node_rules, network.graph
     needed = graph.structure.multiples()
     if rules.round_to > 1:
         rounded = np.array([_multiple_of(graph, group, rules.round_to) for group in graph.groups], dtype=np.int64)
         needed = np.lcm(needed, rounded)
     multiples = needed if (needed > 1).any() else None
-    min_keep: int | np.ndarray = rules.min_keep
+    bounds = bounds or nodes_by_group(network)
+    min_keep = np.maximum(bounds.least, rules.min_keep)
+    most = np.maximum(bounds.most, np.minimum(min_keep, group_sizes(network)))
     if min_share:
-        min_keep = np.maximum(_shares_of_start(graph, min_share), rules.min_keep)
-    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local)
+        # What a criterion says of all layers gives way to the share of one.
+        min_keep = np.maximum(np.minimum(_shares_of_start(graph, min_share), most), min_keep)
+    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local, most)
+
+
+def group_sizes(network: PrunableState) -> np.ndarray:
+    """Returns (groups,) how many nodes each group has now."""
+    structure = network.graph.structure
+    return np.bincount(structure.group_of_node, minlength=structure.group_count)
+
+
+def nodes_by_group(network: PrunableState, progress: float = 1.0) -> Bounds:
+    """Returns (groups,) how many nodes each group keeps at least, and at most, by the rules for layers.
+
+    Args:
+        network: what is pruned.
+        progress: how much of the shares goes by now, 0 to 1.
+
+    Raises:
+        UsageError: if layers that share their channels are given different shares.
+    """
+    sizes = group_sizes(network)
+    rules, is_open = network.layer_rules, network.open_groups()
+    least = np.where(is_open, 0, sizes)
+    found = Bounds(least, most=sizes.copy(), has_share=np.zeros(len(sizes), dtype=bool))
+    if not (rules.shares or rules.max_share is not None):
+        return found
+    groups = network.groups_now()
+    if rules.max_share is not None:
+        guard = [group.nodes - at_most(rules.max_share, group.nodes) for group in groups]
+        found.least = np.maximum(least, np.minimum(guard, sizes))
+    for places, share in _bundles_with_share(network, groups, is_open):
+        at_start = np.array([groups[place].nodes for place in places], dtype=np.int64)
+        total = nodes_to_keep(int(at_start.sum()), share * progress)
+        # What a layer keeps is spread over its groups in proportion to what they had.
+        numbers = shared_out(at_start, np.zeros_like(at_start), at_start, total)
+        numbers = np.maximum(np.minimum(numbers, sizes[places]), found.least[places])
+        found.least[places] = found.most[places] = numbers
+        found.has_share[places] = True
+    return found
+
+
+def _bundles_with_share(
+    network: PrunableState, groups: list[GroupMakers], is_open: np.ndarray
+) -> Iterator[tuple[list[int], float]]:
+    """Yields (places of groups that some layer makes together, the fraction of their nodes that goes)."""
+    shares = network.named.shares
+    named: dict[int, dict[str, float]] = {}  # place -> the layers that make the group and have a share
+    for place, group in enumerate(groups):
+        if is_open[place]:
+            named[place] = {layer_of(name): shares[name] for name in group.makers & shares.keys()}
+    for places in bundles({place: layers.keys() for place, layers in named.items() if layers}):
+        share_of: dict[str, float] = {}
+        for place in places:
+            share_of |= named[place]
+        example_of = {share: layer for layer, share in sorted(share_of.items(), reverse=True)}
+        if len(example_of) > 1:
+            told = " and ".join(f"{layer} {share:g}" for share, layer in example_of.items())
+            raise UsageError(f"shares: layers that make the same channels need one share; there are {told}.")
+        yield places, next(iter(example_of))
 
 
 def _largest_multiple(network: PrunableState) -> int:
@@ -181,7 +278,7 @@ def _ahead(network: PrunableState, counted: str, target: float) -> str | None:
     already = "the network is already sparser than that"
     if counted != "nodes":
         return already if reached(network, counted) >= target else None
-    left, wanted = len(network.graph.nodes), nodes_to_keep(network.nodes_total(), target)
+    left, wanted = _nodes_there(network), nodes_to_keep(network.nodes_total(), target)
     if left > wanted:
         return None
     if left == wanted:
@@ -192,10 +289,15 @@ def _ahead(network: PrunableState, counted: str, target: float) -> str | None:
     return already
 
 
+def _nodes_there(network: PrunableState) -> int:
+    """Returns how many nodes are left of those that may go."""
+    return int(network.open_nodes().sum())
+
+
 def _shortfall(network: PrunableState, counted: str, target: float, why: str) -> str:
     """Returns why a target was not reached exactly, "" if it was."""
     if counted == "nodes":
-        left, wanted = len(network.graph.nodes), nodes_to_keep(network.nodes_total(), target)
+        left, wanted = _nodes_there(network), nodes_to_keep(network.nodes_total(), target)
         return "" if left == wanted else f"{left:,} nodes stay instead of {wanted:,}: {why}"
     now = reached(network, counted)
     # No two measurements of time are alike.

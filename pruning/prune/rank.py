@@ -5,7 +5,7 @@ Selection is by rank: "keep k" keeps exactly k, ties are broken by position, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,11 +23,19 @@ class Budget:
         alive: per layer, a bool tensor of what is still there; what is gone cannot come back.
         slices: layers in which every slice along this dimension keeps one unit, see
             `pruning.modules.weights.normalised_dimension`.
+        fixed: layers that keep a number of their own, whatever the ranking says of them; `keep` counts these too.
+        least: how many units a layer keeps at least; 1 for those that are not named.
     """
 
     keep: int
     alive: Mapping[str, Tensor]
     slices: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+# (scores, budget) -> keep-masks
+Select = Callable[[Mapping[str, Tensor], Budget], dict[str, Tensor]]
 
 
 def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,6 +121,46 @@ def keep_top_per_layer(scores: Mapping[str, Tensor], budget: Budget, quotas: Map
         layer = Budget(keep=quotas[name], alive={name: mask}, slices=budget.slices)
         kept.update(keep_top_global(scores, layer))
     return kept
+
+
+def select_by_layer(select: Select, scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:
+    """Lets a selection of any kind choose, each layer with a number of its own by itself, the others together.
+
+    A layer that would keep too little of what is left keeps its least, and the selection is made again for the others.
+    What is gone stays gone, and no layer is emptied, whatever the selection may say.
+    """
+    fixed = dict(budget.fixed)
+    while True:
+        kept: dict[str, Tensor] = {}
+        for name, number in fixed.items():
+            kept |= _part_of(select, scores, budget, [name], number)
+        others = [name for name in budget.alive if name not in fixed]
+        kept |= _part_of(select, scores, budget, others, budget.keep - count(kept))
+        too_few = {}
+        for name in others:
+            least = min(budget.least.get(name, 0), count({name: budget.alive[name]}))
+            if count({name: kept[name]}) < least:
+                too_few[name] = least
+        if not too_few:
+            return {name: kept[name] for name in budget.alive}
+        fixed |= too_few
+
+
+def _part_of(
+    select: Select, scores: Mapping[str, Tensor], budget: Budget, names: Sequence[str], number: int
+) -> dict[str, Tensor]:
+    """Returns what a selection keeps of some layers."""
+    if not names:
+        return {}
+    own = {name: scores[name] for name in names}
+    alive = {name: budget.alive[name] for name in names}
+    part = Budget(max(0, number), alive, budget.slices)
+    return guarded(select(own, part), own, part)
+
+
+def count(masks: Mapping[str, Tensor]) -> int:
+    """Returns how many entries of keep-masks are True."""
+    return sum(int(mask.count_nonzero()) for mask in masks.values())
 
 
 def guarded(keep: Mapping[str, Tensor], scores: Mapping[str, Tensor], budget: Budget) -> dict[str, Tensor]:

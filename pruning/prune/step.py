@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pruning.distributed import broadcast_by_name
 from pruning.errors import UsageError
+from pruning.modules.by_name import at_most
 from pruning.modules.calls import Batches
 from pruning.prune.criterion import Criterion, WeightCriterion
-from pruning.prune.rank import Budget, check_scores, detached, guarded
+from pruning.prune.rank import Budget, check_scores, count, detached, guarded, select_by_layer
 from pruning.state import PrunableState
 
 SPARSER_ALREADY = "the network is already sparser than that"
@@ -37,6 +38,8 @@ class Event:
         optimizers: whose state is cut along with the parameters.
         cut_along: dicts of tensors by parameter name that are cut along.
         before_cut: told which nodes stay, just before the others go.
+        limit: the sparsity that this and later events lead to; this one's if not given. Layers with a share of their
+            own lose it in proportion.
     """
 
     sparsity: float
@@ -46,6 +49,12 @@ class Event:
     optimizers: Iterable[torch.optim.Optimizer] = ()
     cut_along: Iterable[Any] = ()
     before_cut: Callable[[Tensor], None] = lambda keep: None
+    limit: float | None = None
+
+    @property
+    def progress(self) -> float:
+        """How much of the way to the limit is done after this event, 0 to 1."""
+        return min(1.0, self.sparsity / self.limit) if self.limit else 1.0
 
 
 @singledispatch
@@ -57,9 +66,10 @@ def carry_out(criterion: Criterion, network: PrunableState, event: Event) -> str
 @carry_out.register(WeightCriterion)
 def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Event) -> str:
     alive = network.alive()
-    budget = weight_budget(network, alive, event.sparsity)
+    budget = weight_budget(network, alive, event.sparsity, event.progress)
     n_alive = count(alive)
-    if criterion.threshold is None:
+    above_share = any(count({name: alive[name]}) > number for name, number in budget.fixed.items())
+    if criterion.threshold is None and not above_share:
         if budget.keep > n_alive:
             return SPARSER_ALREADY
         # One that revives may choose others, even if as many stay.
@@ -75,21 +85,46 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Ev
     if criterion.threshold is not None:
         above = {name: score >= criterion.threshold for name, score in scores.items()}
         # How many stay is known now; which ones is a ranking as for any limit, guards and controls included.
-        budget.keep = count(guarded(above, scores, budget))
+        budget.keep = _number_above(guarded(above, scores, budget), budget)
         if budget.keep == n_alive:
             return f"no score lies under the threshold of {criterion.threshold}"
     ranking = scores
     if event.invert:
         ranking = {name: -score.double() for name, score in scores.items()}
-    keep = criterion.select(ranking, budget)
-    # What is gone stays gone and no layer is emptied, whatever a selection of the criterion's own may say.
-    return mask_weights(network, guarded(keep, ranking, budget), budget)
+    return mask_weights(network, select_by_layer(criterion.select, ranking, budget), budget)
 
 
-def weight_budget(network: PrunableState, alive: dict[str, Tensor], sparsity: float) -> Budget:
-    """Returns how many of the ranked weights may stay."""
+def _number_above(above: Mapping[str, Tensor], budget: Budget) -> int:
+    """Returns how many weights lie above a threshold, with those that the rules by layer keep or let go instead."""
+    total = 0
+    for name, mask in above.items():
+        alive = count({name: budget.alive[name]})
+        stays = max(count({name: mask}), budget.least.get(name, 0))
+        total += min(alive, budget.fixed.get(name, stays))
+    return total
+
+
+def weight_budget(network: PrunableState, alive: dict[str, Tensor], sparsity: float, progress: float = 1.0) -> Budget:
+    """Returns how many of the ranked weights may stay, and what the rules by layer say of each layer.
+
+    Args:
+        network: what is pruned.
+        alive: keep-masks of the ranked weights.
+        sparsity: fraction removed of them since the start.
+        progress: how much of the layers' own shares goes by now, 0 to 1.
+    """
     total = sum(network.start_sizes[name] for name in alive)
-    return Budget(keep=total - round(sparsity * total), alive=alive, slices=network.slices)
+    fixed: dict[str, int] = {}
+    least: dict[str, int] = {}
+    max_share = network.layer_rules.max_share
+    for name in alive:
+        size = network.start_sizes[name]
+        if max_share is not None:
+            least[name] = size - at_most(max_share, size)
+        if name in network.named.shares:
+            share = network.named.shares[name] * progress
+            fixed[name] = max(size - round(share * size), least.get(name, 0))
+    return Budget(total - round(sparsity * total), alive, network.slices, fixed, least)
 
 
 def mask_weights(network: PrunableState, keep: dict[str, Tensor], budget: Budget) -> str:
@@ -98,10 +133,10 @@ def mask_weights(network: PrunableState, keep: dict[str, Tensor], budget: Budget
     kept = count(keep)
     if kept == budget.keep:
         return ""
-    why = "no layer is emptied" if kept > budget.keep else "the criterion's own selection"
+    if kept < budget.keep:
+        why = "layers with a share lose it" if budget.fixed else "the criterion's own selection"
+    elif budget.fixed.keys() >= budget.alive.keys():
+        why = "each layer's share is a whole number of weights"
+    else:
+        why = network.layer_rules.why_more()
     return f"{kept:,} weights stay instead of {budget.keep:,}: {why}"
-
-
-def count(masks: Mapping[str, Tensor]) -> int:
-    """Returns how many entries of keep-masks are True."""
-    return sum(int(mask.count_nonzero()) for mask in masks.values())

@@ -11,6 +11,7 @@ from typing import Any
 
 from utils.experiments.demand import Demand
 from utils.experiments.wanted import Wanted
+from utils.settings.values import pairs_of
 
 DENSE = "EmptyCrit"
 
@@ -115,6 +116,8 @@ def command(values: Mapping[str, Any]) -> list[str]:
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, (list, tuple)):
             words += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            words += [f"--{name}", *pairs_of(value)]
         elif value is not None:
             words.append(f"--{name}={value}")
     return words

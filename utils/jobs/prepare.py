@@ -15,7 +15,7 @@ from utils.runs.environment import forget_peak_memory, pick_device
 from utils.runs.run_folder import RunFolder
 from utils.runs.saving import load_start, other_run
 from utils.settings import registry
-from utils.settings.core import node_rules, without_effect
+from utils.settings.core import layer_rules, node_rules, without_effect
 from utils.settings.resolve import Settings
 from utils.trainer import PruningCallback, Trainer
 
@@ -54,6 +54,7 @@ def prepare(chosen: Settings) -> Parts:
         # Where nodes go, inputs and outputs of the network are protected anyway.
         outer_layers=criterion.unit == "nodes" or core.outer_layer_pruning is not False,
         node_rules=node_rules(chosen.values),
+        layer_rules=layer_rules(chosen.values),
     )
     network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
     return Parts(

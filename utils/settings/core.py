@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pruning.errors import UsageError
+from pruning.modules.by_name import LayerRules
 from pruning.prune.criterion import Criterion, WeightCriterion
 from pruning.state import NodeRules
 from utils.settings.registry import ROOT
@@ -145,6 +146,7 @@ def check_together(values: Mapping[str, Any]) -> None:
             raise UsageError(f"--{name} needs --experiment FILE.")
     if values["ray"] and values["workers"] is not None:
         raise UsageError("--ray and --workers both say where the runs of an experiment are made; give one.")
+    layer_rules(values)
     if values["export"] != "none":
         from pruning.export import check_export  # which few need
 
@@ -155,6 +157,11 @@ def node_rules(values: Mapping[str, Any]) -> NodeRules:
     """Returns the rules for shapes that the user's settings ask for."""
     given = {rule.name: values[_flag_of(rule.name)] for rule in fields(NodeRules)}
     return NodeRules(**given)
+
+
+def layer_rules(values: Mapping[str, Any]) -> LayerRules:
+    """Returns the rules by layer that the user's settings ask for."""
+    return LayerRules(**{rule.name: values[rule.name] for rule in fields(LayerRules)})
 
 
 def _flag_of(rule: str) -> str:

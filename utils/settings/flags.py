@@ -17,11 +17,13 @@ from utils.settings.values import (
     check_limits,
     format_value,
     is_list,
+    is_mapping,
     is_union,
     item_of,
     length_of,
     options_of,
     parse_value,
+    takes_several,
     typable,
 )
 
@@ -75,10 +77,18 @@ class Flag:
             parser.add_argument(f"--{self.name}", action=argparse.BooleanOptionalAction, **common)
             return
         kind = self.kind
-        if is_list(kind):
+        if takes_several(kind):
             common["nargs"] = "*"
-            kind = item_of(kind)
-        parser.add_argument(f"--{self.name}", type=self._convert(kind), metavar=self._metavar(), **common)
+        if is_mapping(kind):
+            convert: Callable[[str], Any] = self._checked_pair
+        else:
+            convert = self._convert(item_of(kind) if is_list(kind) else kind)
+        parser.add_argument(f"--{self.name}", type=convert, metavar=self._metavar(), **common)
+
+    def _checked_pair(self, text: str) -> str:
+        """Returns a `name=number` word as it is, once it is known to be one: all of them together make the value."""
+        self._convert(self.kind)(text)
+        return text
 
     def _help(self) -> str:
         text = self.help
@@ -103,6 +113,8 @@ class Flag:
             return "CRITERION"
         if typing.get_origin(self.kind) is typing.Literal:
             return "{" + ",".join(str(option) for option in typing.get_args(self.kind)) + "}"
+        if is_mapping(self.kind):
+            return "NAME=NUMBER"
         inner = (typing.get_args(self.kind) or (self.kind,))[0]
         return getattr(inner, "__name__", "value").upper()
 
@@ -113,6 +125,8 @@ class Flag:
             words = {int: "whole numbers", float: "numbers"}.get(item_of(self.kind), "values")
             count = length_of(self.kind)
             return f"{count} {words}" if count else words
+        if is_mapping(self.kind):
+            return "NAME=NUMBER, once for each name"
         words_of = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         return words_of.get(self.kind, self.type_name())
 
@@ -124,6 +138,8 @@ class Flag:
             return "criterion"
         if self.kind is bool:
             return "switch"
+        if is_mapping(self.kind):
+            return "name=number"
         name = getattr(self.kind, "__name__", str(self.kind))
         arguments = [getattr(a, "__name__", "") for a in typing.get_args(self.kind) if a is not Ellipsis]
         return f"{name} of {arguments[0]}" if arguments else name

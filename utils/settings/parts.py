@@ -48,6 +48,7 @@ GIVEN = ("network", "batches", "draw_batches", "fresh_model", "early_model", "re
 FIXED = (
     FixedPart("core", "utils.settings.core", "Core"),
     FixedPart("nodes", "pruning.state", "NodeRules", renamed=FLAG_OF_RULE),
+    FixedPart("layers", "pruning.modules.by_name", "LayerRules"),
     FixedPart("pictures", "utils.settings.core", "Plots"),
     FixedPart("pruning", "trainers._pruning", "Pruning", ("criterion", *GIVEN)),
     FixedPart("pruning", "utils.jobs.parts", "ScoreBatches", GIVEN),
@@ -56,6 +57,9 @@ FIXED = (
     FixedPart("saving", "utils.runs.saving", "Saving", ("folder", "pruning", *GIVEN)),
     FixedPart("experiments", "utils.experiments.asked", "Asked"),
 )
+
+# Settings that came later: runs made before did what their defaults say.
+LATER = frozenset(("only", "skip", "shares", "max_share", "unit"))
 
 TITLES = frozenset(part.title for part in FIXED)
 

@@ -19,7 +19,7 @@ from utils.settings.earlier_runs import find_run, taken_over
 from utils.settings.flags import OWN, Flag, canonical
 from utils.settings.known import aliases, check_leftover, every_flag, unused
 from utils.settings.parser import make_parser
-from utils.settings.parts import TITLES, default_of, fixed_flags
+from utils.settings.parts import LATER, TITLES, default_of, fixed_flags
 from utils.settings.presets import AUTOCONFIG, TASK, Lines, checked, presets, read_yaml, switches
 from utils.settings.registry import KINDS
 from utils.settings.signatures import REQUIRED
@@ -113,7 +113,7 @@ def load(saved: Mapping[str, Any], changed: Mapping[str, Any], source: Any) -> S
     for flag in flags:
         if flag.name in saved:
             values[flag.name] = flag.check(saved[flag.name], str(source))
-        elif flag.default is not OWN:
+        elif flag.default is not OWN and flag.name not in LATER:
             raise UsageError(f"{source} lacks {flag.name}; a run is taken up again only with all its settings.")
     return _finish(values | dict(changed), flags, [])
 

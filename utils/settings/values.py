@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypedDict
@@ -64,9 +64,16 @@ def format_value(value: Any) -> str:
     """A default as it would be typed."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, dict):
+        value = pairs_of(value)
     if isinstance(value, (list, tuple)):
         return " ".join(str(item) for item in value) or "none"
     return str(value)
+
+
+def pairs_of(mapping: Mapping[str, Any]) -> list[str]:
+    """A mapping as it would be typed: `name=value` for each."""
+    return [f"{name}={value}" for name, value in mapping.items()]
 
 
 # -- types ------------------------------------------------------------------------------------------------------------
@@ -78,6 +85,16 @@ def is_union(annotation: Any) -> bool:
 
 def is_list(kind: Any) -> bool:
     return kind in (list, tuple) or typing.get_origin(kind) in (list, tuple)
+
+
+def is_mapping(kind: Any) -> bool:
+    """Whether numbers by name are taken, typed as `name=number name=number`."""
+    return typing.get_origin(kind) is dict and typing.get_args(kind) == (str, float)
+
+
+def takes_several(kind: Any) -> bool:
+    """Whether several words can be typed."""
+    return is_list(kind) or is_mapping(kind)
 
 
 def length_of(kind: Any) -> int:
@@ -104,7 +121,9 @@ def typable(kind: Any) -> bool:
         return all(typable(option) for option in options_of(kind))
     if is_list(kind):
         inner = item_of(kind)
-        return inner is not bool and not is_list(inner) and typable(inner)
+        return inner is not bool and not takes_several(inner) and typable(inner)
+    if is_mapping(kind):
+        return True
     if typing.get_origin(kind) is typing.Literal:
         return True
     readable = (str, int, float, Path, Criterion)
@@ -122,6 +141,8 @@ def parse_value(kind: Any, value: Any) -> Any:
         return _parse_union(kind, value)
     if is_list(kind):
         return _parse_list(kind, value)
+    if is_mapping(kind):
+        return _parse_mapping(value)
     if kind is bool:
         # The text "false" would count as true, so only YAML's and argparse's own truth values pass.
         if not isinstance(value, bool):
@@ -154,6 +175,8 @@ def _parse_union(union: Any, value: Any) -> Any:
 
 
 def _parse_list(kind: Any, value: Any) -> Sequence[Any]:
+    if isinstance(value, str) and item_of(kind) is str:
+        value = [value]  # of a file, which need not put one name in brackets
     if not isinstance(value, (list, tuple)):
         raise TypeError(value)
     if length_of(kind) not in (0, len(value)):
@@ -161,6 +184,28 @@ def _parse_list(kind: Any, value: Any) -> Sequence[Any]:
     items = [parse_value(item_of(kind), item) for item in value]
     wants_tuple = tuple in (kind, typing.get_origin(kind))
     return tuple(items) if wants_tuple else items
+
+
+def _parse_mapping(value: Any) -> dict[str, float]:
+    """Reads {name: number}, or `name=number` words, each name once."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        pairs: dict[str, Any] = {}
+        for word in value:
+            name, _, number = str(word).rpartition("=")
+            if not name or name in pairs:
+                raise ValueError(word)
+            pairs[name] = number
+        value = pairs
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    found = {}
+    for name, number in value.items():
+        if not isinstance(name, str):
+            raise TypeError(name)
+        found[name] = parse_value(float, number)
+    return found
 
 
 def _whole_number(value: Any) -> int:

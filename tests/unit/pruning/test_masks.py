@@ -140,12 +140,12 @@ def test_a_weight_whose_zeros_do_not_last_is_left_out():
     assert torch.equal(model[0].weight, before)
 
 
-def test_frozen_layers_are_pruned_and_stay_frozen():
+def test_frozen_layers_that_are_asked_for_are_pruned_and_stay_frozen():
     model = build(mlp)
     model[0].weight.requires_grad_(False)
     network = PrunableNetwork(model, torch.zeros(1, 6))
     batches = data((6,))
-    network.prune(SNIP(), batches, sparsity=0.5)
+    network.prune(SNIP(), batches, sparsity=0.5, only="*")
     assert network.masks.removed("0.weight") > 0
     frozen = model[0].weight.clone()
     trainer_of(network, batches).train()

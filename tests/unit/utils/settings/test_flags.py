@@ -64,6 +64,10 @@ def test_what_is_no_whole_number(text):
         (str | int, "5", 5),
         (int | str, "five", "five"),
         (int | float, "0.5", 0.5),
+        (list[str], "a", ["a"]),
+        (dict[str, float], {"a.*": "1e-1"}, {"a.*": 0.1}),
+        (dict[str, float], ["a=b=.5", "c=1"], {"a=b": 0.5, "c": 1.0}),
+        (dict[str, float], "a=1", {"a": 1.0}),
     ],
 )
 def test_values_in_their_types(kind, value, expected):
@@ -74,6 +78,7 @@ def test_values_in_their_types(kind, value, expected):
 @pytest.mark.parametrize(
     ("kind", "value"),
     [(bool, "true"), (bool, 1), (int, True), (float, False), (float, [1.0]), (str, {"a": 1}), (list[int], 3)]
+    + [(dict[str, float], value) for value in ("a", ["a=x"], ["a=1", "a=2"], ["=1"], {1: 0.5}, {"a": [1]}, 3)]
     + [(list[int], "12"), (tuple[float, float], [1.0]), (Literal["a", "b"], "c"), (int | float, "x")],
 )
 def test_values_that_do_not_fit(kind, value):
@@ -92,7 +97,7 @@ def test_none_fits_where_none_is_the_default():
 
 def test_what_can_be_typed():
     inside = [int, float, str, bool, Path, list[int], list, tuple[int, ...], Literal["a"], int | str, Criterion]
-    assert all(typable(kind) for kind in [*inside, int | None, list[str] | None])
+    assert all(typable(kind) for kind in [*inside, int | None, list[str] | None, dict[str, float]])
     outside = [dict, Callable, object, list[list[int]], list[dict], dict[str, int] | None, type(print), bytes]
     assert not any(typable(kind) for kind in outside)
 
