@@ -44,7 +44,7 @@ from tests.slow.networks import LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "coverage.md"
-CACHES = ("past_key_values", "cache_params", "mems", "state")
+CACHES = ("cache", "past_key_values", "cache_params", "mems", "state")
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 
 # -- one network -------------------------------------------------------------------------------------------------------
