@@ -119,6 +119,8 @@ def _inputs_for(model: nn.Module, config: Any) -> dict[str, Any]:
             }
         return {"input_features": torch.randn(1, 64, bins)}
     if main == "input_values":
+        if hasattr(config, "num_mel_bins"):
+            return {"input_values": torch.randn(1, config.max_length, config.num_mel_bins)}
         return {"input_values": torch.randn(1, 4000)}
     if main == "past_values":
         length = getattr(config, "context_length", 32)

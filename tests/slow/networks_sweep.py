@@ -310,11 +310,13 @@ def _in_child(name: str, build: Any, gigabytes: float, theirs: bool, file: str) 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     try:
-        built = build()
-    except Exception as error:  # noqa: BLE001 - what a library does not build is none of ours
+        model, inputs = build()
+        with torch.no_grad():
+            outputs_of(model.eval(), inputs)
+    except Exception as error:  # noqa: BLE001 - what does not run as it is built here is no network of the sweep
         _write(file, {"not built": _told(error)})
         return
-    del built
+    del model, inputs
     try:
         row = measure_theirs(build) if theirs else measure(build)
     except Exception as error:  # noqa: BLE001 - the sweep is there to find what fails
