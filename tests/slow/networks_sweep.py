@@ -199,14 +199,14 @@ def trains_on(model: nn.Module, inputs: Any) -> str:
     return ""
 
 
-def loads(dense: nn.Module, small: nn.Module, inputs: Any, *, extras: bool) -> str:
+def loads(dense: nn.Module, small: nn.Module, inputs: Any, *, extras: bool = False, example: Any = None) -> str:
     """Loads the smaller network's weights into a dense one: "right", "refused", or "WRONG"."""
     saved: dict[str, Any] = {"state_dict": copy.deepcopy(small.state_dict())}
     if extras:
         saved["extras"] = extras_of(small)
     target = copy.deepcopy(dense)
     try:
-        load_pruned(target, saved)
+        load_pruned(target, saved, example)
     except UsageError:
         return "refused"
     try:
@@ -248,8 +248,9 @@ def measure(build: Any) -> dict[str, Any]:
         row[f"left by {way}"] = sum(parameter.numel() for parameter in model.parameters()) / row["parameters"]
     row["pruned"] = "yes"
     with torch.no_grad():
-        for key, extras in (("bare", False), ("extras", True)):
-            row[key] = loads(dense, model, inputs, extras=extras)
+        row["bare"] = loads(dense, model, inputs)
+        row["example"] = loads(dense, model, inputs, example=inputs)
+        row["extras"] = loads(dense, model, inputs, extras=True)
         row["copy"] = same(outputs_of(copy.deepcopy(model), inputs), outputs_of(model, inputs))
         row["equality"] = _equality_or_why_not(dense, inputs)
     row["export"] = _exports(model, inputs)
@@ -363,8 +364,8 @@ _HEAD = """# Coverage: networks of other libraries
 Written by `python -m tests.slow.networks_sweep`. Networks have random weights and tiny settings. *Share* is the part of
 hidden channels that can go. *Equality*: in float64 the smaller network equals the one with the removed slices zero;
 "norms skip" compares layer norms with norms that leave the removed entries out; "told" means the plan says that values
-change. *Bare* and *extras*: what `load_pruned` makes of the state dict alone, and with `extras_of`. *Graph* is its time
-by that of a forward pass.
+change. *Bare*, *example*, *extras*: what `load_pruned` makes of the state dict alone, with example inputs, and with
+`extras_of`. *Graph* is its time by that of a forward pass.
 
 """
 
@@ -378,15 +379,15 @@ def page(rows: dict[str, dict[str, Any]], libraries: list[str]) -> str:
     runs = sum(row.get("pruned") == "yes" and row.get("trains") == "yes" for row in built.values())
     lines.append(f"| lose half of their nodes, run and train on | {runs} |\n")
     lines.append(f"| mean share of hidden channels that can go | {np.mean(shares):.3f} |\n")
-    for key in ("equality", "bare", "extras", "export", "theirs"):
+    for key in ("equality", "bare", "example", "extras", "export", "theirs"):
         counts = Counter(str(row[key]).split(":")[0] for row in built.values() if key in row)
         told = ", ".join(f"{what} {count}" for what, count in counts.most_common())
         if told:
             lines.append(f"| {'Torch-Pruning' if key == 'theirs' else key} | {told} |\n")
     damaged = sum("damaged" in row for row in built.values())
     lines.append(f"| damaged by a look | {damaged} |\n\n")
-    lines.append("| network | share | left | equality | bare | extras | export | graph | Torch-Pruning |\n")
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+    lines.append("| network | share | left | equality | bare | example | extras | export | graph | Torch-Pruning |\n")
+    lines.append("|" + " --- |" * 10 + "\n")
     for name, row in built.items():
         lines.append(_line(name, row))
     return "".join(lines)
@@ -395,13 +396,13 @@ def page(rows: dict[str, dict[str, Any]], libraries: list[str]) -> str:
 def _line(name: str, row: dict[str, Any]) -> str:
     other = str(row.get("theirs", "-")).split(":")[0]
     if "failed" in row:
-        return f"| {name} | {row['failed'].replace('|', '/')} | | | | | | | {other} |\n"
+        return f"| {name} | {row['failed'].replace('|', '/')} | | | | | | | | {other} |\n"
     left = row.get("left by magnitude")
     cells = [
         name,
         f"{row['share']:.3f}",
         "-" if left is None else f"{left:.2f}",
-        *(str(row.get(key, "-")) for key in ("equality", "bare", "extras", "export")),
+        *(str(row.get(key, "-")) for key in ("equality", "bare", "example", "extras", "export")),
         f"{row['graph_by_forward']:.0f}",
         other,
     ]
