@@ -46,11 +46,13 @@ def replaced_integers(holder: Any, change: Made) -> Iterator[tuple[str, Any]]:
 
     Args:
         holder: a module or a plain object. What torch's own modules say about their weights follows from shapes
-            (`module_integers`) and is left out.
+            (`module_integers`) and is left out; without weights, as in a norm that only normalises, nothing says it.
         change: called with attribute, path within its containers and integer; returns the integer to put there.
     """
     if isinstance(holder, nn.Module) and any(isinstance(holder, kinds) for kinds, _ in BY_TYPE):
-        return
+        has_weights = any(weight is not None for weight in holder._parameters.values())
+        if has_weights:
+            return
     for name, value in vars(holder).items():
         if name in _REGISTRIES or not _holds_integers(value, _DEEPEST):
             continue

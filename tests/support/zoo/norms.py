@@ -34,6 +34,15 @@ def group_norm() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), conv(8, 6), Head(6))
 
 
+@case(rows(), 8)
+def norms_without_weights() -> nn.Module:
+    """Nothing but an integer says how wide they are."""
+    over_batch = nn.BatchNorm1d(5, affine=False, track_running_stats=False)  # the rows' positions are its channels
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Tanh(), nn.Linear(8, 6), over_batch,
+        nn.ReLU(), nn.Linear(6, 4))  # fmt: skip
+
+
 @case(picture(), 12)
 def weight_norm() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU(),
