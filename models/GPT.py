@@ -14,7 +14,7 @@ class GPT(nn.Module):
 
     858,880 parameters as it is here for 256 tokens and windows of 256 (Radford et al. 2019, "Language Models are
     Unsupervised Multitask Learners"). Differs from the paper: queries, keys and values are three layers instead of
-    one, so that heads can go one by one; no dropout by default.
+    one, so that heads can go one by one; weights are drawn for the width; no dropout by default.
 
     Args:
         layers: blocks of attention and MLP.
@@ -62,14 +62,18 @@ class GPT(nn.Module):
         return self.output(self.norm(x))
 
     def _draw_weights(self, layers: int) -> None:
-        """GPT-2's start; what is added to the residual stream is drawn smaller the more layers add to it."""
+        """GPT-2's start, but for the deviation: its 0.02 is for widths near 1000, and would be slow to leave here.
+
+        What is added to the residual stream is drawn smaller the more layers add to it.
+        """
+        deviation = self.tokens.embedding_dim**-0.5
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 is_last_of_block = name.endswith(("attention.output.weight", "mlp.output.weight"))
                 scale = 1 / math.sqrt(2 * layers) if is_last_of_block else 1.0
-                nn.init.normal_(parameter, std=0.02 * scale)
+                nn.init.normal_(parameter, std=deviation * scale)
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ from utils import processes
 from utils.files import write_atomic
 from utils.settings import resolve
 from utils.settings.command_line import CommandLine
-from utils.settings.core import Core
+from utils.settings.core import Core, model_stem
 from utils.settings.earlier_runs import find_run, read_settings
 from utils.settings.registry import KINDS, ROOT
 from utils.settings.resolve import Settings
@@ -129,7 +129,7 @@ def _folder_name(core: Core) -> str:
     """Returns `<date>_<run_name>`, in letters that every file system takes."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     what = "eval" if core.eval else core.prune_criterion
-    name = core.run_name or f"{what}_{core.model}_{core.data_set}"
+    name = core.run_name or f"{what}_{model_stem(core.model)}_{core.data_set}"
     return "".join(letter if letter.isalnum() or letter in "._-+" else "-" for letter in f"{stamp}_{name}")
 
 

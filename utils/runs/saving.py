@@ -15,7 +15,7 @@ from pruning.modules.calls import device_of
 from utils.runs import checkpoints
 from utils.runs.run_folder import RunFolder
 from utils.settings import registry
-from utils.settings.core import Core
+from utils.settings.core import Core, model_stem
 from utils.settings.earlier_runs import known_runs, taken_over
 from utils.settings.resolve import Settings
 from utils.trainer import PruningCallback, Trainer, TrainingMoment
@@ -48,7 +48,7 @@ class Saving:
         keep_epochs: tuple[int, ...] = (),
     ) -> None:
         self.folder = folder
-        self.stem = _stem(model)
+        self.stem = model_stem(model)
         self.checkpoint = checkpoint_of(folder, model)
         self.finished = folder.models / f"{self.stem}_finished"
         self.network = network
@@ -101,12 +101,7 @@ class Saving:
 
 def checkpoint_of(folder: RunFolder, model: str) -> Path:
     """Returns the file that a run of this model goes on from."""
-    return folder.models / f"{_stem(model)}_checkpoint"
-
-
-def _stem(model: str) -> str:
-    """Returns the name of a model's files; names of libraries' models hold a slash."""
-    return model.replace("/", "-")
+    return folder.models / f"{model_stem(model)}_checkpoint"
 
 
 def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None = None) -> None:

@@ -34,7 +34,7 @@ class Core:
     """Settings that many parts share.
 
     Args:
-        model: network to train and prune; also torchvision/NAME or timm/NAME.
+        model: network to train and prune; also torchvision/NAME, timm/NAME, hf/FOLDER or hf/TYPE.
         data_set: data to train and test on.
         prune_criterion: what scores the weights, and when it prunes.
         loss: what training minimises, and what is measured.
@@ -117,6 +117,21 @@ class Core:
         self.data_dir = _absolute(self.data_dir)
         if self.plugin_dir:
             self.plugin_dir = _absolute(self.plugin_dir)
+        folder = model_folder(self.model)
+        if folder:
+            self.model = f"hf/{_absolute(folder)}"
+
+
+def model_folder(model: str) -> str:
+    """Returns the folder that a model is read from, "" for a model with a name of its own."""
+    library, _, place = model.partition("/")
+    return place if library == "hf" and Path(place).expanduser().is_dir() else ""
+
+
+def model_stem(model: str) -> str:
+    """Returns a model's name as a part of a file's: those of libraries hold a slash, and some are whole paths."""
+    library, slash, place = model.partition("/")
+    return f"{library}-{Path(place).name}" if slash else model
 
 
 def _absolute(path: str) -> str:

@@ -67,7 +67,7 @@ def taken_over(run: Path, users: Mapping[str, Any]) -> dict[str, Any]:
     """
     file = run / "settings.yaml"
     saved = {name: value for name, value in read_settings(file).items() if value is not None}
-    saved.pop("pretrained", None)  # the checkpoint makes pretrained weights needless
+    saved["pretrained"] = False  # the checkpoint makes pretrained weights needless
     for place in ("plugin_dir", "data_dir"):
         # A run of another machine names folders, or a file of data, that are not here.
         if not saved.get(place) or not Path(str(saved[place])).exists():

@@ -11,7 +11,14 @@ from utils.console import Console
 from utils.settings import registry
 
 # Networks that are no files of ours.
-LIBRARIES = {"models": [("torchvision/NAME", "any classifier of torchvision"), ("timm/NAME", "any model of timm")]}
+LIBRARIES = {
+    "models": [
+        ("torchvision/NAME", "any classifier of torchvision"),
+        ("timm/NAME", "any model of timm"),
+        ("hf/FOLDER", "a model in the form of transformers"),
+        ("hf/TYPE", "any type of transformers, such as llama, with --hf_config"),
+    ]
+}
 
 
 def print_list(console: Console) -> None:

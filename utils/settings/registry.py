@@ -37,7 +37,7 @@ BASES: dict[str, type] = {"models": nn.Module, "criterions": Criterion}
 METHODS = {"data_sets": ("train", "test"), "losses": ("__call__",), "trainers": ("train",), "testers": ("evaluate",)}
 
 # Networks that come from other libraries -> one of them; all of a library take the same flags.
-FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18"}}
+FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet18", "hf/FOLDER, hf/TYPE": "hf/"}}
 
 # What the framework gives by name; every other constructor parameter is a flag.
 HANDED_OVER = frozenset(
