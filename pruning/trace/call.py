@@ -40,6 +40,7 @@ class Notes:
         self.sizes_are_read = False  # whether equations say how large the parts are that are being made
         self.head_axes: HeadAxes = {}  # known before the run; see pruning/trace/heads.py
         self.head_labels: set[int] = set()  # labels of dimensions with one index per head
+        self.steps = 0  # operations so far that parameters had a part in; others may run once only and be kept
         self.block = 0  # of a reshape, which of its blocks is at work
         self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
 
@@ -128,7 +129,7 @@ class Notes:
 
     def head_axis(self, side: str) -> int | None:
         """Returns which dimension of the block at work counts heads, of those before ("in") or after it ("out")."""
-        return self.head_axes.get((len(self.entries), self.block, side))
+        return self.head_axes.get((self.steps, self.block, side))
 
     def note_heads(self, labels: Labels) -> None:
         """Takes down that a dimension has one index per head."""

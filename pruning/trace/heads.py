@@ -12,7 +12,7 @@ counts the heads, whatever module or function computes them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,14 +28,14 @@ class _Factored:
     """A dimension beside the several that it was split into, or that it was joined of.
 
     Args:
-        key: where, as in `HeadAxes`.
         table: labels of the one, in the shape of the several.
         sides: which of the several -> its labels; the others have none.
+        uses: where this happens: a key of `HeadAxes`, and which side each dimension of the block is, -1 for none.
     """
 
-    key: tuple[int, int, str]
     table: Labels
     sides: dict[int, Labels]
+    uses: list[tuple[tuple[int, int, str], list[int]]] = field(default_factory=list)
 
     @property
     def core(self) -> Labels:
@@ -57,6 +57,7 @@ class HeadSearch(Trace):
         super().__init__(rules, first_label, real=real)
         self.factored: list[_Factored] = []
         self.batches: list[Labels] = []  # dimensions along which activations are multiplied batch by batch
+        self._sides: set[int] = set()  # labels that this search made
 
     def batched(self, axis: Axis | None) -> None:
         if axis is not None:
@@ -72,15 +73,18 @@ class HeadSearch(Trace):
             return None  # one side has all labels; the rule finds it
         known = self._with_table(table)
         if known is None:
-            known = self._enter("out", table, {place: self.new_labels(table.shape[place]) for place in varying})
+            known = self._enter(table, {place: self.new_labels(table.shape[place]) for place in varying})
             self.note_heads(known.sides[varying[0]])
+        self._note_use(known, "out", list(range(table.ndim)))
         found: list[Axis | None] = [None] * table.ndim
         for place, labels in known.sides.items():
             found[place] = Axis(labels, zero)
         return found
 
     def joined(self, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
-        labelled = {place: axis for place, axis in enumerate(axes) if axis is not None}
+        labelled = {place: axis for place, axis in enumerate(axes) if axis is not None and self._may_be_of_heads(axis)}
+        if len(labelled) < 2:
+            return None
         zero = all(axis.zero for axis in labelled.values())
         sides = {place: axis.labels for place, axis in labelled.items()}
         again = self._joined_again(sides, sizes)
@@ -90,13 +94,24 @@ class HeadSearch(Trace):
             return None  # a part of what was split; its outermost dimension goes on
         shape = [size if place in sides else 1 for place, size in enumerate(sizes)]
         labels = self.new_labels(math.prod(shape)).reshape(shape)
-        known = self._enter("in", np.broadcast_to(labels, sizes), sides)
+        known = self._enter(np.broadcast_to(labels, sizes), sides)
+        self._note_use(known, "in", list(range(len(sizes))))
         return Axis(known.table.reshape(-1), zero)
 
-    def _enter(self, side: str, table: Labels, sides: dict[int, Labels]) -> _Factored:
-        known = _Factored((len(self.entries), self.block, side), table, sides)
+    def _may_be_of_heads(self, axis: Axis) -> bool:
+        """Says whether a parameter is behind a dimension; a batch that an `expand` made is no matter of heads."""
+        first = int(axis.labels[0])
+        return first < self.first_label or first in self._sides
+
+    def _enter(self, table: Labels, sides: dict[int, Labels]) -> _Factored:
+        known = _Factored(table, sides)
         self.factored.append(known)
+        for labels in (table, *sides.values()):
+            self._sides.update(labels.ravel().tolist())
         return known
+
+    def _note_use(self, known: _Factored, side: str, places: list[int]) -> None:
+        known.uses.append(((self.steps, self.block, side), places))
 
     def _with_table(self, table: Labels) -> _Factored | None:
         """Returns where these labels were split, or joined, in the same shape before."""
@@ -113,6 +128,10 @@ class HeadSearch(Trace):
             order = [_index(own, labels) for labels in sides.values()]
             if sorted(order) != list(range(len(own))):
                 continue
+            places = [-1] * len(sizes)
+            for place, index in zip(sides, order, strict=True):
+                places[place] = list(known.sides)[index]
+            self._note_use(known, "in", places)
             shape = [len(sides[place]) if place in sides else 1 for place in range(len(sizes))]
             table = known.core.transpose(order).reshape(shape)
             return np.broadcast_to(table, sizes).reshape(-1)
@@ -139,7 +158,7 @@ def head_axes(search: HeadSearch) -> HeadAxes:
         if place is None:
             left.append(known)
             continue
-        found[known.key] = place
+        _enter_uses(found, known, place)
         front = front_of(known.table, place)
         ties += [(row, front[0], 0) for row in front[1:]]
         ties.append((front[0], known.sides[place], 0))
@@ -150,8 +169,13 @@ def head_axes(search: HeadSearch) -> HeadAxes:
     for known in left:
         place = _constant_place(known, component)
         if place is not None:
-            found[known.key] = place
+            _enter_uses(found, known, place)
     return found
+
+
+def _enter_uses(found: HeadAxes, known: _Factored, side: int) -> None:
+    for key, places in known.uses:
+        found[key] = places.index(side)
 
 
 def _batched_place(known: _Factored, component: Labels, of_batches: Labels) -> int | None:

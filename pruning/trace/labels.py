@@ -13,7 +13,8 @@ from torch import Tensor
 
 Labels = NDArray[np.int64]
 
-# (number of an operation in its run, block of its reshape, "in" or "out") -> which dimension of the block counts heads.
+# (number of an operation among those that parameters had a part in, block of its reshape, "in" or "out") -> which
+# dimension of the block counts heads; see pruning/trace/heads.py.
 HeadAxes = dict[tuple[int, int, str], int]
 
 # What part a slice of a weight plays in its layer, as bits, since a shared weight may play several.

@@ -76,6 +76,8 @@ class Trace(TorchDispatchMode, Notes):
             if func._schema.is_mutable:
                 self._note_written(given, args)
         inputs = tensors_in(args, kwargs)
+        if any(tensor.is_meta or id(tensor) in self._made for tensor in inputs):
+            self.steps += 1
         self._open(inputs, args, kwargs)
 
         out = self._execute(func, args, kwargs)

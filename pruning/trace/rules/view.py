@@ -113,7 +113,7 @@ def _reshape_block(
 
     def most_gained() -> int:
         of_heads = trace.head_axis("in")
-        if of_heads is not None:
+        if of_heads in labelled:
             return of_heads
         return max(labelled, key=lambda place: _gain(trace, labelled[place]))
 
