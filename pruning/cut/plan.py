@@ -346,7 +346,7 @@ class PruningPlan:
             cuts.add_tensor(tensor, self.keeps.get(name, {}), self._factors(name))
             if name in self.keeps:
                 shapes[id(tensor)] = self.shapes[name]
-        integers = module_integers(companion, shapes)
+        integers = module_integers(companion, shapes, by_heads=self.traced.by_heads)
         paths = {id(holder): path for path, holder in holders(self.traced.model).items()}
         counterparts = holders(companion)
         for holder, name, value in self.attributes:

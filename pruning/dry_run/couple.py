@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from pruning.dry_run.solve import Count, Failed, Solver, Value
+from pruning.modules.attention import ByHeads
 from pruning.modules.attributes import Attribute, module_integers
 from pruning.modules.kept import replaced_integers
 from pruning.trace.components import Mask, Structure
@@ -20,11 +21,12 @@ _POINTS = 6  # a quotient by 2 that is whole only by luck passes once in 64 time
 def tie_attention(traced: TracedNetwork) -> None:
     """Couples the rows of queries, keys and values to the embedding, in every `nn.MultiheadAttention`.
 
-    It takes its head width from the embedding, so these rows can only go with an index of it.
+    It takes its head width from the embedding, so these rows can only go with an index of it; `ByHeads` does not.
     """
     facts = traced.structure.facts
     for module in traced.model.modules():
-        if not isinstance(module, nn.MultiheadAttention):
+        loses_heads = isinstance(module, ByHeads) or (traced.by_heads and type(module) is nn.MultiheadAttention)
+        if loses_heads or not isinstance(module, nn.MultiheadAttention):
             continue
         weights = (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         names = [traced.names[id(weight)] for weight in weights if weight is not None]
@@ -46,7 +48,8 @@ def solved(traced: TracedNetwork, removed: Mask) -> Solver:
 def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
     """Returns (holder, attribute, value) of every integer that changes once labels are removed."""
     solver = solved(traced, removed)
-    found = module_integers(traced.model, traced.shapes_by_id(removed), traced.grouped)
+    shapes = traced.shapes_by_id(removed)
+    found = module_integers(traced.model, shapes, traced.grouped, by_heads=traced.by_heads)
     concerned: dict[int, object] = {}  # by identity: config objects need not be hashable
     for kept, _ in solver.because.values():
         new_value = solver.values[kept.key][0]

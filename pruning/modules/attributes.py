@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruning.modules.attention import ByHeads
+
 Attribute = tuple[Any, str, Any]  # (module, or plain object that a module holds; name; value)
 
 Shape = tuple[int, ...]
@@ -18,8 +20,10 @@ Shape = tuple[int, ...]
 class _Shapes:
     """Shapes that tensors are about to have, asked for by module and name; parametrised weights by their original."""
 
-    def __init__(self, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()) -> None:
-        self.by_id, self.grouped = shapes, grouped
+    def __init__(
+        self, shapes: dict[int, Shape], grouped: Collection[nn.Module] = (), *, by_heads: bool = False
+    ) -> None:
+        self.by_id, self.grouped, self.by_heads = shapes, grouped, by_heads
 
     def of(self, module: nn.Module, *names: str) -> Shape | None:
         """Returns the shape of the first tensor of these names that the module has."""
@@ -104,12 +108,25 @@ def _attention(module: Any, shapes: _Shapes) -> Values:
     # Queries, keys and values stand in one matrix where they are made of the same input.
     columns = packed or query or output
     width = columns[1] if columns else module.embed_dim
-    return {
-        "embed_dim": width,
-        "kdim": key[1] if key else width,
-        "vdim": value[1] if value else width,
-        "head_dim": width // module.num_heads,
-    }
+    found: Values = {"embed_dim": width, "kdim": key[1] if key else width, "vdim": value[1] if value else width}
+
+    of_all_heads = output[1] if output else width
+    loses_heads = isinstance(module, ByHeads)
+    if of_all_heads != width and not loses_heads:
+        # torch's own takes the width of a head from the embedding.
+        loses_heads = True
+        found["__class__"] = ByHeads
+    fewer_heads = shapes.by_heads or (loses_heads and not isinstance(module, ByHeads))
+    if fewer_heads and of_all_heads % module.head_dim == 0:
+        return {**found, "num_heads": of_all_heads // module.head_dim, "head_dim": module.head_dim}
+    return {**found, "head_dim": of_all_heads // module.num_heads}
+
+
+def _encoder(module: Any, shapes: _Shapes) -> Values:
+    # Ragged batches are for torch's fused path alone.
+    layers = [inner for inner in module.modules() if isinstance(inner, nn.MultiheadAttention)]
+    any_loses_heads = any("__class__" in _attention(layer, shapes) for layer in layers)
+    return {"use_nested_tensor": False} if any_loses_heads else {}
 
 
 def _recurrent(module: Any, shapes: _Shapes) -> Values:
@@ -145,6 +162,7 @@ BY_TYPE: tuple[tuple[type | tuple[type, ...], Describe], ...] = (
     ((nn.Embedding, nn.EmbeddingBag), _widths(num_embeddings=0, embedding_dim=1)),
     (nn.PReLU, _widths(num_parameters=0)),
     (nn.MultiheadAttention, _attention),
+    (nn.TransformerEncoder, _encoder),
     (nn.RNNBase, _recurrent),
     (nn.modules.rnn.RNNCellBase, _recurrent_cell),
 )
@@ -168,15 +186,18 @@ def widths_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {}
 
 
-def module_integers(model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = ()) -> list[Attribute]:
+def module_integers(
+    model: nn.Module, shapes: dict[int, Shape], grouped: Collection[nn.Module] = (), *, by_heads: bool = False
+) -> list[Attribute]:
     """Returns (module, attribute, value) of what torch's own modules must say once tensors have new shapes.
 
     Args:
         model: the network as it is.
         shapes: id of a parameter or buffer -> the shape it will have; those missing keep theirs.
         grouped: convolutions that keep their number of groups even where each has a single input channel left.
+        by_heads: attention has lost heads, not width of each.
     """
-    table = _Shapes(shapes, grouped)
+    table = _Shapes(shapes, grouped, by_heads=by_heads)
     found: list[Attribute] = []
     for module in model.modules():
         describe = next((describe for kind, describe in BY_TYPE if isinstance(module, kind)), None)

@@ -92,7 +92,7 @@ def merged(here: Any, saved: Any) -> Any:
     """
     if isinstance(here, Tensor) and isinstance(saved, Tensor):
         return saved.to(here, copy=True) if saved.dim() == here.dim() else here
-    if type(here) is int and type(saved) is int:
+    if type(here) in (int, bool) and type(saved) is type(here):
         return saved
     if type(here) is dict and isinstance(saved, Mapping):
         return {key: merged(item, saved.get(key)) for key, item in here.items()}

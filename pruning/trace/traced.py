@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
+from pruning.modules.attention import ByHeads, by_heads
 from pruning.modules.attributes import Attribute
 from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
 from pruning.modules.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
@@ -218,16 +220,17 @@ class TracedNetwork:
             self.caches = found.caches or self.caches
             return found.protected
 
-        outcome = run(
-            self.model,
-            self._inputs[training],
-            trace,
-            stand_ins=stand_ins,
-            training=training,
-            attributes=attributes,
-            protected=protected,
-            sizes=sizes,
-        )
+        with by_heads(self.model) if self.by_heads else nullcontext():
+            outcome = run(
+                self.model,
+                self._inputs[training],
+                trace,
+                stand_ins=stand_ins,
+                training=training,
+                attributes=attributes,
+                protected=protected,
+                sizes=sizes,
+            )
         for before, after in outcome.made_anew:  # the next run finds what this one left, so both shrink alike
             for one, other in zip(trace.axes(before), trace.axes(after), strict=True):
                 trace.tie(one, other)
@@ -381,7 +384,7 @@ def _does_otherwise_in_training(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__module__ == "torchvision.ops.stochastic_depth":  # noise with no channels of its own
         return False
-    is_torchs_own = kind.__module__.startswith("torch.nn.modules.")
+    is_torchs_own = kind.__module__.startswith("torch.nn.modules.") or kind is ByHeads
     return not (is_torchs_own and issubclass(kind, _ALIKE))
 
 
