@@ -31,14 +31,15 @@ class HRank(NodeCriterion):
 
     def node_scores(self, network: PrunableState, batches: Batches) -> Tensor:
         totals: dict[str, Tensor] = {}
-        readers = {name: channels_read(network, name)[1] for name, _ in network.weights()}
+        readers = {name: channels_read(network, name) for name, _ in network.weights()}
         count = len(network.graph.nodes)
 
         def take(name: str, layer: Layer) -> None:
-            columns = np.flatnonzero(readers[name] >= 0)
-            if not len(columns):
+            dim, node_of_column = readers[name]
+            columns = np.flatnonzero(node_of_column >= 0)
+            if not len(columns) or not layer.reads(dim):
                 return
-            ranks = _ranks(layer, columns, readers[name][columns], count)
+            ranks = _ranks(layer, columns, node_of_column[columns], count)
             if name in totals:
                 ranks = totals[name] + ranks
             totals[name] = ranks

@@ -40,13 +40,13 @@ class ThiNet(NodeCriterion):
         """Returns X^T X per group, X being (samples, nodes) the part of each node in the sampled output values."""
         generator = torch.Generator().manual_seed(self.seed)
         groups = [group.nodes for group in network.graph.groups]
-        readers = {name: channels_read(network, name)[1] for name, _ in network.weights()}
+        readers = {name: channels_read(network, name) for name, _ in network.weights()}
         found = [torch.zeros(len(nodes), len(nodes), dtype=torch.float64) for nodes in groups]
 
         def take(name: str, layer: Layer) -> None:
-            node_of_column = readers[name]
+            dim, node_of_column = readers[name]
             read = [place for place, nodes in enumerate(groups) if np.isin(nodes, node_of_column).any()]
-            if not read:
+            if not read or not layer.reads(dim):
                 return
             parts = torch.cat([self._parts(layer, entries, generator).cpu() for entries in layer.signed_entries()])
             for place in read:

@@ -15,18 +15,18 @@ class Wanda(WeightCriterion):
     """
 
     def __init__(self) -> None:
-        self._outputs: dict[str, int] = {}
+        self._outputs: dict[str, tuple[int, ...]] = {}
 
     def weight_scores(self, network: PrunableState, batches: Batches) -> dict[str, Tensor]:
         squares = {}
         for name, weight in network.weights():
             squares[name] = torch.zeros_like(weight, dtype=torch.float32)
-        self._outputs = {name: network.output_dim(name) for name in squares}
+        self._outputs = {name: network.output_dims(name) for name in squares}
 
         def take(name: str, layer: Layer) -> None:
-            squares[name] += layer.input_squares()
+            layer.add_to(squares[name], layer.input_squares())
 
-        visit_layers(network, batches, take)
+        network.unscored |= visit_layers(network, batches, take)
         scores = {}
         for name, weight in network.weights():
             scores[name] = weight.detach().abs() * squares[name].sqrt()
@@ -37,16 +37,20 @@ class Wanda(WeightCriterion):
         for name, score in scores.items():
             # What is gone takes the last places, so that outputs that lost much lose no more than others.
             left = score.masked_fill(~budget.alive[name], -torch.inf)
-            outputs_first = left.movedim(self._outputs[name], 0)
-            places[name] = _places(outputs_first).movedim(0, self._outputs[name])
+            places[name] = _places(left, self._outputs[name])
         return select.keep_top_global(places, budget)
 
 
-def _places(scores: Tensor) -> Tensor:
-    """Returns minus the place of each score in its row, as a share of the row's length; ties in order of position."""
-    rows = scores.flatten(1).double()
+def _places(scores: Tensor, outputs: tuple[int, ...]) -> Tensor:
+    """Returns minus the place of each score among those of its output, as a share of their number.
+
+    Ties go in order of position.
+    """
+    outputs_first = scores.movedim(outputs, tuple(range(len(outputs))))
+    rows = outputs_first.flatten(len(outputs)).flatten(0, -2).double()  # (outputs, entries of each)
     order = rows.sort(dim=1, descending=True, stable=True).indices
     width = rows.shape[1]
     places = torch.arange(width, device=rows.device, dtype=torch.float64).expand_as(rows)
     place_of_score = torch.empty_like(rows).scatter_(1, order, places)
-    return -(place_of_score / width).view(scores.shape)
+    shares = -(place_of_score / width).view(outputs_first.shape)
+    return shares.movedim(tuple(range(len(outputs))), outputs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from criterions._guarantee import Guaranteed, largest_epsilon, log_term
-from criterions._points import outputs_of_layers
+from criterions._points import entries_of_channel, outputs_of_layers, rows_of
 from criterions._sampling import K, Parts, draw, draws_for, inclusion
 from pruning import Batches, PrunableState
 from pruning.scores import channel_sensitivities, channels_read
@@ -84,9 +84,8 @@ class FilterSensitivities(Guaranteed):
             own = torch.zeros(count, dtype=torch.float64)
             own.scatter_reduce_(0, nodes, by_channel.cpu().double()[places], how)
             largest[nodes] = torch.maximum(largest, own.clamp_max(1))[nodes]
-            weight = network.model.get_parameter(name)
-            positions = outputs[name] / weight.shape[0]
-            kernel = math.prod(weight.shape[2:])
+            positions = outputs[name] / rows_of(network, name)
+            kernel = entries_of_channel(network, name)
             scale = 2 * K * math.log(8 * (positions + 1) * kernel / self.delta)
             scales[nodes] = scales[nodes].clamp_min(scale)
         return torch.where(largest < 0, 1.0, largest), scales
@@ -147,8 +146,7 @@ class FilterSensitivities(Guaranteed):
         entries = np.ones_like(columns)
         if self.channel_reduce == "max":
             # The largest share of one entry says of a channel with many of them that much of each.
-            weight = network.model.get_parameter(name)
-            entries = columns * math.prod(weight.shape[2:])
+            entries = columns * entries_of_channel(network, name)
         read = torch.from_numpy(nodes)
         sizes = self.node_sensitivities[read] * torch.from_numpy(entries)
         one_part = torch.zeros(len(read), dtype=torch.long)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pruning import PrunableState, UsageError
 from pruning.modules.calls import Batches, batch_size_of, mapped
+from pruning.modules.kinds import WEIGHTED
 from pruning.scores import pairs
 
 C = 3.0  # the papers' constant of |S|: how fast S comes to know the largest shares
@@ -41,9 +43,31 @@ def outputs_of_layers(network: PrunableState) -> dict[str, float]:
     outputs = {}
     for name, weight in network.weights():
         if weight.numel():
-            flops_per_output = 2 * weight.numel() / weight.shape[0]
-            outputs[name] = flops[name] / flops_per_output
+            flops_per_output = 2 * weight.numel() / rows_of(network, name)
+            outputs[name] = max(1.0, flops[name] / flops_per_output)  # nothing reaches some layers
     return outputs
+
+
+def rows_of(network: PrunableState, name: str) -> int:
+    """Returns how many rows a weight has: of a convolution its first dimension, of experts the outputs of all."""
+    weight = network.model.get_parameter(name)
+    if kernel_of(network, name) is not None:
+        return weight.shape[0]
+    return math.prod(weight.shape[dim] for dim in network.output_dims(name))
+
+
+def kernel_of(network: PrunableState, name: str) -> torch.Size | None:
+    """Returns the sides of a convolution's kernel, () of what a linear layer is computed by; None of any other."""
+    weight = network.model.get_parameter(name)
+    module = network.model.get_submodule(network.owners()[name])
+    is_layer = isinstance(module, WEIGHTED) and name in network.names_of_layers()
+    return weight.shape[2:] if is_layer else None
+
+
+def entries_of_channel(network: PrunableState, name: str) -> int:
+    """Returns how many entries of a weight each input channel has for one output: those of the kernel."""
+    kernel = kernel_of(network, name)
+    return 1 if kernel is None else kernel.numel()
 
 
 def points_needed(network: PrunableState, delta: float) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from criterions._guarantee import Guaranteed, largest_epsilon, log_term
-from criterions._points import outputs_of_layers
+from criterions._points import entries_of_channel, kernel_of, outputs_of_layers, rows_of
 from criterions._sampling import K, Parts, draw
 from pruning import Batches, Budget, PrunableState, select
 from pruning.scores import weight_sensitivities
@@ -63,7 +63,7 @@ class Sensitivities(Guaranteed):
     def _epsilon(self, network: PrunableState, name: str) -> float | None:
         weight = network.model.get_parameter(name)
         # A mean over the positions of a convolution bounds no single one of them.
-        has_no_bound = self.over_positions == "mean" and weight.dim() > 2
+        has_no_bound = self.over_positions == "mean" and bool(kernel_of(network, name))
         if has_no_bound or self._drawn is None:
             return None
         sizes = self._scores[name].cpu().double().flatten()
@@ -86,14 +86,18 @@ def parts_of(network: PrunableState, name: str) -> Tensor:
     """Returns (entries,) the part of each weight: twice the number of its filter, and one more if it is negative."""
     weight = network.model.get_parameter(name)
     module = network.model.get_submodule(network.owners()[name])
-    filters = torch.arange(weight.shape[0])
     if isinstance(module, _ConvTransposeNd):
         # (channels, outputs of the channel's group, *kernel): filters of a group are numbered after the group before
         groups, width = module.groups, weight.shape[1]
-        group_of_channel = filters * groups // weight.shape[0]
+        group_of_channel = torch.arange(weight.shape[0]) * groups // weight.shape[0]
         filters = (group_of_channel * width)[:, None] + torch.arange(width)
-    kernel_dims = weight.dim() - filters.dim()
-    filters = filters.view(*filters.shape, *[1] * kernel_dims).expand(weight.shape)
+        kernel_dims = weight.dim() - filters.dim()
+        filters = filters.view(*filters.shape, *[1] * kernel_dims)
+    else:
+        outputs = network.output_dims(name)
+        shape = [size if dim in outputs else 1 for dim, size in enumerate(weight.shape)]
+        filters = torch.arange(math.prod(shape)).view(shape)
+    filters = filters.expand(weight.shape)
     negative = weight.detach().cpu() < 0
     return (2 * filters + negative).flatten()
 
@@ -102,9 +106,9 @@ def parts_of_layers(network: PrunableState, delta: float) -> dict[str, tuple[Ten
     """Returns the part of each weight and the scale 2 K ln(8 (P + 1) k / delta) of its sums, P positions, k entries."""
     outputs = outputs_of_layers(network)
     found = {}
-    for name, weight in network.weights():
-        positions = outputs[name] / weight.shape[0]
-        kernel = math.prod(weight.shape[2:])
+    for name, _ in network.weights():
+        positions = outputs[name] / rows_of(network, name)
+        kernel = entries_of_channel(network, name)
         scale = 2 * K * math.log(8 * (positions + 1) * kernel / delta)
         found[name] = (parts_of(network, name), scale)
     return found

@@ -122,6 +122,8 @@ class PrunableNetwork(PrunableState):
             raise UsageError(RENAMED)
         self.check_unchanged()
         batches = () if batches is None else batches
+        if type(criterion) is not self._last_criterion:
+            self._last_criterion, self.unscored = type(criterion), {}
         counted = self.counted(criterion)
         cuts_nodes = criterion.unit == "nodes" or isinstance(criterion, JointCriterion)
         if cuts_nodes and self._graph is not None and not self._graph.fits():

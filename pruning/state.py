@@ -128,6 +128,9 @@ class PrunableState:
         self.last_scores: dict[str, Tensor] = {}
         # Between events of a criterion that revives: values of before the first one.
         self.pre_event_values: dict[str, Tensor] = {}
+        # Ranked weights that the criterion of the last event could not score, and why; they are no part of its count.
+        self.unscored: dict[str, str] = {}
+        self._last_criterion: type | None = None
         self.events = 0  # so far; penalties that prepare for pruning end with the first
         self.removes_nodes = False  # whether the criterion at work does: rules by layer hold for its nodes then
         self._layer_rules = layer_rules or LayerRules()
@@ -255,6 +258,10 @@ class PrunableState:
         """Returns prunable weight -> path of the module that it belongs to."""
         return {name: weight.path for name, weight in self._prunable.items()}
 
+    def names_of_layers(self) -> set[str]:
+        """Returns the names of the prunable weights that layers of a known type keep."""
+        return {name for name, weight in self._prunable.items() if weight.of_layer}
+
     def layer_name(self, name: str) -> str:
         """Returns what a person calls a prunable weight: its layer, or its own name where the layer has several."""
         path = self._prunable[name].path
@@ -283,12 +290,13 @@ class PrunableState:
 
         Biases, norms and all else that multiplies channel by channel come last, as one share.
         """
-        if not self._left_out:
+        reasons = self._left_out | {name: f"not scored: {why}" for name, why in self.unscored.items()}
+        if not reasons:
             return ""
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         total = max(1, sum(sizes.values()))
         by_reason: dict[str, list[str]] = {}
-        for name, reason in self._left_out.items():
+        for name, reason in reasons.items():
             by_reason.setdefault(reason, []).append(name)
         parts = []
         for reason, names in by_reason.items():
@@ -309,7 +317,8 @@ class PrunableState:
         """Returns the names of the weights that are ranked: without layers marked `keep`, or outer ones if so asked.
 
         A criterion of weights ranks what the rules by layer leave. One of nodes looks at all weights, since a node that
-        may go is read by layers that are to stay; the rules hold for its nodes, see `open_groups`.
+        may go is read by layers that are to stay; the rules hold for its nodes, see `open_groups`. What the
+        last criterion could not score is not there either.
         """
         names = list(self._prunable)
         if not self.outer_layers:
@@ -318,6 +327,7 @@ class PrunableState:
         if not self.removes_nodes:
             left_out |= self.frozen_names()
             left_out |= {name for name in names if not self.named.may(name)}
+            left_out |= self.unscored.keys()
         return [name for name in names if name not in left_out]
 
     def counted_names(self) -> list[str]:

@@ -32,7 +32,7 @@ class Step(NamedTuple):
         """Returns other entries, moved as these were."""
         if name_of(self.func) in _VIEWS:
             return entries.reshape(self.args[0])
-        found = self.func(entries, *_on_the_cpu(self.args), **self.kwargs)
+        found = self.func(entries, *_moved_to(self.args, entries.device), **self.kwargs)
         output: Tensor = found if self.output is None else found[self.output]
         return output
 
@@ -96,12 +96,12 @@ def span_of(parameter: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in pairs if size)
 
 
-def _on_the_cpu(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    moved = []
+def _moved_to(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    moved: list[Any] = []
     for value in args:
         if isinstance(value, Tensor):
-            value = value.cpu()
+            value = value.to(device)
         elif isinstance(value, list):
-            value = [item.cpu() if isinstance(item, Tensor) else item for item in value]
+            value = [item.to(device) if isinstance(item, Tensor) else item for item in value]
         moved.append(value)
     return tuple(moved)

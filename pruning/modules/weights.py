@@ -32,10 +32,12 @@ class Weight:
     Args:
         path: of the module that it belongs to.
         sides: dimensions of its outputs and its inputs.
+        of_layer: whether a layer of a known type keeps it.
     """
 
     path: str
     sides: Sides
+    of_layer: bool = True
 
 
 @dataclass
@@ -160,7 +162,7 @@ def _with_own(
             place_of.setdefault(name, place)
     found = dict(layers)
     for name in own:
-        found[name] = Weight(_owner_of(name), run.sides[name])
+        found[name] = Weight(_owner_of(name), run.sides[name], of_layer=False)
         # After the module that was called last before, and before the next one.
         place_of[name] = run.places[name] - 0.5
     return dict(sorted(found.items(), key=lambda item: place_of[item[0]]))

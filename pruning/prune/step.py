@@ -80,6 +80,14 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Ev
         alive = {name: mask | (network.pre_event_values[name] != 0) for name, mask in alive.items()}
         budget = dataclasses.replace(budget, alive=alive)
     scores = broadcast_by_name(detached(criterion.weight_scores(network, event.batches)))
+    if network.unscored.keys() & alive.keys():
+        # The fraction is one of what could be scored; the others stay, and the report names them.
+        alive = {name: mask for name, mask in alive.items() if name not in network.unscored}
+        scores = {name: score for name, score in scores.items() if name in alive}
+        budget = weight_budget(network, alive, event.sparsity)
+        n_alive = count(alive)
+        if not alive:
+            raise UsageError(f"{type(criterion).__name__} can score no matrix of this network; see network.unscored.")
     check_scores(scores, alive)
     network.last_scores = scores
     if criterion.threshold is not None:

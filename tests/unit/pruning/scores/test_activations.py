@@ -92,7 +92,7 @@ def test_blocks_change_nothing(monkeypatch):
     layer, inputs = nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 7, 7)
     network, batches = PrunableNetwork(nn.Sequential(layer), inputs), [(inputs, None)]
     whole = weight_sensitivities(network, batches), channel_sensitivities(network, batches, "sum")
-    monkeypatch.setattr("pruning.scores.activations.BLOCK", {"cpu": 40})
+    monkeypatch.setattr("pruning.scores.layer.BLOCK", {"cpu": 40})
     small = weight_sensitivities(network, batches), channel_sensitivities(network, batches, "sum")
     for one, other in zip(whole, small, strict=True):
         assert torch.allclose(one["0.weight"], other["0.weight"], atol=1e-6)
@@ -149,7 +149,14 @@ class Backwards(nn.Module):
         return self.layer(x) @ self.layer.weight
 
 
-def test_a_weight_that_is_used_in_another_way_is_refused_by_name():
+def test_a_weight_that_multiplies_from_both_sides_counts_both():
     network = PrunableNetwork(Backwards(), torch.zeros(1, 3))
-    with pytest.raises(UsageError, match=r"'layer.weight' is not used as by a Linear or Conv"):
-        weight_sensitivities(network, [(torch.ones(1, 3), None)])
+    weight, x = network.model.layer.weight.detach(), torch.tensor([[1.0, 2.0, 0.5]])
+    inwards = weight_sensitivities(PrunableNetwork(nn.Sequential(network.model.layer), x), [(x, None)])["0.weight"]
+    back = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        hidden = network.model.layer(x)
+        back.weight.copy_(weight.t())
+    outwards = weight_sensitivities(PrunableNetwork(nn.Sequential(back), hidden), [(hidden, None)])["0.weight"]
+    found = weight_sensitivities(network, [(x, None)])["layer.weight"]
+    assert torch.equal(found, torch.maximum(inwards, outwards.t()))
