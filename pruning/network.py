@@ -20,7 +20,7 @@ from pruning.prune import joint, nodes  # noqa: F401 - they enter their kinds of
 from pruning.prune.controls import reinitialise, shuffle
 from pruning.prune.criterion import Criterion, Facts, JointCriterion
 from pruning.prune.limit import counted_by, reached
-from pruning.prune.report import PruneReport, Row, Step
+from pruning.prune.report import PruneReport, Row, Step, left_out_line
 from pruning.prune.schedule import check_limit
 from pruning.prune.shares import limit_by_shares
 from pruning.prune.step import Event, carry_out
@@ -154,7 +154,7 @@ class PrunableNetwork(PrunableState):
             layers=self._rows(facts),
             note=note,
             protected=self._protected(),
-            left_out=self.describe_left_out() if criterion.unit == "weights" else "",
+            left_out=self._told_left_out() if criterion.unit == "weights" else "",
         )
 
     def _protected(self) -> str:
@@ -170,6 +170,12 @@ class PrunableNetwork(PrunableState):
         else:
             said.append(self._told("pruned although frozen", pruned))
         return "; ".join(line for line in said if line)
+
+    def _told_left_out(self) -> str:
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        reasons = self.left_out()
+        others = sum(size for name, size in sizes.items() if name not in self._prunable and name not in reasons)
+        return left_out_line(reasons, sizes, others)
 
     def _told(self, why: str, names: set[str]) -> str:
         if not names:

@@ -33,8 +33,6 @@ Ranking = Literal["global", "local"]
 Counted = Literal["nodes", "weights", "flops", "latency"]
 
 
-NAMED = 3  # names of matrices that a line spells out
-
 MAKE_A_NEW_ONE = "make a new PrunableNetwork(model, example_inputs)"
 
 Kind = tuple[torch.dtype | None, torch.device]  # what floating-point numbers a model computes with, and where
@@ -282,30 +280,9 @@ class PrunableState:
         return self._prunable[name].sides.inputs
 
     def left_out(self) -> dict[str, str]:
-        """Returns the parameters of more than one dimension that no criterion of weights masks, and why."""
-        return dict(self._left_out)
-
-    def describe_left_out(self) -> str:
-        """Says which matrices no criterion of weights masks, with their share of all parameters; "" if there is none.
-
-        Biases, norms and all else that multiplies channel by channel come last, as one share.
-        """
-        reasons = self._left_out | {name: f"not scored: {why}" for name, why in self.unscored.items()}
-        if not reasons:
-            return ""
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
-        total = max(1, sum(sizes.values()))
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in reasons.items():
-            by_reason.setdefault(reason, []).append(name)
-        parts = []
-        for reason, names in by_reason.items():
-            share = sum(sizes[name] for name in names) / total
-            parts.append(f"{_listed(names)} ({share:.1%}: {reason})")
-        rest = sum(size for name, size in sizes.items() if name not in self._prunable and name not in self._left_out)
-        if rest:
-            parts.append(f"biases and scales ({rest / total:.1%})")
-        return f"left out, in shares of all parameters: {'; '.join(parts)}"
+        """Returns the parameters of more than one dimension that the last criterion of weights left out, and why."""
+        unscored = {name: f"not scored: {why}" for name, why in self.unscored.items()}
+        return self._left_out | unscored
 
     def weights(self) -> Iterator[tuple[str, Parameter]]:
         """Yields (name, weight) of what is ranked: all prunable weights, or those that `ranked_names` leaves."""
@@ -587,12 +564,6 @@ class PrunableState:
     def enforce(self) -> None:
         """Sets masked weights to zero."""
         self.masks.apply_to_weights(self.prunable())
-
-
-def _listed(names: list[str]) -> str:
-    """Returns the first few names, and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_sparse(weight: Tensor) -> bool:

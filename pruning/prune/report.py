@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+MOST_NAMED = 4  # matrices that a line names before the others are only counted
 
 # What is said of one layer, by what it is: its name, counts, shares, None for what is not known.
 Row = dict[str, str | int | float | None]
@@ -98,6 +100,30 @@ class PruneReport:
             # What is said of the layers changes with each event; what they are in the end matters.
             lines += self.steps[-1].table()
         return "\n".join(lines)
+
+
+def left_out_line(reasons: Mapping[str, str], sizes: Mapping[str, int], others: int) -> str:
+    """Says which matrices no criterion of weights masks, with their share of all parameters; "" if there is none.
+
+    Args:
+        reasons: matrix -> why not.
+        sizes: parameter -> its numbers, of all parameters.
+        others: how many numbers biases, norms and all else have that multiplies channel by channel, if at all.
+    """
+    if not reasons:
+        return ""
+    total = sum(sizes.values())
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = []
+    for reason, names in by_reason.items():
+        share = sum(sizes[name] for name in names) / total
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        parts.append(f"{', '.join(names[:MOST_NAMED])}{more} ({share:.1%}: {reason})")
+    if others:
+        parts.append(f"biases and scales ({others / total:.1%})")
+    return f"left out, in shares of all parameters: {'; '.join(parts)}"
 
 
 def _cell(key: str, value: str | int | float | None) -> str:

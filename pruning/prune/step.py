@@ -84,7 +84,7 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Ev
         # The fraction is one of what could be scored; the others stay, and the report names them.
         alive = {name: mask for name, mask in alive.items() if name not in network.unscored}
         scores = {name: score for name, score in scores.items() if name in alive}
-        budget = weight_budget(network, alive, event.sparsity)
+        budget = weight_budget(network, alive, event.sparsity, event.progress)
         n_alive = count(alive)
         if not alive:
             raise UsageError(f"{type(criterion).__name__} can score no matrix of this network; see network.unscored.")
