@@ -88,14 +88,15 @@ def _losses(traced: TracedNetwork, shapes: Mapping[int, Shape]) -> Iterator[tupl
     """Yields how many slices each dimension lost, of those that the file speaks of."""
     for dimension in traced.structure.dimensions:
         tensor = traced.tensors[dimension.name]
-        if _is_in_file(traced.model, dimension.name):
+        if _is_in_file(traced, dimension.name):
             there = shapes.get(id(tensor), tuple(tensor.shape))
             yield dimension, tensor.shape[dimension.dim] - there[dimension.dim]
 
 
-def _is_in_file(model: nn.Module, name: str) -> bool:
+def _is_in_file(traced: TracedNetwork, name: str) -> bool:
     path, _, own_name = name.rpartition(".")
-    return own_name not in model.get_submodule(path)._non_persistent_buffers_set
+    outside = traced.model.get_submodule(path)._non_persistent_buffers_set
+    return name not in traced.tables and own_name not in outside
 
 
 def _count_by_kind(traced: TracedNetwork, kinds: list[Labels], losses: Mapping[Dimension, int]) -> list[int]:
@@ -161,11 +162,12 @@ def _cut_outside(traced: TracedNetwork, removed: Mask) -> Iterator[Attribute]:
     left: dict[str, Tensor] = {}
     for dimension in structure.dimensions:
         gone = removed[structure.labels_of(dimension)]
-        if _is_in_file(traced.model, dimension.name) or not gone.any():
+        if _is_in_file(traced, dimension.name) or not gone.any():
             continue
         tensor = left.get(dimension.name, traced.tensors[dimension.name].detach())
         first = tensor.narrow(dimension.dim, 0, 1)
-        if not bool((tensor == first).all()):
+        is_in_container = dimension.name.endswith("]")
+        if is_in_container or not bool((tensor == first).all()):
             raise UsageError(f"{dimension.name} was cut and is not in the state dict: {SAVE_EXTRAS}.")
         left[dimension.name] = tensor.narrow(dimension.dim, 0, len(gone) - int(gone.sum()))
     for name, tensor in left.items():

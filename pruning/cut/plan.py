@@ -21,6 +21,7 @@ from pruning.modules.changed import note_change, set_attributes
 from pruning.modules.kept import holders
 from pruning.modules.kinds import channel_dims
 from pruning.modules.modes import without_garbage_collection
+from pruning.modules.tables import plain_tables
 from pruning.trace.components import Couplings, Dimension, Mask
 from pruning.trace.traced import TracedNetwork
 
@@ -292,7 +293,7 @@ class PruningPlan:
         for name in self._changed:
             tensor = self.traced.tensors[name]
             keeps[id(tensor)] = self.keeps.get(name, {})
-            cuts.add_tensor(tensor, keeps[id(tensor)], self._factors(name))
+            self._add(cuts, self.traced.model, name, tensor)
         for optimizer in optimizers:
             cuts.add_optimizer(optimizer, keeps)
         for companion in cut_along:
@@ -302,14 +303,23 @@ class PruningPlan:
                 cuts.add_companion(companion, self.traced.named(), keeps)
         return cuts, networks
 
+    def _add(self, cuts: Cuts, model: nn.Module, name: str, tensor: Tensor) -> None:
+        """Makes what is left of a tensor of the network, or of one that runs along."""
+        keep, factors = self.keeps.get(name, {}), self._factors(name)
+        if name in self.traced.tables:
+            cuts.add_table(model, tensor, keep, factors)
+        else:
+            cuts.add_tensor(tensor, keep, factors)
+
     def _finish(self, model: nn.Module, attributes: list[Attribute]) -> None:
         """Sets the integers of a network whose tensors were cut, and notes there what a state dict leaves out."""
         model = self._counterpart(model)
         set_attributes(model, attributes)
-        for name in self.keeps:
+        for name in self._changed:
             path, _, own_name = name.rpartition(".")
-            if own_name in model.get_submodule(path)._non_persistent_buffers_set:
-                note_change(model, path, own_name)
+            is_saved = own_name not in model.get_submodule(path)._non_persistent_buffers_set
+            if name in self.traced.tables or not is_saved:
+                note_change(model, path, own_name.partition("[")[0])
         pack_recurrent(model)
 
     def _counterpart(self, companion: nn.Module) -> nn.Module:
@@ -337,13 +347,13 @@ class PruningPlan:
     def _cut_module_along(self, cuts: Cuts, companion: nn.Module) -> list[Attribute]:
         """Cuts a module of the same architecture; returns the integers that it must hold afterwards."""
         companion = self._counterpart(companion)
-        tensors = {**dict(companion.named_parameters()), **dict(companion.named_buffers())}
+        tensors = {**dict(companion.named_parameters()), **dict(companion.named_buffers()), **plain_tables(companion)}
         shapes = {}
         for name in self._changed:
             tensor = tensors.get(name)
             if tensor is None or tensor.shape != self.traced.tensors[name].shape:
                 raise UsageError(f"The companion {type(companion).__name__} has no {name} of the network's shape.")
-            cuts.add_tensor(tensor, self.keeps.get(name, {}), self._factors(name))
+            self._add(cuts, companion, name, tensor)
             if name in self.keeps:
                 shapes[id(tensor)] = self.shapes[name]
         integers = module_integers(companion, shapes, by_heads=self.traced.by_heads)

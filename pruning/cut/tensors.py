@@ -7,9 +7,11 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruning.errors import UsageError
+from pruning.modules.calls import mapped, tensors_in
+from pruning.modules.kept import REGISTRIES
 
 Keep = dict[int, Tensor]  # dimension -> indices that stay
 
@@ -83,6 +85,21 @@ class Cuts:
         if gradient is not None:
             gradient = cut(gradient, keep)
         self.tensors.append((tensor, smaller, gradient))
+
+    def add_table(self, model: nn.Module, table: Tensor, keep: Keep, factors: Tensor | None = None) -> None:
+        """Cuts a tensor that modules keep as a plain attribute, in all of them; other networks may hold it whole."""
+        smaller = cut(table.detach(), keep)
+        if factors is not None:
+            smaller = smaller * factors.to(smaller.device, smaller.dtype)
+
+        def swapped(tensor: Tensor) -> Tensor:
+            return smaller if tensor is table else tensor
+
+        for module in model.modules():
+            for name, value in vars(module).items():
+                is_held = not isinstance(value, nn.Module) and any(held is table for held in tensors_in(value, depth=2))
+                if is_held and name not in REGISTRIES:
+                    self.places.append((vars(module), name, mapped(value, swapped)))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
         """Cuts the state that an optimizer holds for its parameters.

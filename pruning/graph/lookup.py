@@ -193,8 +193,10 @@ class NodeLookup:
         for fact, owner, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
             _, place, why = facts.pins[fact]
             operation, module = facts.places[place]
-            slices = found.setdefault((operation, module, why), {})
             dimension = structure.dimensions[owner]
+            if dimension.name in self.traced.tables:
+                continue  # whether a table that is no parameter shrinks is nothing by itself
+            slices = found.setdefault((operation, module, why), {})
             key = (dimension.name, dimension.dim)
             slices[key] = slices.get(key, 0) + count
         return [Pin(slices, *said) for said, slices in found.items()]

@@ -11,7 +11,7 @@ from torch import nn
 from pruning.modules.attributes import BY_TYPE
 
 # nn.Module's own registries never hold a user's integers.
-_REGISTRIES = frozenset((*vars(nn.Module()), "_is_full_backward_hook", "_version"))
+REGISTRIES = frozenset((*vars(nn.Module()), "_is_full_backward_hook", "_version"))
 
 _DEEPEST = 3  # nested containers
 
@@ -28,7 +28,7 @@ def holders(model: nn.Module) -> dict[str, Any]:
     known = {id(holder) for holder in found.values()}
     for path, module in modules.items():
         for name, value in vars(module).items():
-            if name not in _REGISTRIES and id(value) not in known and _is_plain_object(value):
+            if name not in REGISTRIES and id(value) not in known and _is_plain_object(value):
                 known.add(id(value))
                 found[f"{path}:{name}"] = value
     return found
@@ -54,7 +54,7 @@ def replaced_integers(holder: Any, change: Made) -> Iterator[tuple[str, Any]]:
         if has_weights:
             return
     for name, value in vars(holder).items():
-        if name in _REGISTRIES or not _holds_integers(value, _DEEPEST):
+        if name in REGISTRIES or not _holds_integers(value, _DEEPEST):
             continue
         yield name, _replaced(value, name, (), change)
 

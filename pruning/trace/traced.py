@@ -14,6 +14,7 @@ from pruning.modules.attention import ByHeads, by_heads
 from pruning.modules.attributes import Attribute
 from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
 from pruning.modules.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
+from pruning.modules.tables import plain_tables
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.heads import HeadSearch, head_axes
@@ -57,7 +58,9 @@ class TracedNetwork:
         self.choose_outputs = choose_outputs
         self.by_heads = by_heads
         self.caches: list[str] = []  # what is handed back and does not count as output
-        self.tensors = named_tensors(model)
+        tables = plain_tables(model)
+        self.tables = frozenset(tables)  # names of tensors that are plain attributes
+        self.tensors = {**named_tensors(model), **tables}
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         # The network may move or change its type later; the example inputs do not, so dry runs stay where it was.
         self._was = {name: (tensor.dtype, tensor.device) for name, tensor in self.tensors.items()}
@@ -241,7 +244,7 @@ class TracedNetwork:
         self._depends_on_mode = any(map(_does_otherwise_in_training, outcome.mode_readers))
 
     def _axes(self, name: str, stay: Mask) -> Axes:
-        """Returns the axes of a parameter or buffer of which some labels stay."""
+        """Returns the axes of a tensor of which some labels stay."""
         axes: list[Axis | None] = [None] * self.tensors[name].dim()
         for dimension in self._by_name.get(name, ()):
             labels = np.arange(dimension.start, dimension.start + dimension.size)
@@ -249,10 +252,10 @@ class TracedNetwork:
         return tuple(axes)
 
     def _stand_in(self, name: str, axes: Axes, there: Mask, stay: Mask) -> Tensor:
-        """Returns what stands for a parameter or buffer in a run: without data, or on data what stays of a copy."""
+        """Returns what stands for a tensor in a run: without data, or what stays of a copy; plain tables keep data."""
         tensor = self.tensors[name]
         dtype, device = self._was[name]
-        if not self.real:
+        if not self.real and name not in self.tables:
             shape = list(tensor.shape)
             for dim, axis in enumerate(axes):
                 if axis is not None:
@@ -276,6 +279,11 @@ class TracedNetwork:
             UsageError: if the network is not the one that the graph was built for.
         """
         tensors = named_tensors(self.model)
+        tables = plain_tables(self.model)
+        for name in self.tables:
+            table = self._table_now(name, tables.get(name))
+            if table is not None:
+                tensors[name] = table
         changed = [name for name, tensor in tensors.items() if not self._fits(name, tensor)]
         changed += [name for name in self.tensors if name not in tensors]
         if changed:
@@ -284,6 +292,14 @@ class TracedNetwork:
             )
         self.tensors = tensors
         self.names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def _table_now(self, name: str, held: Tensor | None) -> Tensor | None:
+        """Returns the table that an attribute holds; one that forward made anew, and that has no node, as it was."""
+        if held is not None and self._fits(name, held):
+            return held
+        rows = [self.structure.labels_of(dimension) for dimension in self._by_name.get(name, ())]
+        is_prunable = any((self.structure.node_of_label[row] >= 0).any() for row in rows)
+        return None if is_prunable else self.tensors[name]
 
     def _fits(self, name: str, tensor: Tensor) -> bool:
         """Says whether a tensor has the shape that the labels left say."""
