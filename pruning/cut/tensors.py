@@ -71,10 +71,12 @@ class Cuts:
     Args:
         tensors: (parameter or buffer, its new contents, its new gradient).
         places: (dict, key, new value) of states of optimizers and of companions.
+        tables: (network, table that its modules keep as a plain attribute, its new contents).
     """
 
     tensors: list[tuple[Tensor, Tensor, Tensor | None]] = dataclasses.field(default_factory=list)
     places: list[tuple[MutableMapping[Any, Any], Any, Tensor]] = dataclasses.field(default_factory=list)
+    tables: list[tuple[nn.Module, Tensor, Tensor]] = dataclasses.field(default_factory=list)
 
     def add_tensor(self, tensor: Tensor, keep: Keep, factors: Tensor | None = None) -> None:
         """Cuts a parameter or buffer and its gradient; `factors` multiply what is left of its values."""
@@ -91,15 +93,7 @@ class Cuts:
         smaller = cut(table.detach(), keep)
         if factors is not None:
             smaller = smaller * factors.to(smaller.device, smaller.dtype)
-
-        def swapped(tensor: Tensor) -> Tensor:
-            return smaller if tensor is table else tensor
-
-        for module in model.modules():
-            for name, value in vars(module).items():
-                is_held = not isinstance(value, nn.Module) and any(held is table for held in tensors_in(value, depth=2))
-                if is_held and name not in REGISTRIES:
-                    self.places.append((vars(module), name, mapped(value, swapped)))
+        self.tables.append((model, table, smaller))
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer, keeps: dict[int, Keep]) -> None:
         """Cuts the state that an optimizer holds for its parameters.
@@ -161,6 +155,21 @@ class Cuts:
                 raise UsageError(f"A tensor could not be replaced ({message}); nothing was changed.") from error
         for holder, key, value in self.places:
             holder[key] = value
+        for model in {id(model): model for model, _, _ in self.tables}.values():
+            _swap_tables(model, {id(table): smaller for _, table, smaller in self.tables})
+
+
+def _swap_tables(model: nn.Module, smaller: dict[int, Tensor]) -> None:
+    """Puts smaller tables (id of the old one -> new one) into whatever attributes hold them, lists and dicts too."""
+
+    def swapped(tensor: Tensor) -> Tensor:
+        return smaller.get(id(tensor), tensor)
+
+    for module in model.modules():
+        held = vars(module)
+        for name in set(held) - REGISTRIES:
+            if any(id(tensor) in smaller for tensor in tensors_in(held[name], depth=2)):
+                held[name] = mapped(held[name], swapped)
 
 
 def _gradient_of(tensor: Tensor) -> Tensor | None:
