@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pruning.cut.reads import names_read
 from pruning.modules.attributes import Shape
 from pruning.modules.kept import holders, replaced_integers
-from pruning.modules.reads import names_read
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 

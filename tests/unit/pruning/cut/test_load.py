@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import DependencyGraph, PrunableNetwork, UsageError, extras_of, load_pruned
-from pruning.modules.reads import names_read
+from pruning.cut.reads import names_read
 
 
 def half(model: nn.Module, inputs: Any) -> None:
