@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pruning.errors import UsageError
 from pruning.modules.calls import Batches, mapped
-from pruning.modules.outputs import ChooseOutputs
 from pruning.network import PrunableNetwork
 from pruning.prune.criterion import Criterion
 from pruning.prune.report import PruneReport
 from pruning.scores.gradients import pairs
 from pruning.state import NodeRules
+from pruning.trace.outputs import ChooseOutputs
 
 
 class CompressedNetwork(nn.Module):

@@ -26,8 +26,8 @@ from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.by_name import LayerRules, layer_of, named_by, names_table
 from pruning.modules.calls import batch_size_of, device_of, mapped
-from pruning.modules.outputs import ChooseOutputs, check_choice
 from pruning.modules.weights import Weight, find_weights, normalised_dimension
+from pruning.trace.outputs import ChooseOutputs, check_choice
 
 Ranking = Literal["global", "local"]
 Counted = Literal["nodes", "weights", "flops", "latency"]

@@ -21,8 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped, split_inputs
-from pruning.modules.modes import plain_attention, undisturbed
-from pruning.modules.outputs import ChooseOutputs, sorted_out
+from pruning.modules.modes import plain_attention, same_random_state, undisturbed
+from pruning.modules.snapshot import values_kept
+from pruning.trace.outputs import ChooseOutputs, sorted_out
 from pruning.trace.rules.pointwise import pointwise
 from pruning.trace.rules.table import RULES
 
@@ -78,7 +79,7 @@ class Paths:
             return sorted_out(returned, outputs).protected
 
         try:
-            with undisturbed(model):
+            with undisturbed(model, example_inputs) as snapshot, values_kept(snapshot.tensors):
                 self.graph: GraphModule = make_fx(functionalize(run))(parameters, *self._given)
                 if any(_writes(node) for node in self.graph.graph.nodes):
                     # What operations made of others (circular padding) write to shows once they are taken apart.
@@ -112,7 +113,8 @@ class Paths:
         inputs = tree_map(_arrival, (args, kwargs))
         total = next(iter(flags.values())).new_zeros(())
         try:
-            with torch.enable_grad(), plain_attention():
+            # Operations that draw numbers run too.
+            with torch.enable_grad(), plain_attention(), same_random_state(total.device):
                 flat = tree_leaves((state, buffers, inputs), is_leaf=_is_reach)
                 outputs = _Flow(self.graph).run(*flat, enable_io_processing=False)
                 for reach in _reaches(outputs):

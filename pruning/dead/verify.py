@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruning.errors import UsageError
 from pruning.modules.calls import RUN_ERRORS, call_with, device_of, mapped
 from pruning.modules.modes import undisturbed
-from pruning.modules.outputs import ChooseOutputs, sorted_out
+from pruning.trace.outputs import ChooseOutputs, sorted_out
 
 State = dict[str, Tensor]
 
@@ -133,7 +133,7 @@ class Bench:
         return tensor.to(self.dtype)
 
     def _run(self, state: State, inputs: Any) -> list[Tensor]:
-        with undisturbed(self.model), _default_dtype(self.dtype):
+        with undisturbed(self.model, inputs), _default_dtype(self.dtype):
             returned = call_with(self.model, state, inputs)
             return sorted_out(returned, self.choose_outputs).protected
 

@@ -30,10 +30,10 @@ from pruning.graph import render
 from pruning.graph.lookup import NodeLookup
 from pruning.graph.nodes import Node, Unit
 from pruning.graph.reduce import reduce_to_nodes
-from pruning.modules.modes import without_garbage_collection
-from pruning.modules.outputs import ChooseOutputs
+from pruning.modules.modes import all_kept, without_garbage_collection
 from pruning.trace.components import Dimension
 from pruning.trace.labels import Labels
+from pruning.trace.outputs import ChooseOutputs
 from pruning.trace.traced import TracedNetwork
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class DependencyGraph(NodeLookup):
         keep: modules whose parameters must stay, besides those marked by `keep(module)`.
         outputs: takes what the model returns and returns what of it must keep its shape (a tensor, or several in any
             container); the rest (hidden states, feature maps) may shrink. Without it everything stays but caches, see
-            `pruning.modules.outputs`.
+            `pruning.trace.outputs`.
         unit: "head" makes every attention head one node, with all its rows and columns; grouped queries go with their
             key-value head. "channel" lets all heads of a layer get narrower alike. Other nodes are the same for both.
 
@@ -78,10 +78,12 @@ class DependencyGraph(NodeLookup):
             )
         if unit not in get_args(Unit):
             raise UsageError(f"unit must be one of {', '.join(get_args(Unit))}; {unit!r} was given.")
-        super().__init__(TracedNetwork(model, given, outputs, by_heads=unit == "head"))
-        self._apply_marks(keep)
-        self.structure.assemble()
-        try_out(self.traced)
+        with all_kept(model, given) as snapshot:
+            super().__init__(TracedNetwork(model, given, outputs, by_heads=unit == "head", snapshot=snapshot))
+            self._apply_marks(keep)
+            self.structure.assemble()
+            try_out(self.traced)
+            self.traced.snapshot = None  # later runs look at what the network is by then
 
     def _apply_marks(self, kept: Iterable[nn.Module]) -> None:
         for module in self.model.modules():

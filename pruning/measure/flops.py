@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pruning.modules.modes import look
 from pruning.modules.products import Product, Products
@@ -125,7 +126,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 
     It fails where a module is called with a view of a parameter: relative positions of DeBERTa, queries of DETR.
     """
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad and not is_lazy(parameter)]
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,9 @@ RUN_ERRORS = (
     AttributeError,
     ArithmeticError,
 )
+
+
+_WITHOUT_PARTS = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -59,7 +63,7 @@ def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
     if isinstance(value, _SCALARS):  # most of what modules keep; the questions below take longer
         return []
     found: list[Tensor] = []
-    if depth:  # objects may refer to each other in a circle
+    if depth and type(value) not in _WITHOUT_PARTS:  # objects may refer to each other in a circle
         for _, part in parts_of(value):
             found += tensors_in(part, depth - 1)
     return found
@@ -97,16 +101,27 @@ def call_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Any) -> A
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in tensors:
             replacements[id(tensor)] = tensors[name]
+    with replaced(model, replacements):
+        return call(model, inputs)
+
+
+@contextmanager
+def replaced(model: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Puts other tensors in the place of parameters and buffers for a while.
+
+    Args:
+        model: whose registries hold others meanwhile, and at the end what they held before.
+        tensors: id of a parameter or buffer -> what takes its place, wherever it stands: a tied one stands in several.
+    """
     registries: list[dict[str, Any]] = []
     for module in model.modules():
         registries += [module._parameters, module._buffers]
     before = [dict(registry) for registry in registries]
     try:
         for registry in registries:
-            # By identity, not by name: a tied tensor stands in several places.
             for name, own in registry.items():
-                registry[name] = replacements.get(id(own), own)
-        return call(model, inputs)
+                registry[name] = tensors.get(id(own), own)
+        yield
     finally:
         for registry, content in zip(registries, before, strict=True):
             registry.update(content)

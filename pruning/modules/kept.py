@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ def holders(model: nn.Module) -> dict[str, Any]:
 
 def _is_plain_object(value: Any) -> bool:
     kind = type(value)
+    if kind is types.SimpleNamespace:  # small programs keep their settings in one
+        return True
     strange = isinstance(value, (nn.Module, torch.Tensor, type, torch.Size)) or callable(value)
     library = kind.__module__.split(".")[0] in ("builtins", "torch", "numpy", "collections", "functools", "types")
     return not strange and not library and hasattr(value, "__dict__")

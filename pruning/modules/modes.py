@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import gc
+import random
 import warnings
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.modules.calls import call, device_of, mapped
-
-# nn.Module keeps its hooks in OrderedDicts.
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+from pruning.modules.snapshot import Snapshot, values_kept
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, in plain operations; modes, attributes and random state come back at the end."""
+def undisturbed(model: nn.Module, inputs: Any = ()) -> Iterator[Snapshot]:
+    """Eval mode without gradients, in plain operations; everything but values of tensors comes back at the end.
+
+    Args:
+        model: what runs meanwhile; all that it holds comes back, and random states.
+        inputs: what it is called with, which may hold objects that a run changes (a cache).
+    """
     with ExitStack() as stack:
-        stack.enter_context(attributes_kept(model.modules()))
+        snapshot = stack.enter_context(all_kept(model, inputs))
         stack.enter_context(eval_mode(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_attention())
@@ -33,7 +36,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(same_random_state(device_of(model)))
         if device_of(model).type == "meta":
             stack.enter_context(_AnyExpert())
-        yield
+        yield snapshot
 
 
 class _AnyExpert(TorchDispatchMode):
@@ -49,39 +52,28 @@ class _AnyExpert(TorchDispatchMode):
 
 
 @contextmanager
-def attributes_kept(holders: Iterable[Any]) -> Iterator[None]:
-    """Puts the attributes of modules (or other objects), and what their containers hold, back at the end.
+def all_kept(*roots: Any) -> Iterator[Snapshot]:
+    """Puts what can be reached from some objects back at the end, and the random states of Python and NumPy.
 
-    Networks keep tensors of a run (caches, attention maps, the last hidden state), and at their first call some put
-    hooks on their modules and set a flag that says so: the one must not go without the other. A lazy module keeps the
-    shapes that its first call gives it.
+    Values of tensors are not looked after; see `values_kept`.
     """
-    attributes_before = [(holder, dict(vars(holder))) for holder in holders if not isinstance(holder, LazyModuleMixin)]
-    contents_before: list[tuple[Any, Any]] = []
-    for _, attributes in attributes_before:
-        for value in attributes.values():
-            # By type, not isinstance: what a class of the user's own does when it is emptied is unknown.
-            if type(value) in _CONTAINERS:
-                contents_before.append((value, value.copy()))
+    python, default = random.getstate(), torch.get_default_dtype()
+    numpy = np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
+    snapshot = Snapshot(roots)
     try:
-        yield
+        yield snapshot
     finally:
-        for holder, attributes in attributes_before:
-            vars(holder).clear()
-            vars(holder).update(attributes)
-        for container, content in contents_before:
-            container.clear()
-            if isinstance(container, (list, deque)):
-                container.extend(content)
-            else:
-                container.update(content)
+        snapshot.restore()
+        torch.set_default_dtype(default)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def look(model: nn.Module, inputs: Any) -> Any:
     """Calls the model once on its own device, in eval mode, without gradients and without a trace in it."""
     device = device_of(model)
     inputs = mapped(inputs, lambda tensor: tensor.to(device))
-    with undisturbed(model):
+    with undisturbed(model, inputs) as snapshot, values_kept(snapshot.tensors):
         return call(model, inputs)
 
 

@@ -13,9 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from pruning.errors import UsageError
-from pruning.modules.calls import RUN_ERRORS
+from pruning.modules.calls import RUN_ERRORS, replaced
 from pruning.modules.kinds import NORMS, TABLES, WEIGHTED, Sides, channel_dims, matrices_of
-from pruning.modules.modes import eval_mode, look
+from pruning.modules.modes import look, undisturbed
 from pruning.modules.products import Product, Products
 
 # Why a parameter stays out; each goes on "..., 3.1 % of all parameters".
@@ -224,8 +224,8 @@ def _source_of(module: nn.Module, attribute: str) -> nn.Parameter | None:
     own = module._parameters.get(attribute)
     if own is not None:
         return own
-    # Spectral norm would take a step of its iteration in training mode.
-    with eval_mode(module), torch.no_grad():
+    # Spectral norm would take a step of its iteration in training mode; others draw numbers or keep what they made.
+    with undisturbed(module):
         weight = getattr(module, attribute, None)
     if not isinstance(weight, Tensor):
         return None
@@ -251,18 +251,13 @@ def _zeros_stay(module: nn.Module, attribute: str, source: nn.Parameter) -> bool
     if not is_parametrized(module, attribute) or source.is_meta:
         # The older hooks of weight_norm, spectral_norm and torch's own pruning only scale.
         return True
-    before = source.clone()
     # Like a chess board, so that no slice loses all its weights, which weight norm cannot bear.
     positions = torch.arange(source.numel(), device=source.device)
     coordinates = torch.stack(torch.unravel_index(positions, source.shape))
     gone = (coordinates.sum(0) % 2 == 1).view_as(source)
-    try:
-        with eval_mode(module):
-            source.masked_fill_(gone, 0)
-            weight: Tensor = getattr(module, attribute)
-            return not bool(weight[gone].any())
-    finally:
-        source.copy_(before)
+    with undisturbed(module), replaced(module, {id(source): source.masked_fill(gone, 0)}):
+        weight: Tensor = getattr(module, attribute)
+        return not bool(weight[gone].any())
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------

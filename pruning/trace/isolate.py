@@ -19,7 +19,8 @@ from pruning.modules.attributes import Attribute, widths_of
 from pruning.modules.calls import mapped, tensors_in
 from pruning.modules.einsum import einsum
 from pruning.modules.kept import holders, replaced_integers
-from pruning.modules.modes import attributes_kept, readers_of_mode
+from pruning.modules.modes import all_kept, readers_of_mode
+from pruning.modules.snapshot import Snapshot, values_kept
 from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
 
@@ -35,12 +36,14 @@ class Outcome(NamedTuple):
         left_behind: those that it left in its modules' attributes.
         made_anew: (before, after) of buffers in whose place it put others of the same shape.
         mode_readers: modules that asked for their mode.
+        made_first: names of modules and parameters that were not there before.
     """
 
     outputs: list[Tensor]
     left_behind: list[Tensor]
     made_anew: list[tuple[Tensor, Tensor]]
     mode_readers: set[nn.Module]
+    made_first: list[str]
 
 
 def blank(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -53,6 +56,7 @@ def run(
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     trace: Trace,
     *,
+    snapshot: Snapshot | None,
     stand_ins: dict[int, Tensor],
     training: bool,
     attributes: list[Attribute],
@@ -65,6 +69,7 @@ def run(
         model: the network; its modules hold the stand-ins during the run and nothing of it afterwards.
         inputs: positional and keyword arguments of the call.
         trace: what watches; it knows the stand-ins' labels already.
+        snapshot: what the network and its inputs were, if that is known; they are like that again afterwards.
         stand_ins: id of a parameter or buffer -> what stands for it.
         training: the mode to run in.
         attributes: (holder, name, value) to hold during the run.
@@ -76,15 +81,27 @@ def run(
     args, kwargs = mapped(inputs, lambda tensor: tensor.detach().clone())
     holding = holders(model)
     paths = {holder: path for path, holder in holding.items() if isinstance(holder, nn.Module)}
-    swapped = _swapped(list(holding.values()), stand_ins, attributes, training, sizes)
-    with _quiet(model), swapped, _watched(paths, trace):
+    with ExitStack() as stack:
+        if snapshot is None:
+            snapshot = stack.enter_context(all_kept(model, inputs))
+        else:
+            stack.callback(snapshot.restore)
+        stack.enter_context(_quiet(model))
+        _put_stand_ins(snapshot, stand_ins)
+        for module in paths:
+            vars(module)["training"] = training
+        _set_attributes(list(holding.values()), attributes, sizes)
+        others = [tensor for tensor in snapshot.tensors if id(tensor) not in stand_ins]
+        trace.writes = stack.enter_context(values_kept(others, watched=False))
+        stack.enter_context(_watched(paths, trace))
         before = {id(tensor) for tensor in _held(paths)}
+        names = _names(model)
         buffers = [(module, name, tensor) for module in paths for name, tensor in module._buffers.items()]
         with readers_of_mode() as readers, trace, _PlainCalls(), sizes or nullcontext():
             # What a user's choice of outputs computes belongs to the run.
             outputs = protected(model(*args, **kwargs))
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
-        return Outcome(outputs, left_behind, _made_anew(buffers), readers)
+        return Outcome(outputs, left_behind, _made_anew(buffers), readers, _made_first(model, names))
 
 
 def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
@@ -97,6 +114,17 @@ def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tupl
     return found
 
 
+def _names(model: nn.Module) -> set[str]:
+    modules = {path for path, _ in model.named_modules()}
+    return modules | {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
+def _made_first(model: nn.Module, before: set[str]) -> list[str]:
+    """Returns modules and parameters that a first call made; of a module its own name will do."""
+    made = _names(model) - before
+    return sorted(name for name in made if name.rpartition(".")[0] not in made)
+
+
 def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     """Yields the tensors that modules keep in attributes of their own, parameters and buffers not counted."""
     for module in modules:
@@ -105,51 +133,25 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
                 yield from tensors_in(value, depth=3)
 
 
-# -- other tensors in the modules --------------------------------------------------------------------------------------
+# -- what modules hold meanwhile ---------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _swapped(
-    held: list[Any],
-    stand_ins: dict[int, Tensor],
-    attributes: list[Attribute],
-    training: bool,
-    sizes: Sizes | None,
-) -> Iterator[None]:
-    """Puts stand-ins for all tensors that modules hold, and integers with origins if sizes are to be read.
-
-    On leaving, modules, plain objects that they hold, and their containers are as they were.
-    """
-    with attributes_kept(held):
-        for holder in held:
-            if isinstance(holder, nn.Module):
-                _swap(holder, dict(vars(holder)), stand_ins)
-                vars(holder)["training"] = training
-            if sizes is not None:
-                _give_origins(holder, sizes)
-        for holder, name, value in attributes:
-            vars(holder)[name] = value  # nn.Module's own way would look at what it is
-        yield
-
-
-def _swap(module: nn.Module, state: dict[str, Any], stand_ins: dict[int, Tensor]) -> None:
-    """Puts stand-ins for the tensors of one module, whose attributes are in `state`."""
+def _put_stand_ins(snapshot: Snapshot, stand_ins: dict[int, Tensor]) -> None:
+    """Puts stand-ins for parameters and buffers wherever they are held, in lists and closures too."""
 
     def stand_in(tensor: Tensor) -> Tensor:
-        found = stand_ins.get(id(tensor))
-        if found is None:
-            # Tensors kept as plain attributes may be written to in forward; the run gets a copy.
-            found = stand_ins[id(tensor)] = tensor.detach().clone()
-        return found
+        return stand_ins.get(id(tensor), tensor)
 
-    for registry in ("_parameters", "_buffers"):
-        swapped = {}
-        for name, tensor in state[registry].items():
-            swapped[name] = None if tensor is None else stand_in(tensor)
-        vars(module)[registry] = swapped
-    for name, value in state.items():
-        if name not in _REGISTRIES and isinstance(value, (Tensor, list, tuple, dict)):
-            vars(module)[name] = mapped(value, stand_in)
+    snapshot.exchange(stand_in)
+
+
+def _set_attributes(held: list[Any], attributes: list[Attribute], sizes: Sizes | None) -> None:
+    """Lets modules and plain objects hold other values, and integers with origins if sizes are to be read."""
+    if sizes is not None:
+        for holder in held:
+            _give_origins(holder, sizes)
+    for holder, name, value in attributes:
+        vars(holder)[name] = value  # nn.Module's own way would look at what it is
 
 
 def _give_origins(holder: Any, sizes: Sizes) -> None:
@@ -257,8 +259,6 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     if torch.cuda.is_initialized():
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
         indices = [device.index or 0 for device in devices]
-    python = random.getstate()
-    numpy = np.random.get_state()  # noqa: NPY002 - the legacy generator is what users call
     mkldnn = torch._C._get_mkldnn_enabled()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -270,11 +270,9 @@ def _quiet(model: nn.Module) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(False)
         torch.manual_seed(0)
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)  # noqa: NPY002 - the legacy generator is what users call
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             torch._C._set_mkldnn_enabled(mkldnn)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

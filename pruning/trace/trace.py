@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.modules.calls import RUN_ERRORS
+from pruning.modules.snapshot import Writes
 from pruning.trace.call import Call, Notes
-from pruning.trace.handed_back import ReadByAttention
 from pruning.trace.labels import Axes, Entry, Info, Labels, Rows
 from pruning.trace.meta_shapes import compute
+from pruning.trace.outputs import ReadByAttention
 from pruning.trace.rows import handed_on, is_move, made_by
 from pruning.trace.rules.table import Kind, Rule, kind_of
 from pruning.trace.schema import schema, tensor_outputs, tensors_in
@@ -42,6 +43,7 @@ class Trace(TorchDispatchMode, Notes):
         Notes.__init__(self, first_label)
         self.rules = rules
         self.real = real
+        self.writes = Writes(())  # to tensors that must come out as they were
         self.read_by_attention = ReadByAttention()
         self._kept_alive: list[Any] = []  # a freed tensor's id may be given to another one
         self._twins: dict[int, Tensor] = {}  # id of a tensor with data -> its stand-in
@@ -75,6 +77,8 @@ class Trace(TorchDispatchMode, Notes):
             args, kwargs = self._on_stand_ins(given, kwargs)
             if func._schema.is_mutable:
                 self._note_written(given, args)
+        if func._schema.is_mutable:
+            self.writes.note((*args, *kwargs.values()))
         inputs = tensors_in(args, kwargs)
         if any(tensor.is_meta or id(tensor) in self._made for tensor in inputs):
             self.steps += 1

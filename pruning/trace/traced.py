@@ -13,13 +13,14 @@ from pruning.errors import UsageError
 from pruning.modules.attention import ByHeads, by_heads
 from pruning.modules.attributes import Attribute
 from pruning.modules.calls import RUN_ERRORS, mapped, split_inputs
-from pruning.modules.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
+from pruning.modules.snapshot import Snapshot
 from pruning.modules.tables import plain_tables
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.heads import HeadSearch, head_axes
 from pruning.trace.isolate import blank, run
 from pruning.trace.labels import Axes, Axis, Entry, Labels, Split, Uses
+from pruning.trace.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
 from pruning.trace.rules import RULES
 from pruning.trace.schema import schema
 from pruning.trace.sizes import Equation, Sizes
@@ -40,6 +41,7 @@ class TracedNetwork:
         example_inputs: as for `DependencyGraph`.
         choose_outputs: the same.
         by_heads: attention is pruned by whole heads instead of the width of each.
+        snapshot: what the network was, for several runs in a row; without it each takes one for itself.
 
     Raises:
         UsageError: if the network holds nothing to prune or does not run on these inputs.
@@ -52,11 +54,14 @@ class TracedNetwork:
         choose_outputs: ChooseOutputs | None = None,
         *,
         by_heads: bool = False,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.model = model
+        self.snapshot = snapshot
         check_choice(choose_outputs)
         self.choose_outputs = choose_outputs
         self.by_heads = by_heads
+        self.made_first: list[str] = []  # modules and parameters that a first call makes
         self.caches: list[str] = []  # what is handed back and does not count as output
         tables = plain_tables(model)
         self.tables = frozenset(tables)  # names of tensors that are plain attributes
@@ -95,6 +100,9 @@ class TracedNetwork:
         self.equations: list[Equation] = []  # what the code says of sizes, in all modes
         for training in traces:
             self.equations += self._sizes[training].equations
+        if self.made_first:
+            made = ", ".join(self.made_first)
+            self.notes.append(f"makes {made} at its first call, which is not seen: call it once, then look again")
         if self.caches:
             names = ", ".join(dict.fromkeys(self.caches))
             self.notes.append(f"is a cache that is handed back, and may shrink: {names}")
@@ -228,6 +236,7 @@ class TracedNetwork:
                 self.model,
                 self._inputs[training],
                 trace,
+                snapshot=self.snapshot,
                 stand_ins=stand_ins,
                 training=training,
                 attributes=attributes,
@@ -237,6 +246,7 @@ class TracedNetwork:
         for before, after in outcome.made_anew:  # the next run finds what this one left, so both shrink alike
             for one, other in zip(trace.axes(before), trace.axes(after), strict=True):
                 trace.tie(one, other)
+        self.made_first = outcome.made_first
         _pin_results(trace, outcome.outputs, "is the network's output")
         # A normalised weight is made anew each time.
         held = [tensor for tensor in outcome.left_behind if not trace.is_weight(tensor)]
