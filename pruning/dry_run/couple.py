@@ -63,6 +63,34 @@ def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
         for name, new in replaced_integers(holder, changed):
             if new != vars(holder)[name]:
                 found.append((holder, name, new))
+    known = {(id(holder), name) for holder, name, _ in found}
+    said = [attribute for attribute in _heads_said(traced, removed) if (id(attribute[0]), attribute[1]) not in known]
+    return found + said
+
+
+def _heads_said(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
+    """Returns what modules that split heads say of their number, even where their code does not read it.
+
+    Such as `num_attention_heads` beside a view to (..., -1, head_dim): whoever looks at it wants the number of now.
+    """
+    alive = traced.structure.alive
+    counts: dict[tuple[str, int], set[int]] = {}  # (path of a module, heads before) -> heads that are left
+    for path, labels in traced.heads_made:
+        before, left = int(alive[labels].sum()), int((alive & ~removed)[labels].sum())
+        counts.setdefault((path, before), set()).add(left)
+    found: list[Attribute] = []
+    for (path, before), lefts in counts.items():
+        module = traced.model.get_submodule(path)
+        if len(lefts) > 1 or before in lefts or isinstance(module, nn.MultiheadAttention):
+            continue  # of two kinds of heads, as many were there; or torch's own, which follows from its shapes
+        (left,) = lefts
+        for name, value in vars(module).items():
+            if type(value) is not int:
+                continue
+            if value == before and name.endswith(("head", "heads")):
+                found.append((module, name, left))
+            elif value % before == 0 and name == "all_head_size":
+                found.append((module, name, value // before * left))
     return found
 
 

@@ -50,7 +50,7 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
             raise UsageError(f"{name} has no node that may go: {_why_no_node(network)}.")
         raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
     if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
-        raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out --unit head.")
+        raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out unit (--unit).")
     if unit == "weights" and not network.start_sizes:
         raise UsageError(f"{name} has no weights that multiply; what does not can go as nodes.")
     if unit != "nodes" and not network.ranked_names():

@@ -40,6 +40,7 @@ class Notes:
         self.sizes_are_read = False  # whether equations say how large the parts are that are being made
         self.head_axes: HeadAxes = {}  # known before the run; see pruning/trace/heads.py
         self.head_labels: set[int] = set()  # labels of dimensions with one index per head
+        self.heads_made: list[tuple[str, Labels]] = []  # such dimensions, and the path of the module that made them
         self.steps = 0  # operations so far that parameters had a part in; others may run once only and be kept
         self.block = 0  # of a reshape, which of its blocks is at work
         self._overwritten: set[int] = set()  # storages whose values were written over and may be non-zero
@@ -134,6 +135,7 @@ class Notes:
     def note_heads(self, labels: Labels) -> None:
         """Takes down that a dimension has one index per head."""
         self.head_labels.update(labels.tolist())
+        self.heads_made.append((self.entry.where, labels))
 
     def is_of_heads(self, axis: Axis) -> bool:
         """Says whether a dimension has one index per head."""

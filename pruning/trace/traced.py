@@ -90,10 +90,12 @@ class TracedNetwork:
         self.runs: dict[bool, list[Entry]] = {}
         self.row_uses: dict[bool, Uses] = {}
         self.head_labels: Labels = np.empty(0, np.int64)  # of dimensions with one index per head
+        self.heads_made: list[tuple[str, Labels]] = []  # such dimensions, and the path of the module that made them
         self.splits: list[Split] = []  # where more than one of several sizes may change
         for training, trace in traces.items():
             self._collect(trace)
             self.head_labels = np.union1d(self.head_labels, np.array(sorted(trace.head_labels), np.int64))
+            self.heads_made += trace.heads_made
             self.runs[training] = trace.entries
             self.row_uses[training] = trace.row_uses
             self.splits += _open_splits(trace)

@@ -5,12 +5,16 @@ All take tokens (batch, tokens, DIM) and return as many. `Layers` makes a networ
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pruning.graph.graph import DependencyGraph
 
 DIM, HEADS, WIDTH, TOKENS = 16, 4, 4, 5  # of the stream, of a layer, of one head, of the example
 
@@ -257,3 +261,23 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "batch_of_heads": BatchOfHeads,
     "one_key": OneKey,
 }
+
+
+# -- what tests of heads share -----------------------------------------------------------------------------------------
+
+
+def zeroed(model: nn.Module, graph: DependencyGraph, nodes: list[int]) -> nn.Module:
+    """Returns a copy in which all slices of some nodes are zero."""
+    other = copy.deepcopy(model)
+    parameters = dict(other.named_parameters())
+    with torch.no_grad():
+        for node in nodes:
+            for (name, dim), indices in graph.nodes[node].slices.items():
+                if name in parameters:
+                    parameters[name].index_fill_(dim, torch.tensor(indices), 0)
+    return other
+
+
+def head_groups(graph: DependencyGraph) -> list[np.ndarray]:
+    """Returns the heads of each layer."""
+    return [group.nodes for group in graph.groups if np.isin(group.nodes, graph.heads).any()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from criterions.SNAP import SNAP
 from pruning import NodeRules, PrunableNetwork
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
-from tests.support.attention import ATTENTIONS, DIM, HEADS, TOKENS, WIDTH, Fused, Layers, Separate
+from tests.support.attention import ATTENTIONS, DIM, HEADS, TOKENS, WIDTH, Fused, Layers, Separate, head_groups, zeroed
 from tests.support.zoo.registry import randomise
 
 SHARE_KEYS = ("repeated", "interleaved", "grouped_in_one", "grouped_by_einsum")
@@ -26,23 +25,6 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = randomise(Layers(ATTENTIONS[name]).double()).eval()
     return model, torch.randn(2, TOKENS, 3, dtype=torch.float64)
-
-
-def zeroed(model: nn.Module, graph: DependencyGraph, nodes: list[int]) -> nn.Module:
-    """Returns a copy in which all slices of some nodes are zero."""
-    other = copy.deepcopy(model)
-    parameters = dict(other.named_parameters())
-    with torch.no_grad():
-        for node in nodes:
-            for (name, dim), indices in graph.nodes[node].slices.items():
-                if name in parameters:
-                    parameters[name].index_fill_(dim, torch.tensor(indices), 0)
-    return other
-
-
-def head_groups(graph: DependencyGraph) -> list[np.ndarray]:
-    """Returns the heads of each layer."""
-    return [group.nodes for group in graph.groups if np.isin(group.nodes, graph.heads).any()]
 
 
 @pytest.mark.parametrize("name", [name for name in ATTENTIONS if name != IN_STREAM])
@@ -111,6 +93,15 @@ def test_integers_that_count_heads_follow() -> None:
     assert (first.num_heads, first.num_key_value_heads, first.all_head_size) == (3, 3, 3 * WIDTH)
     assert first.head_dim == WIDTH
     assert (second.num_heads, second.all_head_size) == (HEADS, HEADS * WIDTH)
+
+
+def test_integers_that_the_code_does_not_read_follow_too() -> None:
+    model, inputs = build("by_einsum")  # says nothing of key-value heads, nor how wide all heads are
+    graph = DependencyGraph(model, inputs, unit="head")
+    graph.plan([int(head_groups(graph)[1][0])]).exec()
+    first, second = model.attentions
+    assert (second.num_heads, second.num_key_value_heads, second.all_head_size) == (3, 3, 3 * WIDTH)
+    assert (first.num_heads, first.num_key_value_heads, first.all_head_size) == (4, 4, HEADS * WIDTH)
 
 
 def test_other_nodes_are_what_they_are() -> None:
