@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from data_sets._sources import Form, Relabelled, Resident, Streamed, check_datas
 from data_sets._split import stratified_split
 from data_sets._transforms import Normaliser, crop_and_flip, draw
 from pruning.errors import UsageError
+from pruning.modules.calls import mapped, pair_of
 
 PARTS = ("train", "test", "score")
 HELD_OUT = 0.2  # of the training data, for tuning
@@ -72,12 +73,12 @@ class Batches:
     def __len__(self) -> int:
         return len(self.bounds)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         return self.epoch(0)
 
     def epoch(
         self, number: int, start: int = 0, *, step: int = 1, share: tuple[int, int] = (0, 1)
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, Tensor]]:
         """Yields the batches of epoch `number` from batch `start` on, without reading those before.
 
         Args:
@@ -95,10 +96,12 @@ class Batches:
         draws = draw(count, crop=ways.crop, flip=ways.flip, rng=rng, device=device) if changed else None
         bounds = [_part(*span, *share) for span in self.bounds[start::step]]
         for span, (images, targets) in zip(bounds, self.source.batches(order, bounds, number), strict=True):
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            images = mapped(images, lambda tensor: tensor.to(device, non_blocking=True))
+            targets = targets.to(device, non_blocking=True)
             if draws is not None:
                 images = crop_and_flip(images, draws.part(*span), ways.crop)
-            yield self.normalise(images), targets
+            # Several inputs, as keyword arguments, are what the network takes already.
+            yield self.normalise(images) if isinstance(images, Tensor) else images, targets
 
     def close(self) -> None:
         """Ends worker processes, if there are any; they end by themselves with the program."""
@@ -237,7 +240,11 @@ def _read(data_set: Any, which: str, form: Form, device: torch.device) -> Any:
     data = data_set.train() if which == "train" else data_set.test()
     if isinstance(data, TensorDataset) and len(data.tensors) == 2:
         data = data.tensors
-    if isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape"):  # not a list of two samples
+    if isinstance(data, Mapping):
+        data = pair_of(data)
+    # Not a list of two samples, each of which may be a dict.
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[0], "shape")
+    if is_pair or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Mapping)):
         return Resident(data[0], data[1], form, device)
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         kind = type(data).__name__

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data_sets._random import seeded
 from pruning.errors import UsageError
+from pruning.modules.calls import mapped, pair_of, tensors_in
 
 RESIDENT_BYTES = 2 * 2**30  # larger tensors stay in main memory and travel batch by batch
 LEFT_OUT = -100  # a target that does not count: padding, a pixel without a class
@@ -51,45 +53,55 @@ class Form(NamedTuple):
             wrong = low if low < 0 else high
             raise UsageError(f"{self.name}: label {wrong} is outside 0..{self.num_classes - 1}, as num_classes says")
 
+    def check_inputs(self, inputs: Any, where: str) -> None:
+        """Checks one sample's inputs: a tensor, or a dict of several, the first of which has the shape declared."""
+        tensors = tensors_in(inputs)
+        if tensors:
+            self.check_shape(tensors[0].shape, where)
+
 
 class Resident:
     """Images and labels as two tensors, on the device unless they are too large for it.
 
     Args:
-        images: (N, *input_shape), any dtype; bytes stay bytes.
+        images: (N, *input_shape), any dtype; bytes stay bytes. Or a dict of keyword arguments, each a tensor (N, ...).
         labels: (N,) class numbers, or targets of any shape (N, ...).
         form: what they must look like.
         device: where batches are wanted.
     """
 
     def __init__(self, images: Any, labels: Any, form: Form, device: torch.device) -> None:
-        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-        are_rows = labels.ndim > 0 and images.ndim > 0
-        if not are_rows or len(images) != len(labels):
-            shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
-            raise UsageError(f"{form.name}: images and labels differ in number: {shapes}")
-        if len(images) == 0:
+        images, labels = _as_tensors(images), torch.as_tensor(labels)
+        inputs = tensors_in(images)
+        for tensor in inputs:
+            are_rows = labels.ndim > 0 and tensor.ndim > 0
+            if not are_rows or len(tensor) != len(labels):
+                shapes = f"{tuple(tensor.shape)} and {tuple(labels.shape)}"
+                raise UsageError(f"{form.name}: images and labels differ in number: {shapes}")
+        if len(labels) == 0 or not inputs:
             raise UsageError(f"{form.name}: the data set is empty")
-        form.check_shape(images.shape[1:], "an image")
+        form.check_shape(inputs[0].shape[1:], "an image")
         are_classes = not labels.is_floating_point()
         if are_classes:
             labels = labels.long()
         form.check_labels(labels)
         # What is too large for the device travels batch by batch.
-        home = device if images.nbytes <= _room(device) else torch.device("cpu")
-        self.images = images.to(home)
+        size = sum(tensor.nbytes for tensor in inputs)
+        home = device if size <= _room(device) else torch.device("cpu")
+        self.images = mapped(images, lambda tensor: tensor.to(home))
         self.labels = labels.to(home)
         self.class_labels = labels if are_classes and labels.ndim == 1 else None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def batches(self, order: Tensor, bounds: Sequence[tuple[int, int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields copies, never views: what a caller does to a batch must not reach the data."""
-        order = order.to(self.images.device)
+        order = order.to(self.labels.device)
         for start, stop in bounds:
             chosen = order[start:stop]
-            yield self.images.index_select(0, chosen), self.labels.index_select(0, chosen)
+            images = mapped(self.images, partial(torch.index_select, dim=0, index=chosen))
+            yield images, self.labels.index_select(0, chosen)
 
     def relabelled(self, labels: Tensor) -> Resident:
         """Returns the same images with other labels, (N,) class numbers."""
@@ -214,20 +226,36 @@ class _Seeded(Dataset):
         epoch, index = key
         with seeded(self.seed, epoch, index):
             try:
-                sample = self.data[index]
-                _check_sample(sample, self.form, index)
+                return _checked_sample(self.data[index], self.form, index)
             except UsageError as error:
                 return error  # raised in a worker it would arrive with the worker's traceback in its message
-        return sample
 
 
-def _check_sample(sample: Any, form: Form, index: int) -> None:
-    if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+def _checked_sample(sample: Any, form: Form, index: int) -> tuple[Any, Any]:
+    """Returns (inputs, target) of a sample: such a pair, or a dict of keyword arguments with the target as "labels"."""
+    if isinstance(sample, Mapping):
+        try:
+            inputs, target = pair_of(_as_tensors(sample))
+        except UsageError as error:
+            raise UsageError(f"{form.name}, sample {index}: {error}") from error
+    elif isinstance(sample, (tuple, list)) and len(sample) == 2:
+        inputs, target = sample
+    else:
         raise UsageError(f"{form.name}: sample {index} is {type(sample).__name__}, expected (tensor, label)")
-    if not isinstance(sample[0], Tensor):
-        kind = type(sample[0]).__name__
+    if isinstance(inputs, Mapping):
+        inputs = dict(_as_tensors(inputs))
+    elif not isinstance(inputs, Tensor):
+        kind = type(inputs).__name__
         raise UsageError(f"{form.name}: sample {index} holds {kind}, expected a tensor (transform=PILToTensor())")
-    form.check_shape(sample[0].shape, f"sample {index}")
+    form.check_inputs(inputs, f"sample {index}")
+    return inputs, target
+
+
+def _as_tensors(inputs: Any) -> Any:
+    """Returns an array as a tensor, and a dict of arrays or lists of numbers as one of tensors."""
+    if isinstance(inputs, Mapping):
+        return {name: torch.as_tensor(value) for name, value in inputs.items()}
+    return torch.as_tensor(inputs)
 
 
 class _Collate:
@@ -240,8 +268,11 @@ class _Collate:
         for sample in samples:
             if isinstance(sample, UsageError):
                 return sample
-        images = torch.stack([image for image, _ in samples])
-        targets = default_collate([label for _, label in samples])
+        try:
+            images = default_collate([image for image, _ in samples])
+            targets = default_collate([label for _, label in samples])
+        except RuntimeError as error:
+            return UsageError(f"{self.form.name}: samples cannot be stacked, they differ in shape: {error}")
         try:
             self.form.check_labels(targets)
         except UsageError as error:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses._fit import misfit, paired
+from losses._fit import divergence, misfit, paired
 from pruning.measure.measures import SCORE_BINS, Sums
 
 
@@ -25,6 +25,13 @@ class BinaryCrossEntropy:
         _, labels = paired(self, outputs, targets)
         if bool(((labels < 0) | (labels > 1)).any()):
             raise misfit(self, outputs, targets, "targets from 0 to 1, one for each label")
+
+    def distance(self, outputs: Tensor, told: Tensor, targets: Any, temperature: float) -> Tensor:
+        """How far scores are from another network's, for distillation: T^2 KL of each label, the mean over all."""
+        own, others = outputs.flatten() / temperature, told.flatten() / temperature
+        # A label that may be there or not is a choice between two.
+        pair, other_pair = torch.stack([own, torch.zeros_like(own)], 1), torch.stack([others, torch.zeros_like(own)], 1)
+        return temperature**2 * divergence(pair, other_pair, 1.0)
 
     def measures(self, outputs: Any, targets: Any) -> Sums:
         """Mean average precision is the main one."""

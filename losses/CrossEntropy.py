@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses._fit import check_probabilities, class_loss
+from losses._fit import LEFT_OUT, check_probabilities, class_loss, divergence
 from pruning import PrunableNetwork
 from pruning.measure.measures import Sums, class_measures
 
@@ -37,6 +37,14 @@ class CrossEntropy:
     def measures(self, outputs: Any, targets: Any) -> Sums:
         """The accuracy; of pictures with a class per pixel, pixel accuracy and mean intersection over union."""
         return class_measures(outputs, targets)
+
+    def distance(self, outputs: Tensor, told: Tensor, targets: Any, temperature: float) -> Tensor:
+        """How far scores (B, C, ...) are from another network's, for distillation; what is left out counts nowhere."""
+        scores, others = outputs.movedim(1, -1).flatten(0, -2), told.movedim(1, -1).flatten(0, -2)
+        if not targets.is_floating_point():
+            known = targets.flatten() != LEFT_OUT
+            scores, others = scores[known], others[known]
+        return divergence(scores, others, temperature)
 
     def penalty(self, network: PrunableNetwork) -> Tensor | float:
         """What training adds to the data term."""

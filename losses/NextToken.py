@@ -4,11 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses._fit import misfit
+from losses._fit import LEFT_OUT, divergence, misfit
 from pruning.measure.measures import Sums
 from pruning.modules.calls import scores_of
 
-LEFT_OUT = -100  # of targets that are no token: padding
 BLOCK = 2**24  # scores that are measured at a time: those of a large vocabulary would be held twice
 
 
@@ -37,6 +36,13 @@ class NextToken:
             "perplexity": torch.stack([torch.stack(total).sum(), known.double()]),
             "next_token_accuracy": torch.stack([torch.stack(right).sum(), known]),
         }
+
+    def distance(self, outputs: Tensor, told: Tensor, targets: Any, temperature: float) -> Tensor:
+        """How far scores are from another network's, for distillation, where a token follows that counts."""
+        scores, tokens = self._next(outputs, targets)
+        others, _ = self._next(told, targets)
+        known = tokens != LEFT_OUT
+        return divergence(scores[known], others[known], temperature)
 
     def _next(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         """Returns scores (n, vocabulary) and the tokens (n,) that they are for, of all windows."""

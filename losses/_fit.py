@@ -12,6 +12,8 @@ from pruning import UsageError
 from pruning.measure.measures import Sums, are_class_scores, wide
 from pruning.modules.calls import scores_of
 
+LEFT_OUT = -100  # a target that counts nowhere: padding, a pixel without a class
+
 
 def misfit(loss: object, outputs: Any, targets: Any, needed: str) -> UsageError:
     """Returns the error that names what a loss was given, and what it takes."""
@@ -97,3 +99,14 @@ def number_measures(loss: object, outputs: Any, targets: Any) -> Sums:
         "mse": torch.stack([squared.sum(), every]),
         "mae": torch.stack([error.abs().sum(), every]),
     }
+
+
+# -- how far two networks are apart, for distillation ------------------------------------------------------------------
+
+
+def divergence(scores: Tensor, told: Tensor, temperature: float) -> Tensor:
+    """Returns T^2 KL(told / T || scores / T), the mean over n rows of scores (n, classes)."""
+    if not len(scores):
+        return scores.sum()  # nothing counts: zero, with a graph
+    own, others = (scores / temperature).log_softmax(1), (told / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(own, others, reduction="batchmean", log_target=True)

@@ -8,12 +8,14 @@ export(model, torch.randn(1, 3, 32, 32), Path("network.onnx"), "onnx")
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
     example = mapped(example_inputs, lambda tensor: tensor.to(device))
     # Sizes 0 and 1 would be taken for numbers of the code's own, so two samples at least.
     size = max(2, batch_size_of(example))
-    with undisturbed(model), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with undisturbed(model), _returns_plainly(model), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         try:
             error = _draft(model, kind, draft, _batch(example, size), _batch(example, size + 1))
@@ -102,6 +104,26 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
     return Exported(path, any_batch, size, error)
+
+
+@contextlib.contextmanager
+def _returns_plainly(model: nn.Module) -> Iterator[None]:
+    """Lets a model that returns a data class return its fields as a dict, which exporters know."""
+    original = model.forward
+
+    @functools.wraps(original)  # its signature names the inputs
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        outputs = original(*args, **kwargs)
+        if isinstance(outputs, Mapping) or not dataclasses.is_dataclass(outputs) or isinstance(outputs, type):
+            return outputs
+        found = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    vars(model)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(model)["forward"]
 
 
 def _check_types(model: nn.Module, example_inputs: Any) -> None:

@@ -25,7 +25,7 @@ from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.by_name import LayerRules, layer_of, named_by, names_table
-from pruning.modules.calls import batch_size_of, device_of, mapped
+from pruning.modules.calls import batch_size_of, device_of, mapped, scores_of
 from pruning.modules.weights import Weight, find_weights, normalised_dimension
 from pruning.trace.outputs import ChooseOutputs, check_choice
 
@@ -115,7 +115,7 @@ class PrunableState:
         self.model = model
         self._example_inputs = example_inputs
         self._example_fits = _kind_of(model)
-        self.loss = loss
+        self.loss = loss if _takes_anything(loss) else OnScores(loss)
         self.outer_layers = outer_layers
         self.node_rules = node_rules or NodeRules()
         check_choice(outputs)
@@ -594,3 +594,20 @@ def _moved(tensor: Tensor, before: Kind, now: Kind) -> Tensor:
     if now[0] is not None and tensor.dtype == before[0]:
         tensor = tensor.to(now[0])
     return tensor.to(now[1]) if tensor.device == before[1] and not tensor.is_meta else tensor
+
+
+class OnScores:
+    """One of torch's own losses, which take tensors, for networks that return theirs in a data class or a dict."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.loss = loss
+        self.__name__ = getattr(loss, "__name__", type(loss).__name__)
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss(scores_of(outputs), targets)
+
+
+def _takes_anything(loss: Any) -> bool:
+    """Says whether a loss may know what to do with outputs that are no tensor: any but torch's own."""
+    owner = loss if hasattr(loss, "__name__") else type(loss)
+    return not str(getattr(owner, "__module__", "")).startswith("torch.")

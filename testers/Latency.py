@@ -1,12 +1,14 @@
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruning import PrunableNetwork
 from pruning.measure.latency import timings
+from pruning.modules.calls import mapped
 from testers._memory import memory_advice
 
 
@@ -41,7 +43,7 @@ class Latency:
         found: dict[str, Any] = {}
         for size in console.track(self.sizes, "latency"):
             with memory_advice(f"a batch of {size}", "latency_batches"):
-                repeated = inputs[torch.arange(size, device=inputs.device) % len(inputs)]
+                repeated = mapped(inputs, partial(_repeated, size=size))
                 this, dense = (_describe(times) for times in timings(self.models, repeated, self.repeats))
             found[str(size)] = {"this": this, "dense": dense, "times_as_fast": dense["median"] / this["median"]}
         folder.write_output("latency.json", found)
@@ -54,6 +56,11 @@ class Latency:
             text = f"{_in_ms(entry['this'])}; dense {_in_ms(entry['dense'])}"
             rows.append((f"batch of {size}", f"{text}: {entry['times_as_fast']:.2f} times as fast"))
         return rows
+
+
+def _repeated(tensor: Tensor, size: int) -> Tensor:
+    """Returns a batch of so many samples, the same ones again and again."""
+    return tensor[torch.arange(size, device=tensor.device) % len(tensor)]
 
 
 def _describe(times: list[float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pruning import PrunableNetwork, UsageError
 from pruning.distributed import rank, world
 from pruning.measure.evaluate import sums_of, total_sums
 from pruning.measure.measures import Better, Sums, added_up, kind_of, values_of
-from pruning.modules.calls import call, mapped, samples_in
+from pruning.modules.calls import call, inputs_for, mapped, samples_in
 from trainers._optimization import Optimization
 from trainers._processes import added_sums, expect, level, replicated, sums_of_batch, weight_of_share
 
@@ -46,7 +46,7 @@ class DefaultTrainer:
         self,
         *,
         network: PrunableNetwork,
-        loss_function: Callable[[Tensor, Tensor], Tensor],
+        loss_function: Callable[[Any, Any], Tensor],
         train_batches: Any,
         test_batches: Any,
         optimization: Optimization,
@@ -71,6 +71,7 @@ class DefaultTrainer:
         self.epoch, self.batch = 0, 0
         self.share = 1.0  # what this process's gradients count in those of the batch, where several share it
         self.metrics: dict[str, float] = {}
+        self.inputs: Any = None  # of the batch that is trained on
         self.measures: dict[str, Better | None] = {}  # what the loss measures, the main one first: which way is good
         self.memory: dict[str, dict[str, Tensor]] = {}  # what callbacks keep by parameter name; saved, and cut along
         self.totals = {"samples_seen": 0, "seconds_training": 0.0, "training_flops": 0.0}
@@ -115,24 +116,28 @@ class DefaultTrainer:
                 self.batch += 1
                 self.at("batch_end")
 
-    def train_batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def train_batch(self, inputs: Any, targets: Any) -> tuple[Any, Tensor]:
         """One update; returns the outputs and the loss."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.inputs = inputs
         with self.autocast():
-            outputs = self.forward(inputs)
+            outputs = self.forward(inputs_for(self.loss_function, self.network.model, inputs, targets))
             loss = self.loss(outputs, targets)
         expect(self.model, loss)
         self.scaler.scale(loss).backward()
         self.step()
         return mapped(outputs, Tensor.detach), loss.detach()
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Any:
         """The network's outputs for a batch."""
         return call(self.model, inputs)
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
         """What is minimised: the data term, and the loss's own penalty on the network if it has one."""
-        value = self.loss_function(outputs, targets)
+        # A loss that looks at the inputs too (a teacher does) is asked for more than what scores are taken of.
+        with_inputs = getattr(self.loss_function, "with_inputs", None)
+        own = self.loss_function
+        value = with_inputs(self.inputs, outputs, targets) if with_inputs else own(outputs, targets)
         penalty = getattr(self.loss_function, "penalty", None)
         return value + penalty(self.network) if penalty else value
 
@@ -198,7 +203,7 @@ class DefaultTrainer:
             callback(self, moment)
         self._clock = time.perf_counter()
 
-    def record(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> None:
+    def record(self, outputs: Any, targets: Any, loss: Tensor) -> None:
         """Adds a batch to the epoch's sums, which stay on the device until the epoch ends."""
         batch = sums_of(loss, outputs, targets, self.loss_function)
         samples = samples_in(targets)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.measure.measures import are_class_scores
-from pruning.modules.calls import Batches, call, scores_of
+from pruning.modules.calls import Batches, call, pairs, scores_of
 from pruning.modules.modes import eval_mode
 
 BINS = 15  # of confidence, as in Guo et al. 2017 (arXiv:1706.04599)
@@ -76,6 +76,6 @@ def tally_of(model: nn.Module, batches: Batches) -> Tally:
     """Counts every sample that the batches hold, in eval mode."""
     tally = Tally()
     with eval_mode(model), torch.no_grad():
-        for inputs, targets in batches:
+        for inputs, targets in pairs(batches):
             tally.add(call(model, inputs), targets)
     return tally

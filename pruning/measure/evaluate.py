@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.measure.measures import Sums, added_up, measured, values_of, wide
-from pruning.modules.calls import Batches, call, samples_in
-from pruning.modules.modes import eval_mode
+from pruning.modules.calls import Batches, call, inputs_for, pairs, samples_in
+from pruning.modules.modes import eval_mode, loss_mode
 
 Loss = Callable[[Any, Any], Tensor]  # (outputs, targets) -> mean over the batch, a scalar
 Watch = Callable[[Any, Any], None]  # shown (outputs, targets)
@@ -38,14 +38,14 @@ def total_sums(model: nn.Module, batches: Batches, loss: Loss, watch: Watch | No
 
     Args:
         model: what is evaluated.
-        batches: pairs (inputs, targets).
+        batches: pairs (inputs, targets), or dicts with "labels".
         loss: (outputs, targets) -> the mean over a batch.
         watch: shown the outputs and targets of every batch.
     """
     sums: Sums | None = None
-    with eval_mode(model), torch.no_grad():
-        for inputs, targets in batches:
-            outputs = call(model, inputs)
+    with eval_mode(model), loss_mode(model, loss), torch.no_grad():
+        for inputs, targets in pairs(batches):
+            outputs = call(model, inputs_for(loss, model, inputs, targets))
             sums = added_up(sums, sums_of(loss(outputs, targets), outputs, targets, loss))
             if watch is not None:
                 watch(outputs, targets)

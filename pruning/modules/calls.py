@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What criteria score on: pairs (inputs, targets).
-Batches = Iterable[tuple[Tensor, Tensor]]
+from pruning.errors import UsageError
+
+# What criteria score on: pairs (inputs, targets), or dicts that hold the targets as "labels".
+Batches = Iterable[Any]
+
+LABELS = "labels"  # the key of the targets in a batch that is a dict, as in transformers
 
 # What a run of somebody's network may raise; anything else (interrupts, exhausted memory) is not ours to catch.
 RUN_ERRORS = (
@@ -37,7 +41,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Applies a function to every tensor in nested tuples, lists and dicts; everything else stays."""
+    """Applies a function to every tensor in nested tuples, lists, dicts and data classes; everything else stays."""
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, MutableMapping):
@@ -50,10 +54,55 @@ def mapped(inputs: Any, change: Callable[[Tensor], Any]) -> Any:
         values = [mapped(value, change) for value in inputs]
         is_named_tuple = hasattr(inputs, "_fields")
         return type(inputs)(*values) if is_named_tuple else type(inputs)(values)
+    if dataclasses.is_dataclass(inputs) and not isinstance(inputs, type):
+        other: Any = copy.copy(inputs)
+        for field in dataclasses.fields(inputs):
+            value = getattr(inputs, field.name, None)
+            object.__setattr__(other, field.name, mapped(value, change))  # a frozen one too
+        return other
     return inputs
 
 
 _SCALARS = (int, float, bool, str, bytes, type(None), complex, torch.dtype, torch.device)
+
+
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """Returns (inputs, targets) of a batch: of such a pair, or of a dict whose targets are its "labels".
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if isinstance(batch, Mapping):
+        if batch.get(LABELS) is None:
+            keys = ", ".join(map(str, batch)) or "nothing"
+            raise UsageError(
+                f"A batch is a dict of {keys}, without {LABELS!r}: what is the network to say? Give {LABELS!r} in it, "
+                "or pairs (inputs, targets)."
+            )
+        inputs = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+        return inputs, inputs.pop(LABELS)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        kind = type(batch).__name__
+        raise UsageError(
+            f"A batch must be a pair (inputs, targets), or a dict with {LABELS!r}; a {kind} came that is neither."
+        )
+    return batch[0], batch[1]
+
+
+def pairs(batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """Yields (inputs, targets) of the batches that have a sample in them; raises UsageError for what is no batch."""
+    for batch in batches:
+        inputs, targets = pair_of(batch)
+        # The last batch of a loader may be empty; inputs without any tensor are the network's own business.
+        sizes = [tensor.numel() for tensor in tensors_in(inputs)]
+        if any(sizes) or not sizes:
+            yield inputs, targets
+
+
+def inputs_for(loss: Any, model: nn.Module, inputs: Any, targets: Any) -> Any:
+    """Returns what the model is called with for a loss: one that the model computes itself wants the targets there."""
+    completed = getattr(loss, "inputs_for", None)
+    return completed(model, inputs, targets) if completed else inputs
 
 
 def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:

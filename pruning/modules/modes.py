@@ -116,6 +116,27 @@ def readers_of_mode() -> Iterator[set[nn.Module]]:
             nn.Module.training = before
 
 
+# What training mode changes beside the loss: statistics that are updated, numbers that are drawn.
+_STAY_IN_EVAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention)
+
+
+@contextmanager
+def loss_mode(model: nn.Module, loss: Any) -> Iterator[None]:
+    """Lets a model in eval mode give the loss that it gives in training mode only, if `loss` says that it does so."""
+    needs_training = getattr(loss, "needs_training", None)
+    if not needs_training or not needs_training(model):
+        yield
+        return
+    training_before = {module: module.training for module in model.modules()}
+    for module in training_before:
+        module.training = not isinstance(module, _STAY_IN_EVAL)
+    try:
+        yield
+    finally:
+        for module, training in training_before.items():
+            module.training = training
+
+
 @contextmanager
 def same_random_state(device: torch.device) -> Iterator[None]:
     """Puts the global random state back at the end: networks that draw numbers must not change what comes after."""

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruning.distributed import round_robin
 from pruning.errors import UsageError
-from pruning.modules.calls import Batches, call, device_of, mapped, tensors_in
-from pruning.modules.modes import eval_mode, plain_recurrence, same_random_state
+from pruning.modules.calls import Batches, call, device_of, inputs_for, mapped, pairs
+from pruning.modules.modes import eval_mode, loss_mode, plain_recurrence, same_random_state
 from pruning.state import PrunableState
 
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
@@ -62,17 +62,6 @@ def on_device(batches: Batches, model: nn.Module) -> Iterator[tuple[Any, Any]]:
         yield mapped(inputs, move), mapped(targets, move)
     if empty:
         raise UsageError("This criterion scores on data, and it was given no batches.")
-
-
-def pairs(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Yields the batches that have a sample in them; raises UsageError for what is no pair."""
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise UsageError(f"A batch must be a pair (inputs, targets); a {type(batch).__name__} came that is none.")
-        # The last batch of a loader may be empty; inputs without any tensor are the network's own business.
-        sizes = [tensor.numel() for tensor in tensors_in(batch[0])]
-        if any(sizes) or not sizes:
-            yield batch[0], batch[1]
 
 
 def accumulate_gradients(
@@ -195,8 +184,10 @@ def require_node_signal(scores: Tensor) -> Tensor:
 
 
 def _loss(network: PrunableState, inputs: Any, targets: Any, loss: Callable[..., Tensor]) -> Tensor:
-    with same_random_state(device_of(network.model)):
-        value = loss(call(network.model, inputs), targets)
+    model = network.model
+    with same_random_state(device_of(model)), loss_mode(model, network.loss):
+        outputs = call(model, inputs_for(network.loss, model, inputs, targets))
+        value = loss(outputs, targets)
     if value.numel() != 1:
         raise UsageError(f"The loss must be one number; it has shape {tuple(value.shape)}.")
     return value

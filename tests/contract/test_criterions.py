@@ -2,13 +2,14 @@
 
 import inspect
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pruning import PrunableNetwork
+from pruning import PrunableNetwork, UsageError
 from pruning.low_rank.criterion import LowRankCriterion
 from pruning.prune.criterion import Criterion, NodeCriterion, WeightCriterion
 from tests.support.tiers import few
@@ -181,3 +182,72 @@ def test_a_limit_beyond_one_weight_a_layer_stops_there_and_says_why(name):
     report = network.prune(make(name), batches, sparsity=0.995)
     assert network.weights_left() == 3
     assert "no layer is emptied" in report.steps[-1].reason
+
+
+# -- batches of any form -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Said:
+    """What libraries return: scores among other things."""
+
+    logits: torch.Tensor
+    values: torch.Tensor
+
+
+class Library(nn.Module):
+    """Called with keywords and answering in a data class, as transformers are; the mask changes what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 5)
+
+    def forward(self, values, mask=None, labels=None):
+        assert labels is None, "targets are for the loss"
+        if mask is not None:
+            values = values * mask
+        hidden = torch.relu(self.norm(self.first(values)))
+        return Said(self.last(hidden), values)
+
+
+class Plain(Library):
+    """The same network as everybody writes it."""
+
+    def forward(self, values):
+        return super().forward(values).logits
+
+
+ASKED = {name: registry.find("criterions", name)() for name in NAMES if name != "EmptyCrit"}
+QUICK_FORMS = {"SNIP", "SNAP", "Wanda", "GRASP", "PFP"}
+
+
+@pytest.mark.parametrize("name", few(ASKED, QUICK_FORMS))
+def test_it_takes_dicts_with_labels_and_networks_that_return_a_data_class(name):
+    values, labels = torch.randn(40, 6), torch.arange(40) % 5
+    mask = (torch.rand(40, 6) > 0.3).float()
+    plain = [(values[part] * mask[part], labels[part]) for part in (slice(0, 20), slice(20, 40))]
+    dicts = [
+        {"values": values[part], "mask": mask[part], "labels": labels[part]} for part in (slice(0, 20), slice(20, 40))
+    ]
+    pairs = [({"values": batch["values"], "mask": batch["mask"]}, batch["labels"]) for batch in dicts]
+    outcomes = []
+    for kind, batches in ((Plain, plain), (Library, dicts), (Library, pairs)):
+        torch.manual_seed(3)
+        example = batches[0]["values"][:1] if isinstance(batches[0], dict) else batches[0][0]
+        example = {"values": values[:1], "mask": mask[:1]} if kind is Library else example[:1]
+        network = PrunableNetwork(kind(), example)
+        criterion = registry.find("criterions", name)()
+        network.prune_to(criterion, 0.5, batches)
+        outcomes.append([*network.model.state_dict().values(), *network.masks.keep.values()])
+    for others in outcomes[1:]:
+        assert len(others) == len(outcomes[0])
+        assert all(torch.equal(one, other) for one, other in zip(outcomes[0], others, strict=True))
+
+
+def test_a_dict_without_labels_is_said_in_one_line():
+    network = PrunableNetwork(Library(), {"values": torch.zeros(1, 6)})
+    for criterion in ("SNIP", "Wanda", "SNAP"):
+        with pytest.raises(UsageError, match="values, mask.*labels") as refused:
+            batch = {"values": torch.zeros(4, 6), "mask": torch.ones(4, 6)}
+            network.prune(registry.find("criterions", criterion)(), [batch], sparsity=0.5)
+        assert "\n" not in str(refused.value)

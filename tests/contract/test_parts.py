@@ -11,6 +11,7 @@ from pruning.measure.measures import added_up, measured
 from tests.support.tiers import few
 from utils.settings import registry
 from utils.settings.parts import fixed_flags
+from utils.settings.signatures import REQUIRED
 
 PARTS = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 TESTERS = registry.names("testers")
@@ -29,12 +30,17 @@ def test_it_explains_itself_and_all_its_flags(kind, name):
     assert unexplained <= explained_elsewhere
 
 
-# Shapes of outputs, and targets that go with them: classes, numbers or labels, tokens.
+# Shapes of outputs, and targets that go with them: classes, numbers or labels, tokens. A network's own loss is another.
 PAIRS = [((8, 4), torch.arange(8) % 4), ((8, 4), torch.ones(8, 4)), ((8, 6, 4), torch.arange(48).view(8, 6) % 4)]
 
 
 @pytest.mark.parametrize("name", registry.names("losses"))
 def test_a_loss_is_one_finite_number_with_a_gradient_or_says_what_it_takes(name):
+    needed = [flag.name for flag in registry.flags("losses", name) if flag.default is REQUIRED]
+    if needed:  # a teacher, say
+        with pytest.raises(UsageError, match=needed[0]):
+            registry.build("losses", name, {})
+        return
     loss = registry.build("losses", name, {})
     taken = 0
     for shape, targets in PAIRS:
@@ -43,6 +49,10 @@ def test_a_loss_is_one_finite_number_with_a_gradient_or_says_what_it_takes(name)
             value = loss(outputs, targets)
         except UsageError as refused:
             assert str(shape) in str(refused) and str(tuple(targets.shape)) in str(refused)
+            value = None
+        if value is None and hasattr(loss, "inputs_for"):
+            value = loss({"loss": outputs.square().mean()}, targets)
+        if value is None:
             continue
         taken += 1
         assert value.shape == () and torch.isfinite(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruning import PrunableNetwork
 from pruning.measure.measures import kind_of, words_of
-from pruning.modules.calls import call
+from pruning.modules.calls import call, inputs_for
 from pruning.scores.gradients import scoring
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ def input_saliency(network: PrunableNetwork, batch: tuple[Tensor, Tensor]) -> tu
         return None
     pixels = inputs[:SAMPLES].detach().clone().requires_grad_()
     with scoring(network.model):
-        outputs = call(network.model, pixels)
+        outputs = call(network.model, inputs_for(network.loss, network.model, pixels, targets[:SAMPLES]))
         loss = network.loss(outputs, targets[:SAMPLES])
         (slopes,) = torch.autograd.grad(loss, pixels)
     largest = slopes.abs().amax(1)

@@ -13,8 +13,8 @@ from torch import Tensor
 from data_sets._batches import Batches
 from pruning.errors import UsageError
 from pruning.measure.measures import measured
-from pruning.modules.calls import RUN_ERRORS, call, mapped, samples_in, scores_of
-from pruning.modules.modes import look, undisturbed
+from pruning.modules.calls import RUN_ERRORS, call, device_of, inputs_for, mapped, samples_in, scores_of
+from pruning.modules.modes import eval_mode, loss_mode, same_random_state, undisturbed
 from pruning.network import PrunableNetwork
 from utils.jobs.parts import DataSet, task_of
 from utils.settings import registry
@@ -40,7 +40,8 @@ def check_fit(network: PrunableNetwork, data_set: DataSet, train_batches: Batche
         _check_lone_sample(network, train_batches.delivery.batch_size)
     for batches in (test_batches, train_batches):
         inputs, targets = next(iter(batches))
-        if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
+        are_classes = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+        if are_classes and not hasattr(network.loss, "inputs_for"):
             _check_classes(network, data_set, targets[:1])
         check_loss(network, inputs, targets)
 
@@ -56,16 +57,20 @@ def check_loss(network: PrunableNetwork, inputs: Any, targets: Any) -> None:
         is_by_sample = tensor.dim() > 0 and len(tensor) == size
         return tensor[:FEW] if is_by_sample else tensor
 
-    outputs = look(network.model, mapped(inputs, few))
-    targets = mapped(targets, few)
-    refused = _refusal(network.loss, outputs, targets)
+    inputs, targets = mapped(inputs, few), mapped(targets, few)
+    model, loss = network.model, network.loss
+    with eval_mode(model), loss_mode(model, loss), same_random_state(device_of(model)):
+        completed = inputs_for(loss, model, inputs, targets)
+        with torch.no_grad():
+            outputs = call(model, completed)
+    refused = _refusal(loss, outputs, targets, inputs)
     if refused:
         others = _fitting(outputs, targets)
         advice = f" What fits: --loss {', '.join(others)}." if others else ""
         raise UsageError(f"{refused}{advice}")
 
 
-def _refusal(loss: Any, outputs: Any, targets: Any) -> str:
+def _refusal(loss: Any, outputs: Any, targets: Any, inputs: Any = None) -> str:
     """Returns why a loss does not fit, "" if it does."""
     name = getattr(loss, "__name__", type(loss).__name__)
     loss = copy.copy(loss)  # one that counts its calls starts training at none
@@ -77,6 +82,9 @@ def _refusal(loss: Any, outputs: Any, targets: Any) -> str:
         if value.numel() != 1:
             return f"The loss {name} must give one number; it gives the shape {tuple(value.shape)}."
         measured(loss, outputs, targets)
+        with_inputs = getattr(loss, "with_inputs", None)
+        if with_inputs and inputs is not None:
+            with_inputs(inputs, outputs, targets)
         check = getattr(loss, "check", None)
         if check:
             check(outputs, targets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from data_sets._batches import Batches, make_batches
+from pruning.modules.calls import mapped
 from pruning.network import PrunableNetwork
 from trainers._pruning import Pruning
 from utils.console import Console
@@ -13,7 +14,7 @@ from utils.jobs.preflight import check_fit, check_task
 from utils.runs.checkpoints import seed_everything
 from utils.runs.environment import forget_peak_memory, pick_device
 from utils.runs.run_folder import RunFolder
-from utils.runs.saving import load_start, other_run
+from utils.runs.saving import load_start, other_run, teacher
 from utils.settings import registry
 from utils.settings.core import layer_rules, node_rules, without_effect
 from utils.settings.resolve import Settings
@@ -45,17 +46,21 @@ def prepare(chosen: Settings) -> Parts:
     first_inputs, _ = next(iter(test_batches))
     # In this order: models draw their initial values from the seed.
     model = fresh_model()
-    loss_function = chosen.build("losses")
     criterion = chosen.build("criterions")
     network = PrunableNetwork(
         model,
-        first_inputs[:1],
-        loss=loss_function,
+        mapped(first_inputs, lambda tensor: tensor[:1]),
         # Where nodes go, inputs and outputs of the network are protected anyway.
         outer_layers=criterion.unit == "nodes" or core.outer_layer_pruning is not False,
         node_rules=node_rules(chosen.values),
         layer_rules=layer_rules(chosen.values),
     )
+    loss_function = chosen.build(
+        "losses",
+        load_teacher=lambda run: teacher(run, chosen, network, shapes),
+        make_loss=lambda name: registry.build("losses", name, chosen.values),
+    )
+    network.loss = loss_function
     network.note_start(latency=core.measure_latency)  # dense, before anything is loaded into it
     return Parts(
         network=network,

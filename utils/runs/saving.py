@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,24 @@ def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mappin
     network = PrunableNetwork(model.to(device_of(like.model)), like.example_inputs)
     load_start(network, core)
     return network
+
+
+def teacher(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> nn.Module:
+    """Returns the finished network of another run of the same task, for a network to learn from.
+
+    Args:
+        name, chosen, like, shapes: as for `other_run`.
+    """
+    folder = RunFolder.open(name, chosen.core.results_dir)
+    data_set = str(folder.settings().get("data_set"))
+    task: Any = shapes["task"]
+    with contextlib.suppress(UsageError):  # of data that are not here any more, nothing is known
+        task = getattr(registry.find("data_sets", data_set), "task", "classification")
+    # A data set may know its task only once it has read its files; the shapes will tell then.
+    if isinstance(task, str) and task != shapes["task"]:
+        what = f"was trained for {task} (--data_set {data_set}); this run is for {shapes['task']}"
+        raise UsageError(f"--teacher {folder.path.name} {what}.")
+    return other_run(name, chosen, like, shapes).model
 
 
 def _made_with(core: Core) -> str:

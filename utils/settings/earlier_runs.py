@@ -94,13 +94,23 @@ def _task_and_loss(saved: Mapping[str, Any], users: Mapping[str, Any], file: Pat
     taken: dict[str, Any] = {}
     if "task" in saved and users.get("task", saved["task"]) == saved["task"]:
         taken["task"] = saved["task"]
-    name = str(saved.get("base_loss") or saved.get("loss") or "")
+    name = _loss_in(saved)
     if not name or users.get("loss", name) != name:
         return taken
-    # A loss of sparsity says which one goes on without it.
-    name = getattr(registry.find("losses", name), "followed_by", name)
     if name != Core.loss:  # the usual one gives way to what a criterion wants
         flags = {flag.name: flag for flag in registry.flags("losses", name) if flag.name in saved}
         own = {flag: saved[flag] for flag in flags}
         taken |= {"loss": name, **checked(own, flags, lambda *_: str(file))}
     return taken
+
+
+def loss_of(run: Path) -> str:
+    """Returns the loss that a run's network is for, "" if it is not known."""
+    return _loss_in(read_settings(run / "settings.yaml"))
+
+
+def _loss_in(saved: Mapping[str, Any]) -> str:
+    # What a run with a teacher minimises beside it is its own loss.
+    name = str(saved.get("base_loss") or saved.get("loss") or "")
+    # A loss of sparsity says which one goes on without it.
+    return str(getattr(registry.find("losses", name), "followed_by", name)) if name else ""

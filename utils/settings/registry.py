@@ -43,6 +43,7 @@ FROM_LIBRARIES = {"models": {"torchvision/NAME, timm/NAME": "torchvision/resnet1
 HANDED_OVER = frozenset(
     ("num_classes", "input_shape", "task", "model", "network", "criterion", "loss_function", "callbacks")
     + ("train_batches", "test_batches", "batches", "data_set", "device", "report")
+    + ("load_teacher", "make_loss")
 )
 
 

@@ -15,7 +15,7 @@ from pruning.errors import UsageError
 from utils.settings import registry
 from utils.settings.command_line import CommandLine, InFile
 from utils.settings.core import Core, check_together
-from utils.settings.earlier_runs import find_run, taken_over
+from utils.settings.earlier_runs import find_run, loss_of, taken_over
 from utils.settings.flags import OWN, Flag, canonical
 from utils.settings.known import aliases, check_leftover, every_flag, unused
 from utils.settings.parser import make_parser
@@ -78,6 +78,7 @@ def choose(typed: CommandLine | InFile) -> Settings | None:
     short.refuse_contradictions(users)
     values, origins = _resolve([start, *short.expand(users)])
     values |= _checked_wishes(values, origins, flags)
+    values |= _of_teacher(values, flags)
     warnings += _idle(start | config, given, usable, evaluates=bool(values.get("eval")))
     return _finish(values, flags, warnings)
 
@@ -189,6 +190,29 @@ def _of_checkpoint(users: Mapping[str, Any]) -> Layer:
         return {}
     results = str(users.get("results_dir", Core().results_dir))
     return taken_over(find_run(name, results), users)
+
+
+def _of_teacher(values: Mapping[str, Any], flags: Iterable[Flag]) -> Layer:
+    """What a loss with a teacher takes from elsewhere: where the teacher lies, and the loss that it stands beside.
+
+    That is the loss of the checkpoint's run, of the task, of the data set, or of the teacher, whichever is there first.
+    """
+    names = {flag.name for flag in flags}
+    if not {"teacher", "base_loss"} <= names or not values.get("teacher"):
+        return {}
+    results = str(values.get("results_dir", Core().results_dir))
+    teacher = find_run(str(values["teacher"]), results)
+    found: Layer = {"teacher": str(teacher)}  # which is then found again from wherever the run is resumed
+    if "base_loss" in values:
+        return found
+    start = str(values.get("checkpoint_name") or "")
+    losses = [loss_of(find_run(start, results))] if start else []
+    task = [value for name, value, _ in presets([(TASK, str(values.get(TASK)))]) if name == "loss"]
+    _, data_set = next(part for part in _parts(values) if part[0] == "data_sets")
+    wishes = getattr(registry.find("data_sets", data_set), "wants", {})
+    losses += [*task, wishes.get("loss", ""), loss_of(teacher)]
+    own = next((loss for loss in losses if loss), None)
+    return found | ({"base_loss": str(own)} if own else {})
 
 
 def _without_aliases(given: Layer, flags: list[Flag]) -> Layer:
