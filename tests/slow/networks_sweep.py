@@ -132,13 +132,15 @@ def skip_in_norms(zeroed: nn.Module, small: nn.Module, plan: PruningPlan) -> Non
         rows = [plan.keeps.get(f"{path}.{name}", {}).get(0) for name, _ in module.named_parameters(recurse=False)]
         kept = next((row for row in rows if row is not None), None)
         if kept is not None and not isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
-            module.forward = _skipping(small.get_submodule(path), kept)  # type: ignore[method-assign]
+            width = max(len(parameter) for parameter in module.parameters())
+            module.forward = _skipping(small.get_submodule(path), kept, width)  # type: ignore[method-assign]
 
 
-def _skipping(norm: nn.Module, kept: Tensor) -> Any:
+def _skipping(norm: nn.Module, kept: Tensor, width: int) -> Any:
     def forward(x: Tensor, *more: Any, **named: Any) -> Tensor:
-        result = norm(x.index_select(-1, kept), *more, **named)
-        return torch.zeros_like(x).index_copy(-1, kept, result)
+        dim = -1 if x.shape[-1] == width else 1  # some norms take channels where convolutions have them
+        result = norm(x.index_select(dim, kept), *more, **named)
+        return torch.zeros_like(x).index_copy(dim, kept, result)
 
     return forward
 
