@@ -63,6 +63,7 @@ class Info(NamedTuple):
         axes: the axis of every dimension, None where it cannot shrink.
         weight: parameters and buffers alone made it.
         points_at: labels of a dimension that its values are positions of (an argmax).
+        picked_from: labels of a dimension of which it is one position, with any other gone perhaps another one.
         summed: labels of the dimension that it is a sum of products over (attention scores).
         rows: rows of a weight that it is linear in; see pruning/trace/rows.py.
         plain: a parameter as it stands, or a view of one.
@@ -73,6 +74,7 @@ class Info(NamedTuple):
     axes: Axes
     weight: bool = False
     points_at: tuple[Labels, ...] = ()
+    picked_from: tuple[Labels, ...] = ()
     summed: tuple[Labels, ...] = ()
     rows: Rows | None = None
     plain: bool = False
@@ -83,7 +85,8 @@ class Info(NamedTuple):
     def says_nothing(self) -> bool:
         """Whether this is what an unknown tensor has."""
         has_labels = any(axis is not None for axis in self.axes)
-        return not (has_labels or self.points_at or self.summed or self.rows or self.weight)
+        must_stay = self.points_at or self.picked_from
+        return not (has_labels or must_stay or self.summed or self.rows or self.weight)
 
 
 @dataclass(slots=True)

@@ -159,6 +159,9 @@ class Trace(TorchDispatchMode, Notes):
             entry.scales += info.summed
             for labels in info.points_at:
                 self.pins.append((labels, place, "positions along it are used as numbers"))
+            # Code that moves it and asks for its shape alone does not use its values.
+            for labels in () if is_move(entry.name) else info.picked_from:
+                self.pins.append((labels, place, "a single position of it is picked"))
         if entry.name in ("aten.as_strided", "aten.as_strided_"):
             self.strides = inputs[0].stride()
 
@@ -201,6 +204,7 @@ class Trace(TorchDispatchMode, Notes):
         summed = () if weight else self._summed(call, inputs)
         if entry.summed:
             summed = tuple(entry.summed)
+        picked_from = self._picked_from(inputs) if moved else ()
         rows = self._rows(call, inputs)
         if self.real and any(id(tensor) in self._made for tensor in inputs):
             self._made.update(id(out) for out in call.outs)
@@ -212,7 +216,15 @@ class Trace(TorchDispatchMode, Notes):
             self._kept_alive.append(out)
             self._note_overwriting(call, out, info)
             behind = rows[place] if place < len(rows) else None
-            info = info._replace(weight=weight, summed=summed, rows=behind, plain=plain, product=product, picked=picked)
+            info = info._replace(
+                picked_from=info.picked_from + picked_from,
+                weight=weight,
+                summed=summed,
+                rows=behind,
+                plain=plain,
+                product=product,
+                picked=picked,
+            )
             if info.says_nothing:
                 self.infos.pop(id(out), None)  # in place, the tensor may have been known as something else
             else:
@@ -248,6 +260,15 @@ class Trace(TorchDispatchMode, Notes):
             return [_unlabelled(out) for out in call.outs]
         self.entry.described = len(result) if isinstance(result, list) else 1
         return as_infos(result, call.outs)
+
+    def _picked_from(self, inputs: list[Tensor]) -> tuple[Labels, ...]:
+        """Returns the dimensions of which what goes in is one position."""
+        found: tuple[Labels, ...] = ()
+        for tensor in inputs:
+            info = self.infos.get(id(tensor))
+            if info is not None:
+                found += info.picked_from
+        return found
 
     def _summed(self, call: Call, inputs: list[Tensor]) -> tuple[Labels, ...]:
         """A scale that depends on the width of a dot product may follow it, after some moves; see `Info.summed`."""

@@ -422,7 +422,7 @@ def _pin_results(trace: Trace, tensors: list[Tensor], why: str) -> None:
         for axis in trace.axes(tensor):
             trace.pin(axis, why)
         info = trace.infos.get(id(tensor))
-        for labels in info.points_at if info is not None else ():
+        for labels in info.points_at + info.picked_from if info is not None else ():
             trace.pin(Axis(labels), why)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from pruning.trace.call import Call
-from pruning.trace.labels import Axes, Axis
+from pruning.trace.labels import Axes, Axis, Info
 from pruning.trace.rules.table import Kind, rule
 
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
 @rule("slice", kind=Kind.MOVES)
-def slice_(call: Call) -> Axes:
+def slice_(call: Call) -> Info:
     """Part of a dimension; equal parts couple, since what halved a width must still halve what is left of it.
 
     Where the code says the bounds in integers with origins, equations decide (pruning/trace/sizes.py). For channel
@@ -23,13 +23,13 @@ def slice_(call: Call) -> Axes:
     dim = call.dim(len(axes))
     axis = axes[dim]
     if axis is None:
-        return tuple(axes)
+        return Info(tuple(axes))
     size, step = len(axis.labels), call["step"]
     start, stop, _ = slice(call["start"], call["end"]).indices(size)
     part = axis.labels[start:stop:step]
 
     def is_one_of_equal_parts() -> bool:
-        if trace.sizes_are_read or step != 1 or not 0 < len(part) < size:
+        if trace.sizes_are_read or step != 1 or not 1 < len(part) < size:
             return False
         return size % len(part) == 0 and start % len(part) == 0
 
@@ -38,25 +38,23 @@ def slice_(call: Call) -> Axes:
     # A part of one index is a position picked, not a width.
     if trace.choose(lambda: len(part) > 1):
         axes[dim] = Axis(part, axis.zero)
-    else:
-        pin_picked(call, axis)
-        axes[dim] = None
-    return tuple(axes)
-
-
-def pin_picked(call: Call, axis: Axis | None) -> None:
-    """Pins a dimension of which one position is taken: with others gone, its number would mean another."""
-    call.trace.pin(axis, "a single position of it is picked")
+        return Info(tuple(axes))
+    axes[dim] = None
+    return Info(tuple(axes), picked_from=(axis.labels,))
 
 
 @rule("select unbind", kind=Kind.MOVES)
-def positions(call: Call) -> list[Axes]:
-    """One position, or each by itself: the class token of a ViT, the steps of a recurrent network."""
+def positions(call: Call) -> list[Info]:
+    """One position, or each by itself: the class token of a ViT, the steps of a recurrent network.
+
+    Once its values are used, the dimension must stay: with others gone, its number would mean another.
+    """
     axes = call.axes("self")
     dim = call.dim(len(axes))
-    pin_picked(call, axes[dim])
+    axis = axes[dim]
     rest = axes[:dim] + axes[dim + 1 :]
-    return [rest for _ in call.outs]
+    picked_from = () if axis is None else (axis.labels,)
+    return [Info(rest, picked_from=picked_from) for _ in call.outs]
 
 
 @rule("split split_with_sizes unsafe_split unsafe_split_with_sizes", kind=Kind.MOVES)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pruning.trace.call import Call
 from pruning.trace.labels import Axes, Axis
-from pruning.trace.rules.slice import pin_picked
 from pruning.trace.rules.table import rule
 
 
@@ -36,7 +35,7 @@ def gathered(call: Call) -> Axes:
         if trace.choose(lambda: len(table) > 1):
             channels = Axis(table[:, 0], channels.zero)
         else:
-            pin_picked(call, channels)
+            trace.pin(channels, "a single position of it is picked")
             channels = None
     return (*lead, channels, None, None)
 
