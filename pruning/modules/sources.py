@@ -97,11 +97,17 @@ def span_of(parameter: Tensor) -> int:
 
 
 def _moved_to(args: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    moved: list[Any] = []
+    """Returns arguments with their tensors, those in lists too, on a device."""
+    moved = []
     for value in args:
         if isinstance(value, Tensor):
-            value = value.to(device)
+            value = _index_on(value, device)
         elif isinstance(value, list):
-            value = [item.to(device) if isinstance(item, Tensor) else item for item in value]
+            value = [_index_on(item, device) if isinstance(item, Tensor) else item for item in value]
         moved.append(value)
     return tuple(moved)
+
+
+def _index_on(index: Tensor, device: torch.device) -> Tensor:
+    """Returns an index on a device; in a network without data, that of the first entries, which are always there."""
+    return torch.zeros(index.shape, dtype=index.dtype, device=device) if index.is_meta else index.to(device)
