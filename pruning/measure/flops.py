@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -101,10 +102,23 @@ def _deformable(picture: Any, weight: Any, *_: Any, out_val: Any = None, **__: A
     return int(2 * out_val.numel() * per_output)
 
 
+def _trilinear(*given: Any, out_val: Any = None, **__: Any) -> int:
+    """What a bilinear layer is made of: each weight meets a product of two inputs, sample by sample."""
+    sizes: list[int] = []
+    for factor, inserted in zip(given[:3], given[3:6], strict=True):
+        own = list(factor.shape)
+        for dim in sorted(inserted):
+            own.insert(dim, 1)
+        sizes = own if not sizes else [max(pair) for pair in zip(sizes, own, strict=True)]
+    return 2 * math.prod(sizes)
+
+
+_trilinear._get_raw = True  # type: ignore[attr-defined]
 _grouped_mm._get_raw = _deformable._get_raw = True  # type: ignore[attr-defined]  # torch hands on tensors, not shapes
 
 _FURTHER = (
     ("aten", "_grouped_mm", _grouped_mm),
+    ("aten", "_trilinear", _trilinear),
     ("transformers", "grouped_mm_fallback", _grouped_mm),
     ("torchvision", "deform_conv2d", _deformable),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Entry(NamedTuple):
     alone: bool = True
 
 
+Meets = Literal["inputs", "weights", "constants"]
+
+
 class Product(NamedTuple):
     """A product that reads a parameter.
 
@@ -44,9 +47,9 @@ class Product(NamedTuple):
         args: its arguments.
         kwargs: those that were given by name.
         out: its result.
-        sharers: how many parameters are in the factor, this one included.
-        meets_weights: whether the other factor is made of parameters too, and no layer's input: what comes out is a
-            weight that multiplies later.
+        sharers: how many parameters multiply in it, this one included.
+        meets: what the other factor is. Where it is made of parameters or constants alone, and no layer's input, what
+            comes out is a weight that multiplies later.
     """
 
     name: str
@@ -58,7 +61,7 @@ class Product(NamedTuple):
     kwargs: dict[str, Any]
     out: Any
     sharers: int
-    meets_weights: bool
+    meets: Meets
 
     def summed_dims(self) -> set[int]:
         """Returns the dimensions of the factor that the product sums over."""
@@ -126,6 +129,7 @@ _MOVES = _names(
 _COPIES = _names("alias detach clone _to_copy lift_fresh")
 # A zero stays a zero: entries are multiplied, hidden, or put through a function of nought.
 _SCALES = _names("mul div neg masked_fill tril triu abs relu tanh _weight_norm_interface")
+_LINEAR = _names("mul div neg")
 # What is added up is multiplied together with the rest.
 _SUMS = _names("add sub cat stack")
 
@@ -214,7 +218,9 @@ class Products(TorchDispatchMode):
         has_sources = any(entry is not None and entry.sources for entry in entries)
         is_alone = all(entry is not None and entry.alone for entry in entries)
         if not has_sources:
-            self._store(out, Entry({}) if is_alone else None)
+            # What chance has a part in is a value like any input.
+            is_constant = is_alone and torch.Tag.nondeterministic_seeded not in func.tags
+            self._store(out, Entry({}) if is_constant else None)
             return
         if operation in ("index", "index_select", "embedding", "gather") and self._looks_up(operation, args):
             self._store(out, None)
@@ -274,28 +280,41 @@ class Products(TorchDispatchMode):
             self._hand_on(func, args, kwargs, out, 1, factors[1][1])
             return
         weights = {place: entry for place, entry in factors if entry is not None and entry.alone and entry.sources}
+        of_layers = {place: entry for place, entry in weights.items() if self.layers & set(entry.sources)}
+        if len(of_layers) == len(factors):
+            of_layers = {}  # merged weights of two layers: neither is the other's input
         is_alone = all(entry is not None and entry.alone for _, entry in factors)
-        meets_weights = len(weights) == len(factors)
-        if meets_weights:
-            # What a layer multiplies is its input, even if it is a parameter.
-            of_layers = {place: entry for place, entry in weights.items() if self.layers & set(entry.sources)}
-            weights = of_layers or weights
-            meets_weights = not of_layers
-        self._store(out, Entry(_product_of(weights.values())) if is_alone else None)
-        for place, entry in weights.items():
-            self._hand_on(func, args, kwargs, out, place, entry, meets_weights=meets_weights)
+        if not is_alone or of_layers:
+            # What a layer multiplies is its input, even if it is a parameter; what comes out, a value like any other.
+            self._store(out, Entry({}) if is_alone else None)
+            meets: Meets = "inputs"
+        else:
+            # A product of weights is a weight, which multiplies where it meets an input.
+            self._store(out, Entry(_product_of(weights.values())))
+            meets = "weights" if len(weights) == len(factors) else "constants"
+        chosen = of_layers if is_alone and of_layers else weights
+        sharers = 1 if meets == "inputs" else sum(len(entry.sources) for entry in chosen.values())
+        for place, entry in chosen.items():
+            self._hand_on(func, args, kwargs, out, place, entry, meets, sharers)
 
     def _hand_on(
-        self, func: Any, args: Any, kwargs: Any, out: Any, place: int, entry: Entry | None, meets_weights: bool = False
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        place: int,
+        entry: Entry | None,
+        meets: Meets = "inputs",
+        sharers: int = 1,
     ) -> None:
         sources = {}
         for name, source in entry.sources.items() if entry is not None else ():
             if source.zeros_stay:
                 sources[name] = source
+        sharers = max(sharers, len(sources))
         for name, source in sources.items():
-            factor = args[place]
-            product = Product(name, source, factor, place, func, args, kwargs, out, len(sources), meets_weights)
-            self.take(product)
+            self.take(Product(name, source, args[place], place, func, args, kwargs, out, sharers, meets))
 
 
 def _product_of(factors: Iterable[Entry]) -> dict[str, Source]:
@@ -322,7 +341,9 @@ def _scaled(operation: str, entries: list[Entry | None], given: list[Tensor], ou
             if name in found and found[name].zeros_stay:
                 continue
             in_place = source if is_whole else Source(None, (), source.zeros_stay)
-            found[name] = in_place._replace(zeros_stay=source.zeros_stay and is_scaled)
+            # Of a product of parameters only a multiple is one, too; of entries any function of nought will do.
+            is_linear = operation in _LINEAR or in_place.view is not None
+            found[name] = in_place._replace(zeros_stay=source.zeros_stay and is_scaled and is_linear)
     return found
 
 

@@ -71,19 +71,32 @@ class _Matrix:
 
 
 @dataclass
+class _Use:
+    """A product by a parameter.
+
+    Args:
+        place: how many modules had been called before.
+        sides: of the parameter in it.
+    """
+
+    place: int
+    sides: Sides
+
+
+@dataclass
 class _Run:
     """What one run showed.
 
     Args:
         calls: module path -> how many modules were called before it for the first time.
-        places: parameter -> how many modules had been called when it multiplied first.
-        sides: parameter -> how it multiplied first.
+        uses: parameter -> its first product with what depends on the inputs.
+        uses_with_constants: parameter -> its first product with something that does not.
         looked_up: parameters of which rows were picked out.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
-    places: dict[str, int] = field(default_factory=dict)
-    sides: dict[str, Sides] = field(default_factory=dict)
+    uses: dict[str, _Use] = field(default_factory=dict)
+    uses_with_constants: dict[str, _Use] = field(default_factory=dict)
     looked_up: set[str] = field(default_factory=set)
 
 
@@ -152,7 +165,7 @@ def _with_own(
     layers: dict[str, Weight], placed: list[tuple[float, _Matrix]], run: _Run | None, names: Mapping[int, str]
 ) -> dict[str, Weight]:
     """Returns the weights of known layers and the parameters that modules multiply by themselves, in order."""
-    own = [] if run is None else [name for name in run.sides if name not in layers]
+    own = [] if run is None else [name for name in run.uses if name not in layers]
     if run is None or not own:
         return layers
     place_of: dict[str, float] = {}
@@ -162,9 +175,9 @@ def _with_own(
             place_of.setdefault(name, place)
     found = dict(layers)
     for name in own:
-        found[name] = Weight(_owner_of(name), run.sides[name], of_layer=False)
+        found[name] = Weight(_owner_of(name), run.uses[name].sides, of_layer=False)
         # After the module that was called last before, and before the next one.
-        place_of[name] = run.places[name] - 0.5
+        place_of[name] = run.uses[name].place - 0.5
     return dict(sorted(found.items(), key=lambda item: place_of[item[0]]))
 
 
@@ -282,6 +295,8 @@ def _run_once(model: nn.Module, example_inputs: Any, matrices: list[_Matrix]) ->
             with products:
                 look(model, example_inputs)
             run.looked_up = products.looked_up
+            # Coordinates that forward makes are inputs, where nothing else is.
+            run.uses = run.uses_with_constants | run.uses
     except RUN_ERRORS as error:
         first_line = (str(error).splitlines() or [""])[0]
         raise UsageError(
@@ -314,9 +329,11 @@ def _products(model: nn.Module, matrices: list[_Matrix], run: _Run) -> Products 
 
     def take(product: Product) -> None:
         name = product.name
-        if name in unknown and name not in run.sides and not product.meets_weights:
-            run.places[name] = len(run.calls)
-            run.sides[name] = product.sides(parameters[name])
+        if name not in unknown or product.meets == "weights":
+            return
+        uses = run.uses if product.meets == "inputs" else run.uses_with_constants
+        if name not in uses:
+            uses[name] = _Use(len(run.calls), product.sides(parameters[name]))
 
     return Products(parameters, model.buffers(), layers, take)
 

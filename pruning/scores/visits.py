@@ -21,6 +21,8 @@ from pruning.state import PrunableState
 
 aten = torch.ops.aten
 
+PRODUCT = "a part of a product or a sum of parameters"
+
 Take = Callable[[str, Layer], None]
 Orient = Callable[[Tensor], Tensor]
 
@@ -59,6 +61,8 @@ def visit_layers(network: PrunableState, batches: Batches, take: Take) -> dict[s
         for inputs, _ in on_device(batches, model):
             with products:
                 call(model, inputs)
+    for name in watch.indirect - watch.direct:
+        watch.unscored.setdefault(name, PRODUCT)
     return watch.unscored
 
 
@@ -82,17 +86,22 @@ class _Watch:
         self.weights = dict(network.weights())
         self.of_layers = network.names_of_layers()
         self.unscored: dict[str, str] = {}
+        self.indirect: set[str] = set()  # weights that met other parameters or constants
+        self.direct: set[str] = set()  # weights that were handed on
 
     def see(self, product: Product) -> None:
         """Takes a product apart into uses of a matrix."""
         name = product.name
-        if name not in self.weights or product.meets_weights:
+        if name not in self.weights:
+            return
+        if product.meets != "inputs":
+            self.indirect.add(name)
             return
         weight = self.weights[name]
         source = product.source
         if source.view is None:
             if source.zeros_stay or name not in self.of_layers:
-                self.unscored[name] = "it multiplies as a part of a product or a sum of parameters"
+                self.unscored[name] = PRODUCT
                 return
             # A layer's own weight, standardised: entry by entry it is where it was.
             self._of_same_shape(product, weight)
@@ -117,6 +126,7 @@ class _Watch:
             return
         if not bool(torch.isfinite(part.inputs).all()):
             raise UsageError(f"The activations that reach layer {name!r} are not finite (NaN or infinite).")
+        self.direct.add(name)
         self.take(name, Layer(part.inputs, part.matrix, part.how, place))
 
 

@@ -190,6 +190,21 @@ class Modulated(nn.Module):
         return grouped.view(batch, 3, -1).mean(2)
 
 
+class Mixture(nn.Module):
+    """A recurrent layer, attention, a transposed linear layer, and two matrices of its own, one of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.own = nn.LSTM(4, 4, batch_first=True), parameter(4, 4)
+        self.attention, self.wide = nn.MultiheadAttention(4, 2, batch_first=True), Conv1D(5, 4)
+        self.experts = parameter(2, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.cells(x)[0] @ self.own
+        x = self.wide(x + self.attention(x, x, x)[0]).relu().mean(1)
+        return torch.bmm(x.expand(2, -1, -1), self.experts).sum(0)
+
+
 def normed_recurrence() -> nn.Module:
     model = Speech()
     nn.utils.parametrizations.weight_norm(model.cells, "weight_hh_l0")
@@ -259,6 +274,19 @@ MATRICES: dict[str, Case] = {
     "tied": Case(Tied, {"hidden.weight": (1,), "words.weight": (0,)}, {"places.weight": "looked up"}, words),
     "factors": Case(Factors, dict.fromkeys(["up", "down", "out", "back"], (0,)) | {"whole": (0,)}, {}),
     "standardised": Case(Standardised, {"head.weight": (0,)}, {"raw": "multiplies nothing"}),
+    "mixture": Case(
+        Mixture,
+        {
+            "cells.weight_ih_l0": (0,),
+            "cells.weight_hh_l0": (0,),
+            "own": (1,),
+            "attention.in_proj_weight": (0,),
+            "attention.out_proj.weight": (0,),
+            "wide.weight": (1,),
+            "experts": (0, 2),
+        },
+        {},
+    ),
     "bilinear": Case(Pairs, {"pairs.weight": (0,), "head.weight": (0,)}, {}),
     "modulated": Case(Modulated, {"style.weight": (0,), "kernel": (0,)}, {}),
 }

@@ -101,3 +101,58 @@ def test_a_network_of_plain_layers_is_not_watched(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("pruning.modules.weights.Products", fail)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm([2, 2, 2]), nn.Flatten(), nn.Linear(8, 3))
     assert list(find_weights(model, torch.zeros(1, 1, 4, 4)).found) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_flops_belong_to_the_matrices_that_they_are_of(name: str) -> None:
+    case = MATRICES[name]
+    network = PrunableNetwork(case.make(), case.inputs())
+    dense, by_weight = network.flops(), network.flops_by_weight()
+    assert set(by_weight) == set(case.outputs) and all(by_weight.values())
+    assert sum(by_weight.values()) <= dense
+    network.prune(Magnitude(), sparsity=0.5)
+    absent = 0.0
+    for matrix, weight in network.prunable().items():
+        absent += by_weight[matrix] * network.masks.removed(matrix) / weight.numel()
+    assert network.flops() == pytest.approx(dense - absent)
+
+
+def test_flops_of_what_is_gathered_grouped_or_bilinear_are_those_of_its_products() -> None:
+    expected = {"gathered experts": ("experts", 2 * 4 * 5), "bilinear": ("pairs.weight", 2 * 5 * 4 * 4)}
+    expected["cell"] = ("cell.weight_hh", 6 * 2 * 15 * 5)
+    for name, (matrix, flops) in expected.items():
+        case = MATRICES[name]
+        assert PrunableNetwork(case.make(), case.inputs()).flops_by_weight()[matrix] == flops
+
+
+class Coordinates(nn.Module):
+    """A picture made of places: what forward makes by itself is the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Parameter(torch.randn(2, 8)), nn.Linear(8, 3)
+
+    def forward(self, shift: torch.Tensor) -> torch.Tensor:
+        grid = torch.linspace(0, 1, 10).view(5, 2)
+        return self.last((grid @ self.first).relu()) + shift
+
+
+def test_what_meets_constants_alone_multiplies_too() -> None:
+    assert list(find_weights(Coordinates(), torch.zeros(1)).found) == ["first", "last.weight"]
+
+
+class Learned(nn.Module):
+    """A learned query that a layer is given is an input of it; so is what chance makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 5)
+        self.noise = nn.Parameter(torch.ones(4, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.query) @ (x + torch.randn(1, 4) @ self.noise).t()
+
+
+def test_a_learned_input_of_a_layer_is_no_matrix() -> None:
+    weights = find_weights(Learned(), torch.randn(2, 5))
+    assert list(weights.found) == ["layer.weight", "noise"] and list(weights.left_out) == ["query"]
