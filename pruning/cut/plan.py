@@ -123,7 +123,7 @@ class PruningPlan:
         reasons = set(inexact)
         for number in left:
             where = number.entry.where or "the network"
-            reasons.add(f"a number depends on the width ({number.entry.name} in {where})")
+            reasons.add(f"{number.why} ({number.entry.name} in {where})")
         self.inexact = sorted(reasons)
         self.keeps = self._kept_indices()
         self._scaled_dims = self._find_scaled_dims()
@@ -281,7 +281,10 @@ class PruningPlan:
         self.executed = True
         # Later plans compare with the numbers that the smaller network uses.
         for changed in self._numbers:
-            changed.entry.numbers = changed.numbers
+            if changed.tables is None:
+                changed.entry.numbers = changed.numbers
+            else:
+                changed.entry.tables = changed.tables
         self.traced.commit(self._removed)
 
     def _cuts(

@@ -19,7 +19,7 @@ from pruning.modules.attributes import Attribute
 from pruning.modules.calls import RUN_ERRORS
 from pruning.trace.call import Call
 from pruning.trace.components import Mask, Structure
-from pruning.trace.labels import Axes, Axis, Entry, Info, Labels
+from pruning.trace.labels import Axes, Axis, Entry, Info, Labels, Table
 from pruning.trace.meta_shapes import compute
 from pruning.trace.rules import RULES
 from pruning.trace.rules.table import Kind, kind_of
@@ -28,6 +28,9 @@ from pruning.trace.trace import Trace
 from pruning.trace.traced import TracedNetwork
 
 _COPY = "aten.clone"
+
+NUMBER_CHANGES = "a number depends on the width"
+TABLE_CHANGES = "a table that the code computes from the width has other values"
 
 _PARTS = frozenset(("aten.slice", "aten.alias"))  # a slice of everything arrives as an alias
 
@@ -46,6 +49,7 @@ class Failure:
         labels: removed labels around it.
         message: what went wrong.
         numbers: those that the operation used this time.
+        tables: those that it used this time, if it is about them.
         training: the mode of the run.
     """
 
@@ -54,7 +58,13 @@ class Failure:
     labels: Labels
     message: str
     numbers: tuple[Any, ...] = ()
+    tables: list[Table] | None = None
     training: bool = False
+
+    @property
+    def why(self) -> str:
+        """What changes other values although the network goes along, in the user's words."""
+        return NUMBER_CHANGES if self.tables is None else TABLE_CHANGES
 
 
 @dataclass
@@ -169,6 +179,7 @@ class DryRun(Trace):
     def _close(self, call: Call, inputs: list[Tensor]) -> None:
         if self._extra:
             self._kept_alive.extend(call.outs)
+            self._mark_sources(call, inputs, call.outs)
             self.infos[id(call.outs[0])] = Info(self.axes(inputs[0]), weight=True)
             return
         ties, pins = len(self.ties), len(self.pins)
@@ -180,21 +191,52 @@ class DryRun(Trace):
                 problem = f"labels do not pass: {error}"
             if problem:
                 self._fail(problem)
-        if self.entry.numbers != self._now.numbers:
+        self._compare_tables()
+        shows_in_tables = self.entry.from_nothing and any(axis is not None for axis in self._axes_now())
+        if self.entry.numbers != self._now.numbers and not shows_in_tables:
             now = self._now
             message = f"{_shown(now.numbers)} becomes {_shown(self.entry.numbers)}"
             changed = self._failure(message, now, now.summed + now.scales)
             changed.numbers = self.entry.numbers
             self.report.numbers.append(changed)
-        self._go_on(call, not failed and bool(problem))
+        self._go_on(call, not failed and bool(problem), inputs)
 
-    def _go_on(self, call: Call, replace: bool) -> None:
+    def _axes_now(self) -> list[Axis | None]:
+        """Returns the axes of all that comes out of the operation."""
+        return [axis for _, _, axes in self._now.outs for axis in axes]
+
+    def _compare_tables(self) -> None:
+        """Notes where values that the code computes from a width are not what is left of those in the first run."""
+        before, after = self._now.tables, self.entry.tables
+        pairs = list(zip(before, after, strict=False))
+        if len(before) == len(after) and all(self._is_left_of(one, other) for one, other in pairs):
+            return
+        changed = self._failure(TABLE_CHANGES)
+        changed.tables = after
+        self.report.numbers.append(changed)
+
+    def _is_left_of(self, before: Table, after: Table) -> bool:
+        """Says whether a table is what is left of an earlier one."""
+        if before.values is None or after.values is None:
+            return before.digest == after.digest
+        expected = before.values
+        for dim, labels in enumerate(before.labels):
+            if labels is not None:
+                kept = torch.from_numpy(np.flatnonzero(self.survive[labels]))
+                expected = expected.index_select(dim, kept.to(expected.device))
+        same_kind = expected.shape == after.values.shape and expected.dtype == after.values.dtype
+        if not same_kind or not expected.is_floating_point():
+            return same_kind and torch.equal(expected, after.values)
+        return torch.allclose(expected, after.values, rtol=1e-6, atol=1e-12, equal_nan=True)
+
+    def _go_on(self, call: Call, replace: bool, inputs: list[Tensor]) -> None:
         """Gives the outputs the labels that they must have."""
         entry = self._now
         outs = call.outs
         if replace and not call.func._schema.is_mutable:
             outs = [self._blank(*out) for out in entry.outs]
             self._stand_in = outs[0] if entry.form not in (list, tuple) else entry.form(outs)
+        self._mark_sources(call, inputs, outs)
         for out, (_, _, axes) in zip(outs, entry.outs, strict=False):
             self._kept_alive.append(out)
             left = tuple(axis and Axis(self._survivors(axis), axis.zero) for axis in axes)

@@ -56,7 +56,7 @@ def _scale_for(structure: Structure, failure: Failure, uses: Uses) -> Scale | No
     """Returns what the weight must take up so that a changed number changes nothing; None where that is impossible."""
     entry, rows = failure.entry, failure.entry.rows
     scales = Kind.SCALES in kind_of(entry.name) or "attention" in entry.name
-    if rows is None or not scales or len(entry.numbers) != 1 or len(failure.numbers) != 1:
+    if failure.tables is not None or rows is None or not scales or len(entry.numbers) != 1 or len(failure.numbers) != 1:
         return None
     before, after = float(entry.numbers[0]), float(failure.numbers[0])
     mine = rows.labels

@@ -101,8 +101,7 @@ def _note_numbers(traced: TracedNetwork, changed: list[Failure]) -> None:
     _, changed = take_up(traced.structure, changed, traced.row_uses)
     for failure in changed:
         place = structure.facts.place(failure.entry.name, failure.entry.where)
-        why = "a number depends on the width"
         rows = [structure.labels_of_node(node) for node in blamed(traced, [failure])]
-        structure.facts.inexact += [(labels, place, why) for labels in rows]
+        structure.facts.inexact += [(labels, place, failure.why) for labels in rows]
     if changed:
         structure.assemble()

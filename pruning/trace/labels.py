@@ -89,6 +89,20 @@ class Info(NamedTuple):
         return not (has_labels or must_stay or self.summed or self.rows or self.weight)
 
 
+class Table(NamedTuple):
+    """Values that no parameter had a part in, as they were when they met what parameters made.
+
+    Args:
+        labels: of each dimension, None where it cannot shrink.
+        values: a copy; None where no dimension can shrink, and the digest says enough.
+        digest: of all values.
+    """
+
+    labels: tuple[Labels | None, ...]
+    values: Tensor | None
+    digest: bytes
+
+
 @dataclass(slots=True)
 class Entry:
     """One operation of a run, as the dry run needs it."""
@@ -99,6 +113,8 @@ class Entry:
     inputs: list[Labels] = field(default_factory=list)
     outs: list[tuple[torch.Size, torch.dtype, Axes]] = field(default_factory=list)
     numbers: tuple[Any, ...] = ()
+    tables: list[Table] = field(default_factory=list)
+    from_nothing: bool = False  # no parameter has a part in it, so its values show in the tables that come of it
     made_labels: list[Labels] = field(default_factory=list)
     choices: list[Any] = field(default_factory=list)
     summed: list[Labels] = field(default_factory=list)  # dimensions that this operation sums products over

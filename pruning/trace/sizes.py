@@ -107,6 +107,8 @@ class Sizes(TorchFunctionMode):
         if name == "__getitem__":
             for item in items:
                 said += [item.start, item.stop] if isinstance(item, slice) else []
+        elif name == "arange":
+            said.append(_ends(args, kwargs)[1])
         elif name == "narrow":
             said += args[2:]
         elif name in ("split", "split_with_sizes") and isinstance(given, (list, tuple)):
@@ -205,6 +207,30 @@ def _unflattened(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
 @_reads("zeros ones empty full rand randn")
 def _made(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
     sizes.shape_fits(_listed(args, kwargs, "size"), out, "a new tensor")
+
+
+def _ends(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """Returns start, end and step of a call to `arange`."""
+    given = list(args[:3])
+    if len(given) == 1 and "end" not in kwargs:
+        return 0, given[0], kwargs.get("step", 1)
+    start, end, step = (given + [None] * 3)[:3]
+    start = kwargs.get("start", 0) if start is None else start
+    return start, kwargs.get("end") if end is None else end, kwargs.get("step", 1) if step is None else step
+
+
+@_reads("arange")
+def _counted(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
+    start, end, step = _ends(args, kwargs)
+    expression, (axis,) = sizes.origin(end), sizes.trace.axes(out)
+    if expression is None or axis is None or not (isinstance(start, int) and isinstance(step, int)):
+        return
+    span = int(end) - int(start)
+    if int(start):
+        expression = Step("-", expression, expression_of(start, sizes), span)
+    if int(step) != 1:
+        expression = Step("//", expression, expression_of(step, sizes), span // int(step), span % int(step) == 0)
+    sizes.equal(expression, Width(axis.labels), f"arange to {int(end)}")
 
 
 @_reads("new_zeros new_ones new_empty new_full")

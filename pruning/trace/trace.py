@@ -10,6 +10,7 @@ stay. Rules (pruning/trace/rules/) call these per operation; pruning/trace/compo
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pruning.modules.calls import RUN_ERRORS
 from pruning.modules.snapshot import Writes
 from pruning.trace.call import Call, Notes
-from pruning.trace.labels import Axes, Entry, Info, Labels, Rows
+from pruning.trace.labels import Axes, Entry, Info, Labels, Rows, Table
 from pruning.trace.meta_shapes import compute
 from pruning.trace.outputs import ReadByAttention
 from pruning.trace.rows import handed_on, is_move, made_by
@@ -138,6 +139,7 @@ class Trace(TorchDispatchMode, Notes):
             return value
         if value.numel() == 1 and id(value) not in self._drawn:  # sqrt(width) made a tensor is a number like any other
             self.entry.numbers += (value.item(),)
+        self._note_table(value)
         twin = self._twins.get(id(value))
         if twin is None:
             twin = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -167,6 +169,7 @@ class Trace(TorchDispatchMode, Notes):
 
         if self.real:
             self._note_values(inputs)
+        entry.from_nothing = not any(tensor.is_meta or id(tensor) in self._made for tensor in inputs)
         takes_numbers = schema(entry.func).pointwise or Kind.TAKES_NUMBERS in kind_of(entry.name)
         if takes_numbers:
             for value in (*args, *kwargs.values()):
@@ -177,8 +180,20 @@ class Trace(TorchDispatchMode, Notes):
         """In a run on data, a single value that no parameter had a part in is a number like any other."""
         depends = [id(tensor) in self._made for tensor in inputs]
         for tensor, made in zip(inputs, depends, strict=True):
-            if any(depends) and not made and tensor.dim() == 0 and id(tensor) not in self._drawn:
+            if made or not any(depends):
+                continue
+            if tensor.dim() == 0 and id(tensor) not in self._drawn:
                 self.entry.numbers += (tensor.item(),)
+            self._note_table(tensor)
+
+    def _note_table(self, tensor: Tensor) -> None:
+        """Takes down values that no parameter had a part in: the code may compute them from a width."""
+        if tensor.numel() < 2 or tensor.layout != torch.strided or id(tensor) in self._drawn:
+            return
+        labels = tuple(None if axis is None else axis.labels for axis in self.axes(tensor))
+        is_labelled = any(row is not None for row in labels)
+        values = tensor.detach().clone() if is_labelled else None
+        self.entry.tables.append(Table(labels, values, b"" if is_labelled else digest(tensor)))
 
     # -- after it ran ----------------------------------------------------------------------------------------------
 
@@ -206,11 +221,7 @@ class Trace(TorchDispatchMode, Notes):
             summed = tuple(entry.summed)
         picked_from = self._picked_from(inputs) if moved else ()
         rows = self._rows(call, inputs)
-        if self.real and any(id(tensor) in self._made for tensor in inputs):
-            self._made.update(id(out) for out in call.outs)
-        is_random = torch.Tag.nondeterministic_seeded in call.func.tags
-        if is_random or any(id(tensor) in self._drawn for tensor in inputs):
-            self._drawn.update(id(out) for out in call.outs)
+        self._mark_sources(call, inputs, call.outs)
 
         for place, (out, info) in enumerate(results):
             self._kept_alive.append(out)
@@ -232,6 +243,14 @@ class Trace(TorchDispatchMode, Notes):
         if self.real and not moved:
             entry.decided = [_decided(out, info) for out, info in results]
         self.entries.append(entry)
+
+    def _mark_sources(self, call: Call, inputs: list[Tensor], outs: list[Tensor]) -> None:
+        """Notes of what comes out whether parameters, or chance, had a part in it."""
+        if self.real and any(id(tensor) in self._made for tensor in inputs):
+            self._made.update(id(out) for out in outs)
+        is_random = torch.Tag.nondeterministic_seeded in call.func.tags
+        if is_random or any(id(tensor) in self._drawn for tensor in inputs):
+            self._drawn.update(id(out) for out in outs)
 
     def _apply(self, call: Call, inputs: list[Tensor]) -> list[Info]:
         """Returns what the operation's rule says of each output; without a rule, labels end here and must stay."""
@@ -311,6 +330,15 @@ class Trace(TorchDispatchMode, Notes):
         may_be_non_zero = any(axis is not None and not axis.zero for axis in info.axes)
         if call.func._schema.is_mutable and may_be_non_zero:
             self._overwritten.add(out.untyped_storage()._cdata)
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Returns a few bytes that differ where shapes or values do."""
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    raw = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    found = hashlib.blake2b(raw.tobytes(), digest_size=16)
+    found.update(str(tuple(tensor.shape)).encode())
+    return found.digest()
 
 
 def _unlabelled(out: Tensor) -> Info:

@@ -156,6 +156,17 @@ def made_anew(call: Call) -> list[Axes]:
     return [tuple(call.trace.new_axis(size, zero=zero) for size in out.shape)]
 
 
+@rule("arange", kind=Kind.MAKES)
+def counted(call: Call) -> list[Axes]:
+    """Places along a width, where the code says the width; what is computed of them is compared by value.
+
+    For sinusoids and frequencies that forward makes.
+    """
+    (out,) = call.outs
+    follows = call.trace.choose(lambda: call.trace.sizes_are_read)
+    return [(call.trace.new_axis(len(out)) if follows else None,)]
+
+
 @rule("full_like", kind=Kind.TAKES_NUMBERS)
 @rule("zeros_like empty_like ones_like rand_like randn_like randint_like")
 def made_alike(call: Call) -> Axes:
