@@ -85,10 +85,12 @@ class Solver:
         self.points = len(self.count(np.empty(0, np.int64)))
         # What the code says outright comes first: it holds whatever else is computed from it. Then what meets
         # dimensions that stay, such as the number of heads, or the width of a head where heads are pruned.
-        outright = [equation for equation in self.equations if isinstance(equation.one, Kept)]
-        computed = [equation for equation in self.equations if not isinstance(equation.one, Kept)]
+        made = [equation for equation in self.equations if equation.made]
+        there = [equation for equation in self.equations if not equation.made]
+        outright = [equation for equation in there if isinstance(equation.one, Kept)]
+        computed = [equation for equation in there if not isinstance(equation.one, Kept)]
         waiting: list[Equation] = []
-        for stage in (*_fixed_first(outright), *_fixed_first(computed)):
+        for stage in (*_fixed_first(outright), *_fixed_first(computed), made):
             waiting = self._propagate([*waiting, *stage])
         while waiting:
             waiting = self._propagate(self._assume(waiting))

@@ -31,6 +31,7 @@ class Equation:
         what: where this was read, in the user's words: "view to [2, 5, 4, 8]".
         where: path of the module whose code it is.
         index: number of the operation in its run.
+        made: what is there was made of the size; a dimension that was there says more of it.
     """
 
     one: Expression
@@ -38,6 +39,7 @@ class Equation:
     what: str
     where: str
     index: int
+    made: bool = False
 
 
 # Calls that tell the code nothing of widths and are told nothing of them. Kernels' sizes and strides are none.
@@ -74,12 +76,12 @@ class Sizes(TorchFunctionMode):
         axes = self.trace.axes(tensor)
         return [self._width(tensor.shape[dim], axes[dim]) for dim in dims]
 
-    def equal(self, one: Expression, other: Expression, what: str) -> None:
+    def equal(self, one: Expression, other: Expression, what: str, *, made: bool = False) -> None:
         """Takes down that two sizes are the same; constants and the same reading say nothing."""
         if one is other or not (leaves(one) or leaves(other)):
             return
         where = self.trace.stack[-1][0] if self.trace.stack else ""
-        self.equations.append(Equation(one, other, what, where, len(self.trace.entries) - 1))
+        self.equations.append(Equation(one, other, what, where, len(self.trace.entries) - 1, made))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -230,7 +232,7 @@ def _counted(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
         expression = Step("-", expression, expression_of(start, sizes), span)
     if int(step) != 1:
         expression = Step("//", expression, expression_of(step, sizes), span // int(step), span % int(step) == 0)
-    sizes.equal(expression, Width(axis.labels), f"arange to {int(end)}")
+    sizes.equal(expression, Width(axis.labels), f"arange to {int(end)}", made=True)
 
 
 @_reads("new_zeros new_ones new_empty new_full")

@@ -130,3 +130,75 @@ def test_what_forward_made_anew_since_is_no_change_of_the_network() -> None:
     model.places = torch.rand(5, 1)
     graph.plan(graph.groups[0].nodes[:4]).exec()
     assert model.first.out_features == 4 and model(torch.randn(1, 5, 6)).shape == (1, 5, 3)
+
+
+class MadeInForward(nn.Module):
+    """Adds a table that forward computes from an integer that the module keeps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.last, self.dim = kind, nn.Linear(6, 16), nn.Linear(16, 3), 16
+
+    def own(self, length: int) -> Tensor:
+        places = torch.arange(length, dtype=torch.float64)[:, None]
+        if self.kind == "alike everywhere":
+            return places + torch.arange(self.dim) * 0
+        if self.kind == "frequencies":
+            return (places * 100.0 ** -(torch.arange(self.dim) / self.dim)).sin()
+        if self.kind == "halves":  # sines, then cosines
+            angles = places * torch.exp(torch.arange(self.dim // 2) * (-4.6 / (self.dim // 2)))
+            return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        if self.kind == "written":
+            angles, table = (
+                places * torch.exp(torch.arange(0, self.dim, 2) * (-4.6 / self.dim)),
+                places.new_zeros(5, 16),
+            )
+            table = torch.zeros(length, self.dim, dtype=torch.float64)
+            table[:, 0::2], table[:, 1::2] = angles.sin(), angles.cos()
+            return table
+        half = self.dim // 2  # DETR's way: sines and cosines in turn, for two coordinates
+        steps = 100.0 ** (2 * torch.div(torch.arange(half), 2, rounding_mode="floor") / half)
+        angles = places / steps
+        angles = torch.stack((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=2).flatten(1)
+        return torch.cat((angles, angles), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) + self.own(x.shape[1])).relu())
+
+
+@pytest.mark.parametrize("kind", ["alike everywhere", "frequencies", "halves", "written", "in turn"])
+def test_a_table_made_in_forward_follows_the_width_and_is_told_where_its_values_change(kind: str) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return MadeInForward(kind).double().eval()
+
+    model, x = made(), torch.randn(2, 5, 6, dtype=torch.float64)
+    graph = DependencyGraph(model, x)
+    nodes = graph.groups[0].nodes
+    assert len(nodes) == {"alike everywhere": 16, "frequencies": 16, "halves": 8, "written": 8, "in turn": 4}[kind]
+    plan = graph.plan(nodes[: len(nodes) // 2])
+    is_told = any("a table that the code computes from the width has other values" in why for why in plan.inexact)
+    wanted = zeroed(model, plan.keeps)(x)
+    plan.exec()
+    assert model.dim == 8
+    assert is_told == (not torch.allclose(model(x), wanted, atol=1e-9)) == (kind != "alike everywhere")
+    assert extras_of(model)[""] == {"dim": 8}
+    assert torch.equal(load_pruned(made(), model.state_dict(), x)(x), model(x))
+
+
+def test_a_table_that_follows_a_width_along_another_side_is_told() -> None:
+    class Shifted(nn.Module):
+        """Adds to every place a number that depends on the width."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.dim = nn.Linear(6, 16), nn.Linear(16, 3), 16
+
+        def forward(self, x: Tensor) -> Tensor:
+            inner = self.first(x)
+            weights = torch.arange(self.dim, dtype=x.dtype).sum() * torch.ones(5, 1, dtype=x.dtype)
+            return self.last(inner.view(*x.shape[:2], self.dim).relu()) + weights
+
+    graph = DependencyGraph(Shifted().double(), torch.randn(2, 5, 6, dtype=torch.float64))
+    plan = graph.plan(graph.groups[0].nodes[:4])
+    assert any("has other values" in why for why in plan.inexact)
