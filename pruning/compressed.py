@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
+from pruning.modules.by_name import LayerRules
 from pruning.modules.calls import Batches, mapped
 from pruning.network import PrunableNetwork
 from pruning.prune.criterion import Criterion
@@ -33,6 +34,7 @@ class CompressedNetwork(nn.Module):
         loss: loss(outputs, targets) for criteria that need one.
         node_rules: see `PrunableNetwork`.
         outputs: see `PrunableNetwork`.
+        layer_rules: see `PrunableNetwork`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class CompressedNetwork(nn.Module):
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         node_rules: NodeRules | None = None,
         outputs: ChooseOutputs | None = None,
+        layer_rules: LayerRules | None = None,
     ) -> None:
         super().__init__()
         self.loader = loader if hasattr(loader, "__len__") else list(loader)
@@ -53,6 +56,7 @@ class CompressedNetwork(nn.Module):
         self.criterion = criterion
         self._example = mapped(first[0], lambda tensor: tensor[:1])
         self._how: dict[str, Any] = {"loss": loss, "node_rules": node_rules, "outputs": outputs}
+        self._how["layer_rules"] = layer_rules
         self._original = [copy.deepcopy(model)]  # in a list: `cuda()` and `state_dict()` mean the compressed copy
         self.network = self._start()
 

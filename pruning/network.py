@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from pruning.cut.plan import RENAMED
 from pruning.dead.reach import effective_weights
 from pruning.distributed import broadcast_tensors
 from pruning.errors import UsageError
+from pruning.graph.makers import may_go
 from pruning.low_rank import ranks  # noqa: F401
 from pruning.modules.by_name import LayerRules
 from pruning.modules.calls import Batches
@@ -158,9 +159,11 @@ class PrunableNetwork(PrunableState):
         )
 
     def _protected(self) -> str:
-        """Says which layers are left out because they are marked `keep` or frozen, "" if none are."""
+        """Says which layers stay that nobody skipped by name, and which frozen ones do not; "" if there are none."""
         said = []
-        if not self.removes_nodes:
+        if self.removes_nodes:
+            said.append(self._held_by_others())
+        else:
             said.append(self._told("marked keep, and not counted", self.kept_names()))
         said.append(self._told("frozen, so neither pruned nor counted unless named", self.frozen_names()))
         asked_for = self._frozen - self.frozen_names() - self.kept_names()
@@ -177,7 +180,15 @@ class PrunableNetwork(PrunableState):
         others = sum(size for name, size in sizes.items() if name not in self._prunable and name not in reasons)
         return left_out_line(reasons, sizes, others)
 
-    def _told(self, why: str, names: set[str]) -> str:
+    def _held_by_others(self) -> str:
+        """Says which layers are named as those that are to be pruned, but make channels with others that stay."""
+        held: set[str] = set()
+        for group in self.start_groups().values():
+            if not may_go(group, self.named, self.frozen_names()):
+                held |= {name for name in group.makers if self.named.asks_for(name) and self.named.may(name)}
+        return self._told("named, but stay with others that make the same channels", held & self._prunable.keys())
+
+    def _told(self, why: str, names: Collection[str]) -> str:
         if not names:
             return ""
         weights = self.prunable()
@@ -221,6 +232,7 @@ class PrunableNetwork(PrunableState):
         From here on the rules by layer hold for the units of this criterion.
         """
         self.removes_nodes = isinstance(criterion, Criterion) and criterion.unit == "nodes"
+        self.removes_both = isinstance(criterion, JointCriterion)
         return counted_by(criterion, self)
 
     def shuffle_masks(self, generator: torch.Generator, initial: dict[str, Tensor]) -> None:

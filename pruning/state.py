@@ -18,13 +18,13 @@ from pruning.cut.factorize import LowRank
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
 from pruning.graph.history import Survivors, cut_like, kept_indices_of
-from pruning.graph.makers import GroupKey, GroupMakers, makers_of_groups
+from pruning.graph.makers import GroupKey, GroupMakers, known_groups, makers_of_groups, may_go, names_that_stay
 from pruning.graph.marks import kept_parameters
 from pruning.graph.nodes import Unit
 from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
-from pruning.modules.by_name import LayerRules, layer_of, named_by, names_table
+from pruning.modules.by_name import LayerRules, named_by, names_table
 from pruning.modules.calls import batch_size_of, device_of, mapped, scores_of
 from pruning.modules.weights import Weight, find_weights, normalised_dimension
 from pruning.trace.outputs import ChooseOutputs, check_choice
@@ -130,7 +130,8 @@ class PrunableState:
         self.unscored: dict[str, str] = {}
         self._last_criterion: type | None = None
         self.events = 0  # so far; penalties that prepare for pruning end with the first
-        self.removes_nodes = False  # whether the criterion at work does: rules by layer hold for its nodes then
+        # What the criterion at work removes: of weights, nodes and both the rules by layer hold for those.
+        self.removes_nodes = self.removes_both = False
         self._layer_rules = layer_rules or LayerRules()
         self._seen: dict[str, tuple[int, torch.Size]] = {}
         self._find_weights()
@@ -146,7 +147,7 @@ class PrunableState:
         self._start_nodes: int | None = None
         self._start_groups: dict[GroupKey, GroupMakers] | None = None
         self._graph: DependencyGraph | None = None
-        if not self.start_sizes and (example_inputs is None or not self.nodes_total()):
+        if not self.start_sizes and (example_inputs is None or not self.nodes_total(by_rules=False)):
             if isinstance(model, torch.jit.ScriptModule):
                 raise UsageError("The model is a scripted or traced module, which hides its layers; give the original.")
             raise UsageError(f"{type(model).__name__} has no weights that multiply; there is nothing to prune.")
@@ -312,13 +313,8 @@ class PrunableState:
         names = self.ranked_names()
         if not (self.removes_nodes and self._closes_groups()):
             return names
-        touched: set[str] = set()
-        of_open: set[str] = set()
-        for group in self.start_groups().values():
-            touched |= group.touched
-            if self.is_open(group):
-                of_open |= group.touched
-        return [name for name in names if name in of_open or name not in touched]
+        stay = names_that_stay(self.start_groups().values(), self.named, self.frozen_names())
+        return [name for name in names if name not in stay]
 
     def frozen_names(self) -> set[str]:
         """Returns the names of the frozen weights that are left out: where not all are frozen, those not asked for."""
@@ -443,13 +439,16 @@ class PrunableState:
         """Returns how many nodes could be removed at the start.
 
         Args:
-            by_rules: without those that the rules by layer protect.
+            by_rules: without those that the rules by layer protect, where the criterion at work removes nodes.
         """
         if self._start_nodes is None:
             self._start_nodes = len(self.graph.nodes)
         total = self._start_nodes
-        if by_rules and self._closes_groups():
-            total -= sum(group.nodes for group in self.start_groups().values() if not self.is_open(group))
+        if by_rules and self._closes_groups() and (self.removes_nodes or self.removes_both):
+            frozen = self.frozen_names()
+            for group in self.start_groups().values():
+                if not may_go(group, self.named, frozen):
+                    total -= group.nodes
         return total
 
     def node_sparsity(self) -> float:
@@ -459,10 +458,12 @@ class PrunableState:
 
     def nodes_left(self) -> int:
         """Returns how many of these nodes are there, less those that closed gates will remove."""
-        is_open = self.open_nodes()
+        counts = np.ones(len(self.graph.nodes), dtype=bool)
+        if self.removes_nodes or self.removes_both:
+            counts = self.open_nodes()
         if self.gates is not None:
-            is_open &= ~self.gates.gone.cpu().numpy()
-        return int(is_open.sum())
+            counts &= ~self.gates.gone.cpu().numpy()
+        return int(counts.sum())
 
     # -- rules by layer --------------------------------------------------------------------------------------------
 
@@ -478,24 +479,14 @@ class PrunableState:
 
     def groups_now(self) -> list[GroupMakers]:
         """Returns for each of `graph.groups` what it was at the start."""
-        known = self.start_groups()
-        keys = [group.layers for group in self.graph.groups]
-        if not known.keys() >= set(keys):  # layers were replaced since
-            known = makers_of_groups(self.graph) | known
-        return [known[key] for key in keys]
-
-    def is_open(self, group: GroupMakers) -> bool:
-        """Whether the rules by layer let nodes of a group go: all layers that make them, and none that is to stay."""
-        named = self.named
-        if group.makers & self.frozen_names() or (group.makers | group.norms) & named.skip:
-            return False
-        return named.only is None or all(layer_of(name) in named.only_layers for name in group.makers)
+        return known_groups(self.graph, self.start_groups())
 
     def open_groups(self) -> np.ndarray:
         """Returns (groups,) whether the rules by layer let nodes of each of `graph.groups` go."""
         if not self._closes_groups():
             return np.ones(self.graph.structure.group_count, dtype=bool)
-        return np.array([self.is_open(group) for group in self.groups_now()], dtype=bool)
+        frozen = self.frozen_names()
+        return np.array([may_go(group, self.named, frozen) for group in self.groups_now()], dtype=bool)
 
     def open_nodes(self) -> np.ndarray:
         """Returns (nodes,) whether the rules by layer let each node go."""

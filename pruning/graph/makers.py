@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from pruning.graph.lookup import NodeLookup
+from pruning.modules.by_name import Named, layer_of
 from pruning.trace.labels import CONSUMER, NORM, PRODUCER
 
 # The dimensions that the nodes of a group have slices of, (parameter name, dimension) each: they never change.
@@ -54,6 +56,32 @@ def makers_of_groups(graph: NodeLookup) -> dict[GroupKey, GroupMakers]:
         made_by = frozenset(makers[group.index]) or touched
         known[group.layers] = GroupMakers(len(group.nodes), made_by, frozenset(norms[group.index]), touched)
     return known
+
+
+def may_go(group: GroupMakers, named: Named, frozen: AbstractSet[str]) -> bool:
+    """Whether rules by layer let nodes of a group go: all layers that make them, and none that is to stay."""
+    if group.makers & frozen or (group.makers | group.norms) & named.skip:
+        return False
+    return named.only is None or all(layer_of(name) in named.only_layers for name in group.makers)
+
+
+def names_that_stay(groups: Iterable[GroupMakers], named: Named, frozen: AbstractSet[str]) -> set[str]:
+    """Returns the parameters that lose no slice by the rules: all nodes that they have slices of stay."""
+    all_names: set[str] = set()
+    can_shrink: set[str] = set()
+    for group in groups:
+        all_names |= group.touched
+        if may_go(group, named, frozen):
+            can_shrink |= group.touched
+    return all_names - can_shrink
+
+
+def known_groups(graph: NodeLookup, known: Mapping[GroupKey, GroupMakers]) -> list[GroupMakers]:
+    """Returns for each of `graph.groups` what was known of it before, or what it is now."""
+    keys = [group.layers for group in graph.groups]
+    if not known.keys() >= set(keys):  # layers were replaced since
+        known = makers_of_groups(graph) | dict(known)
+    return [known[key] for key in keys]
 
 
 def bundles(layers: Mapping[int, Iterable[str]]) -> list[list[int]]:

@@ -92,7 +92,7 @@ class NodeGates:
 
     def _put_on(self) -> None:
         model = self.network.model
-        self.readers = find_readers(self.network)
+        self.readers = self._readers()
         if not self.readers:
             raise UsageError(f"{type(model).__name__} has no node that a gate could close.")
         read = torch.cat([reader.nodes for reader in self.readers]).unique()
@@ -101,6 +101,17 @@ class NodeGates:
         self._hooks.append(model.register_forward_pre_hook(self._draw, with_kwargs=True))
         self._hooks.append(model.register_forward_hook(self._forget, always_call=True))
         self.network.gates, self.network.learns_nodes = self, True
+
+    def _readers(self) -> list[Reader]:
+        """Returns the layers that read nodes which the rules by layer let go; others get no gate."""
+        is_open = torch.from_numpy(self.network.open_nodes())
+        readers = []
+        for reader in find_readers(self.network):
+            protected = ~is_open.to(reader.nodes.device)[reader.nodes]
+            reader.nodes = reader.nodes.masked_fill(protected, -1)
+            if bool((reader.nodes >= 0).any()):
+                readers.append(reader)
+        return readers
 
     def describe(self) -> str:
         """One line for a person: how many nodes have a gate, where those are that have none, and the default price."""

@@ -137,6 +137,7 @@ def spellings_of(model: nn.Module) -> Spellings:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         spellings = found.setdefault(first_name[id(parameter)], set())
         spellings.update(_with_modules(name))
+        spellings.update(_with_modules(name.replace("_orig_mod.", "")))  # which torch.compile puts in
         owner, is_computed, source = name.partition(".parametrizations.")
         if is_computed:  # "fc.parametrizations.weight.original" is what people call fc.weight
             spellings.add(f"{owner}.{source.partition('.')[0]}")

@@ -19,6 +19,7 @@ class NodeSelection:
         multiples: (groups,) the number kept of each group is a multiple of this, or all of it.
         local: the same share of every group, instead of one ranking over all.
         max_keep: (groups,) nodes that each group keeps at most, at least `min_keep`; None where nothing is said.
+        guard: what is said of `min_keep` where it keeps more than was asked for.
     """
 
     groups: np.ndarray
@@ -26,6 +27,7 @@ class NodeSelection:
     multiples: np.ndarray | None = None
     local: bool = False
     max_keep: np.ndarray | None = None
+    guard: str = ""
 
     def keep(self, scores: Tensor, n_keep: int) -> Tensor:
         """Returns a bool tensor over nodes that keeps the best `n_keep`, or as near as the guards allow."""
@@ -111,6 +113,8 @@ class NodeSelection:
         largest = 1 if self.multiples is None else int(self.multiples.max(initial=1))
         if largest > 1:
             return f"widths are multiples of {largest}"
+        if self.guard:
+            return self.guard
         if isinstance(self.min_keep, np.ndarray):
             return "every layer keeps a share of its nodes"
         if self.min_keep > 1:

@@ -12,8 +12,9 @@ from torch import Tensor
 from pruning.errors import UsageError
 from pruning.measure.flops import flops_by_module
 from pruning.measure.latency import latency
-from pruning.modules.by_name import layer_of
+from pruning.modules.by_name import layer_of, names_table
 from pruning.modules.calls import batch_size_of
+from pruning.modules.weights import TABLE
 from pruning.prune.criterion import Criterion
 from pruning.prune.layout import NodeSelection
 from pruning.state import PrunableState
@@ -53,6 +54,8 @@ def _require_something_to_prune(network: PrunableState, unit: str) -> None:
         raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out unit (--unit).")
     if unit == "weights" and not network.start_sizes:
         raise UsageError(f"{name} has no weights that multiply; what does not can go as nodes.")
+    if unit == "weights":
+        _refuse_tables(network)
     if unit != "nodes" and not network.ranked_names():
         raise UsageError(f"{name}: with {_left_out(network)} left out there is nothing to prune.")
     if unit == "weights":
@@ -91,6 +94,16 @@ def _why_no_node(network: PrunableState) -> str:
             outside = sorted({layer_of(name) for name in group.makers} - set(inside))
             return f"{inside[0]} makes the same channels as {outside[0]}, which only does not name"
     return f"{_left_out(network)} stay"
+
+
+def _refuse_tables(network: PrunableState) -> None:
+    """Raises UsageError for an embedding that is asked for too late: what there is to rank is found at the start."""
+    for name, why in network.left_out().items():
+        if why == TABLE and names_table(network.layer_rules, name):
+            raise UsageError(
+                f"{name} is looked up, not multiplied; it is ranked if it is named when PrunableNetwork is made, by "
+                f"layer_rules=LayerRules(only=...)."
+            )
 
 
 def _refuse_whole_numbers(network: PrunableState) -> None:

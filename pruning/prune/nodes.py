@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from pruning.cut.plan import PruningPlan
 from pruning.distributed import broadcast
 from pruning.errors import UsageError
 from pruning.graph.graph import DependencyGraph
-from pruning.graph.makers import GroupMakers, bundles
+from pruning.graph.makers import GroupKey, GroupMakers, bundles
 from pruning.graph.nodes import Group
 from pruning.modules.by_name import at_most, layer_of
 from pruning.prune.criterion import NodeCriterion
@@ -31,6 +31,23 @@ Choose = Callable[[NodeSelection], Tensor]
 
 
 @dataclass
+class Shared:
+    """Groups that some layer makes together, and of which a share goes.
+
+    Args:
+        layer: one of those that make them.
+        keys: what `Group.layers` of each is.
+        had: nodes that they have before the event.
+        wanted: nodes that they keep by the share.
+    """
+
+    layer: str
+    keys: list[GroupKey]
+    had: int
+    wanted: int
+
+
+@dataclass
 class Bounds:
     """What the rules by layer say of each group of nodes.
 
@@ -38,11 +55,13 @@ class Bounds:
         least: (groups,) nodes that it keeps at least.
         most: (groups,) nodes that it keeps at most.
         has_share: (groups,) whether a share of its own goes.
+        shared: the groups that have one.
     """
 
     least: np.ndarray
     most: np.ndarray
     has_share: np.ndarray
+    shared: list[Shared] = field(default_factory=list)
 
 
 @carry_out.register(NodeCriterion)
@@ -78,18 +97,26 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event)
     why = remove_nodes(network, selection, choose, event)
     network.last_scores = {"nodes": scores}
     if criterion.threshold is None:
-        return _shortfall(network, counted, event.sparsity, why or _guard(network, selection))
+        why = why or selection.describe()
+        reasons = [_shortfall(network, counted, event.sparsity, why), _missed(network, bounds, why)]
+        return "; ".join(reason for reason in reasons if reason)
     if not why and len(network.graph.nodes) == nodes_before:
         return f"no score lies under the threshold of {criterion.threshold}"
     return why
 
 
-def _guard(network: PrunableState, selection: NodeSelection) -> str:
-    """Says which guard keeps a number of nodes from being reached."""
-    rules = network.layer_rules
-    if rules.shares:
-        return "a layer's share is a whole number of nodes"
-    return selection.describe() if rules.max_share is None else rules.why_more()
+def _missed(network: PrunableState, bounds: Bounds, why: str) -> str:
+    """Says which layers lost more or less than their share, "" if none did."""
+    left_of = {group.layers: len(group.nodes) for group in network.graph.groups}
+    missed = []
+    for shared in bounds.shared:
+        left = sum(left_of.get(key, 0) for key in shared.keys)
+        if left != min(shared.wanted, shared.had):
+            missed.append(f"{shared.layer} keeps {left:,} nodes instead of {shared.wanted:,}")
+    if not missed:
+        return ""
+    more = f" (and {len(missed) - 1} more layers)" if len(missed) > 1 else ""
+    return f"{missed[0]}{more}: {why}"
 
 
 def checked_node_scores(network: PrunableState, scores: Tensor) -> Tensor:
@@ -130,10 +157,22 @@ def node_selection_of(
     bounds = bounds or nodes_by_group(network)
     min_keep = np.maximum(bounds.least, rules.min_keep)
     most = np.maximum(bounds.most, np.minimum(min_keep, group_sizes(network)))
+    guard = _guard(network, bounds)
     if min_share:
         # What a criterion says of all layers gives way to the share of one.
         min_keep = np.maximum(np.minimum(_shares_of_start(graph, min_share), most), min_keep)
-    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local, most)
+        guard = "every layer keeps a share of its nodes"
+    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local, most, guard)
+
+
+def _guard(network: PrunableState, bounds: Bounds) -> str:
+    """Says what keeps more nodes than were asked for, by the user's rules."""
+    if bounds.shared and bool(bounds.has_share[network.open_groups()].all()):
+        return "each layer's share is a whole number of nodes"
+    if network.layer_rules.max_share is not None:
+        return network.layer_rules.why_more()
+    n_least = network.node_rules.min_keep
+    return f"every layer keeps {n_least}" if n_least > 1 else "no layer is emptied"
 
 
 def group_sizes(network: PrunableState) -> np.ndarray:
@@ -162,9 +201,12 @@ def nodes_by_group(network: PrunableState, progress: float = 1.0) -> Bounds:
     if rules.max_share is not None:
         guard = [group.nodes - at_most(rules.max_share, group.nodes) for group in groups]
         found.least = np.maximum(least, np.minimum(guard, sizes))
-    for places, share in _bundles_with_share(network, groups, is_open):
+    keys = [group.layers for group in network.graph.groups]
+    for places, layer, share in _bundles_with_share(network, groups, is_open):
         at_start = np.array([groups[place].nodes for place in places], dtype=np.int64)
         total = nodes_to_keep(int(at_start.sum()), share * progress)
+        had = int(sizes[places].sum())
+        found.shared.append(Shared(layer, [keys[place] for place in places], had, total))
         # What a layer keeps is spread over its groups in proportion to what they had.
         numbers = shared_out(at_start, np.zeros_like(at_start), at_start, total)
         numbers = np.maximum(np.minimum(numbers, sizes[places]), found.least[places])
@@ -175,8 +217,8 @@ def nodes_by_group(network: PrunableState, progress: float = 1.0) -> Bounds:
 
 def _bundles_with_share(
     network: PrunableState, groups: list[GroupMakers], is_open: np.ndarray
-) -> Iterator[tuple[list[int], float]]:
-    """Yields (places of groups that some layer makes together, the fraction of their nodes that goes)."""
+) -> Iterator[tuple[list[int], str, float]]:
+    """Yields (places of groups that some layer makes together, such a layer, the fraction of their nodes that goes)."""
     shares = network.named.shares
     named: dict[int, dict[str, float]] = {}  # place -> the layers that make the group and have a share
     for place, group in enumerate(groups):
@@ -190,7 +232,8 @@ def _bundles_with_share(
         if len(example_of) > 1:
             told = " and ".join(f"{layer} {share:g}" for share, layer in example_of.items())
             raise UsageError(f"shares: layers that make the same channels need one share; there are {told}.")
-        yield places, next(iter(example_of))
+        ((share, layer),) = example_of.items()
+        yield places, layer, share
 
 
 def _largest_multiple(network: PrunableState) -> int:

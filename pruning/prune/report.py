@@ -26,7 +26,8 @@ class Step:
         layers: what the criterion says of each layer: its name, weights "kept" and "of" how many at the start, its
             "budget_share" of all that are kept, and the criterion's own facts; None for what it does not know.
         note: what those facts mean.
-        protected: which layers are marked `keep` and so neither ranked nor counted, "" if none are.
+        protected: which layers are left out since they are marked `keep` or frozen, which stay with others, and which
+            went although they are frozen; "" if there are none.
         left_out: which matrices no criterion of weights masks, with their share of all parameters, "" if there is none.
     """
 

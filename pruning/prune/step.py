@@ -138,13 +138,18 @@ def weight_budget(network: PrunableState, alive: dict[str, Tensor], sparsity: fl
 def mask_weights(network: PrunableState, keep: dict[str, Tensor], budget: Budget) -> str:
     """Takes over keep-masks and returns why their number differs from the budget, "" if it does not."""
     network.masks.set(keep)
+    reasons = []
     kept = count(keep)
-    if kept == budget.keep:
-        return ""
-    if kept < budget.keep:
-        why = "layers with a share lose it" if budget.fixed else "the criterion's own selection"
-    elif budget.fixed.keys() >= budget.alive.keys():
-        why = "each layer's share is a whole number of weights"
-    else:
-        why = network.layer_rules.why_more()
-    return f"{kept:,} weights stay instead of {budget.keep:,}: {why}"
+    if kept != budget.keep:
+        if kept < budget.keep:
+            why = "layers with a share lose it" if budget.fixed else "the criterion's own selection"
+        elif budget.fixed.keys() >= budget.alive.keys():
+            why = "each layer's share is a whole number of weights"
+        else:
+            why = network.layer_rules.why_more()
+        reasons.append(f"{kept:,} weights stay instead of {budget.keep:,}: {why}")
+    for name, number in budget.fixed.items():
+        of_layer = count({name: keep[name]})
+        if of_layer != min(number, count({name: budget.alive[name]})):
+            reasons.append(f"{name} keeps {of_layer:,} weights instead of {number:,}")
+    return "; ".join(reasons)

@@ -11,7 +11,7 @@ from typing import Any
 
 from utils.experiments.demand import Demand
 from utils.experiments.wanted import Wanted
-from utils.settings.values import pairs_of
+from utils.settings.values import format_value, pairs_of
 
 DENSE = "EmptyCrit"
 
@@ -106,6 +106,11 @@ class Experiment:
 def plain_name(text: str) -> str:
     """Returns a text in letters that every file system takes."""
     return "".join(letter if letter.isalnum() or letter in "._-+" else "-" for letter in text)
+
+
+def told(value: Any) -> str:
+    """A value in a table: numbers by name as they would be typed, all others as they are."""
+    return format_value(value) if isinstance(value, dict) else str(value)
 
 
 def command(values: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,10 @@ from itertools import product
 from typing import Any
 
 from pruning.errors import UsageError
-from utils.experiments.cell import DENSE, WHEREABOUTS, Cell, Experiment, Method, command, plain_name
+from utils.experiments.cell import DENSE, WHEREABOUTS, Cell, Experiment, Method, command, plain_name, told
 from utils.experiments.plan_file import RUNNERS, Plan, PlanFile, read_plan
 from utils.settings import resolve
 from utils.settings.core import Core
-from utils.settings.values import format_value
 
 __all__ = ["DENSE", "RUNNERS", "WHEREABOUTS", "Cell", "Experiment", "command", "plain_name", "read"]
 
@@ -65,14 +64,9 @@ def _groups(plan: Plan) -> list[Group]:
     groups = []
     for values in product(*(plan.compare[name] for name in names)):
         settings = dict(zip(names, values, strict=True))
-        label = ", ".join(f"{name} {_told(value)}" for name, value in settings.items())
+        label = ", ".join(f"{name} {told(value)}" for name, value in settings.items())
         groups.append(Group(label, settings))
     return groups
-
-
-def _told(value: Any) -> str:
-    """A value in a table: values by name as they would be typed, all others as they are."""
-    return format_value(value) if isinstance(value, dict) else str(value)
 
 
 class _Expansion:

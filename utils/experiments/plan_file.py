@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.errors import UsageError, nearest
-from utils.experiments.cell import DENSE, Method
+from utils.experiments.cell import DENSE, Method, told
 from utils.experiments.demand import Demand
 from utils.experiments.spacing import spaced
 from utils.experiments.wanted import Wanted
@@ -300,8 +300,8 @@ def _given_label(label: Any, line: str) -> str:
 
 def _own_label(name: str, options: Mapping[str, Any], *, is_alone: bool) -> str:
     """Returns the criterion's name, with its options where the same criterion is there more than once."""
-    told = ", ".join(f"{key} {value}" for key, value in options.items())
-    return name if is_alone or not told else f"{name} ({told})"
+    settings = ", ".join(f"{key} {told(value)}" for key, value in options.items())
+    return name if is_alone or not settings else f"{name} ({settings})"
 
 
 def _split_dense(methods: Sequence[Method], where: str) -> tuple[list[Method], Method]:

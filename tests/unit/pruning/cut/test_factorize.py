@@ -15,7 +15,7 @@ from criterions.PCA import PCA
 from criterions.SNAPit import SNAPit
 from criterions.SVD import SVD
 from models.ResNet20 import ResNet20
-from pruning import DependencyGraph, LowRank, PrunableNetwork, UsageError, keep, load_pruned
+from pruning import DependencyGraph, LayerRules, LowRank, PrunableNetwork, UsageError, keep, load_pruned
 from pruning.cut.factorize import blocks_of, factored, truncated
 from pruning.export import export
 from tests.support.tiers import few, thorough
@@ -279,7 +279,7 @@ def test_what_is_kept_by_name_is_dropped_with_the_weight_and_frozen_stays_frozen
     model = Mixed()
     model.mix.weight.requires_grad_(False)
     companion = {name: p.detach().clone() for name, p in model.named_parameters()}
-    network = PrunableNetwork(model, torch.zeros(1, *SHAPE))
+    network = PrunableNetwork(model, torch.zeros(1, *SHAPE), layer_rules=LayerRules(only="*"))
     network.prune_to(SVD(), 0.7, cut_along=[companion])
     gone = set(low_rank(model))
     assert {name.rpartition(".")[0] for name in companion}.isdisjoint(gone) and "norm.weight" in companion

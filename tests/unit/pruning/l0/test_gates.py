@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from pruning import PrunableNetwork, UsageError
+from pruning import LayerRules, PrunableNetwork, UsageError
 from pruning.l0.gates import NodeGates, deterministic, probability_open, sampled
 from pruning.modules.calls import tensors_in
 from pruning.modules.modes import look
@@ -235,6 +235,21 @@ def test_folding_leaves_the_outputs_as_they_were(name):
     assert (network.weights_left(), network.nodes_left(), network.layer_sparsities()) == expected
     assert len(network.graph.nodes) == total - int(gates.gone.sum())
     assert network.gates is None and not network.model._forward_pre_hooks
+
+
+def test_layers_that_are_skipped_or_frozen_get_no_gate():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 7), nn.ReLU())
+    model.append(nn.Linear(7, 3))
+    model[0].requires_grad_(False)
+    rules = LayerRules(skip="4")
+    network = PrunableNetwork(model.double(), torch.randn(7, 4).double(), layer_rules=rules)
+    gates = NodeGates(network)
+    assert len(gates.nodes) == 5
+    set_gates(gates, torch.tensor([-4.0, -4.0, 1.0, 2.0, 3.0]))
+    (before,) = outputs(network)
+    gates.fold()
+    assert (model[0].out_features, model[2].out_features, model[4].out_features) == (6, 3, 7)
+    assert torch.allclose(before, outputs(network)[0], rtol=1e-12)
 
 
 def test_folding_a_torchvision_network():

@@ -17,7 +17,7 @@ from criterions.PCA import PCA
 from criterions.SNAPit import SNAPit
 from criterions.SNIPit import SNIPit
 from criterions.ThiNet import ThiNet
-from pruning import LayerRules, NodeRules, PrunableNetwork, UsageError, keep
+from pruning import CompressedNetwork, LayerRules, NodeRules, PrunableNetwork, UsageError, keep
 from pruning.modules.by_name import matched, spellings_of
 from pruning.prune.layout import NodeSelection
 from pruning.prune.rank import Budget, keep_top_global, select_by_layer
@@ -120,6 +120,12 @@ def residual_with(rules: dict[str, Any]) -> PrunableNetwork:
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_compressed_copy_takes_rules() -> None:
+    copy = CompressedNetwork(chain(8, 20, 30, 10, 4), BATCHES, Magnitude(), layer_rules=LayerRules(only="2"))
+    copy.compress(0.25)
+    assert gone(copy.network) == {"0.weight": 0, "2.weight": 450, "4.weight": 0, "6.weight": 0}
 
 
 @pytest.mark.parametrize("rules", [{"only": ["2", "4.*"]}, {"skip": ["0", "6.weight"]}, {"only": "*", "skip": "[06]"}])
@@ -295,6 +301,47 @@ def test_a_network_that_is_frozen_as_a_whole_is_pruned_and_that_is_said() -> Non
     assert report.reached == 0.5 and "every layer is frozen" in str(report)
 
 
+# -- embeddings and layers of several matrices -----------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """An embedding, two layers of an LSTM in one module, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.rnn = nn.LSTM(8, 12, 2, batch_first=True)
+        self.head = nn.Linear(12, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states, _ = self.rnn(self.words(ids))
+        return self.head(states)
+
+
+IDS = torch.zeros(2, 6, dtype=torch.long)
+
+
+def test_matrices_of_one_module_have_names_of_their_own() -> None:
+    handle = PrunableNetwork(Words(), IDS)
+    handle.prune(Magnitude(), sparsity=0.3, only="rnn", shares={"*.weight_hh_l?": 0.25})
+    removed = {name: handle.masks.removed(name) for name in handle.prunable()}
+    assert removed["rnn.weight_hh_l0"] == removed["rnn.weight_hh_l1"] == 48 * 12 // 4
+    assert removed["head.weight"] == 0 and sum(removed.values()) == round(0.3 * (48 * 8 + 3 * 48 * 12))
+
+
+def test_a_table_of_an_embedding_is_ranked_if_a_handle_names_it() -> None:
+    handle = PrunableNetwork(Words(), IDS, layer_rules=LayerRules(only=["words"]))
+    handle.prune(Magnitude(), sparsity=0.25)
+    assert handle.masks.removed("words.weight") == 40 and len(handle.masks) == 1
+    assert "words.weight" not in PrunableNetwork(Words(), IDS, layer_rules=LayerRules(only="*")).prunable()
+    with pytest.raises(UsageError, match=r"words\.weight is looked up.*layer_rules=LayerRules"):
+        PrunableNetwork(Words(), IDS).prune(Magnitude(), sparsity=0.25, only=["words", "head"])
+    # The nodes that it makes need no matrix that multiplies.
+    cut = PrunableNetwork(Words(), IDS)
+    cut.prune(GroupMagnitude(), sparsity=0.5, only="words")
+    assert cut.model.words.weight.shape == (20, 4) and cut.model.rnn.hidden_size == 12
+
+
 # -- nodes ------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +366,8 @@ def test_a_layer_that_reads_may_be_skipped_and_is_looked_at_all_the_same() -> No
 
 def test_channels_that_several_layers_make_go_only_if_all_of_them_may() -> None:
     handle = residual()
-    handle.prune(GroupMagnitude(), sparsity=0.5, only="blocks.*")
+    report = handle.prune(GroupMagnitude(), sparsity=0.5, only="blocks.*")
+    assert "named, but stay with others that make the same channels: blocks.0.down, blocks.1.down" in str(report)
     assert shapes(handle)[0] == 12 and sum(shapes(handle)[1:]) == 20
     handle = residual()
     handle.prune(GroupMagnitude(), sparsity=0.5, skip="blocks.1.down")
@@ -327,8 +375,8 @@ def test_channels_that_several_layers_make_go_only_if_all_of_them_may() -> None:
     with pytest.raises(UsageError, match="same channels as .*, which only does not name"):
         residual().prune(GroupMagnitude(), sparsity=0.5, only="*.down")
     handle = residual()
-    handle.prune(GroupMagnitude(), sparsity=0.5, only=["stem", "*.down"])
-    assert shapes(handle) == (6, 20, 20)
+    report = handle.prune(GroupMagnitude(), sparsity=0.5, only=["stem", "*.down"])
+    assert shapes(handle) == (6, 20, 20) and report.steps[-1].protected == ""
 
 
 def test_shares_of_nodes_are_exact_and_a_stream_has_one() -> None:
@@ -382,10 +430,22 @@ def test_a_limit_of_weights_counts_those_that_the_rules_leave() -> None:
     assert report.reached == pytest.approx(1 - left / 760) and widths(handle)[1:] == [30, 10, 4]
 
 
-def test_round_to_and_min_keep_win_over_shares() -> None:
+def test_round_to_and_min_keep_win_over_shares_and_that_is_said() -> None:
     handle = network(node_rules=NodeRules(round_to=4, min_keep=6))
-    handle.prune(GroupMagnitude(), sparsity=0.4, shares={"2": 0.3, "4": 0.7})
+    report = handle.prune(GroupMagnitude(), sparsity=0.4, shares={"2": 0.3, "4": 0.7})
     assert widths(handle)[1:3] == [24, 8]
+    assert "2 keeps 24 nodes instead of 21 (and 1 more layers): widths are multiples of 4" in report.steps[-1].reason
+    handle = network(node_rules=NodeRules(min_keep=6))
+    report = handle.prune(GroupMagnitude(), sparsity=0.4, shares={"4": 0.7})
+    assert widths(handle)[2] == 6 and report.reached == 0.4
+    assert report.steps[-1].reason == "4 keeps 6 nodes instead of 3: every layer keeps 6"
+
+
+def test_what_guards_keep_is_said_of_the_guard_that_keeps_it() -> None:
+    report = network().prune(GroupMagnitude(), sparsity=0.99, only=["2", "4"])
+    assert "2 nodes stay instead of 0: no layer is emptied" in report.steps[-1].reason
+    report = network().prune(Magnitude(), shares={"*": 0.5, "6": 0.99})
+    assert "6.weight keeps 1 weights instead of 0" in report.steps[-1].reason
 
 
 def test_the_rules_by_layer_are_bounds_of_a_selection() -> None:
