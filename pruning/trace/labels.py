@@ -56,6 +56,11 @@ def with_zero(axis: Axis | None, zero: bool) -> Axis | None:
     return Axis(axis.labels, zero)
 
 
+def leaving(labels: Labels, shift: int) -> Labels:
+    """Returns what a shift moves from one end of a dimension to the other: its last labels, or its first."""
+    return labels[-shift:] if shift > 0 else labels[:-shift]
+
+
 class Info(NamedTuple):
     """What is known of one tensor.
 
@@ -122,6 +127,8 @@ class Entry:
     rows: Rows | None = None  # of what it multiplies by a number
     described: int = 0  # outputs that the rule spoke of; the others (saved statistics) are nobody's business
     form: type = tuple
+    reads: list[int] = field(default_factory=list)  # numbers of the operations that made what goes in
+    idle: bool = False  # a part of which only the shape was used
     decided: list[Tensor | None] = field(default_factory=list)  # of a run on data: flags and numbers of places
 
     @property

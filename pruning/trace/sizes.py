@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruning.trace.labels import Axis
+from pruning.trace.labels import Axis, leaving
 from pruning.trace.origins import Expression, Kept, Origin, Step, Width, expression_of, leaves
 from pruning.trace.trace import Trace
 
@@ -113,7 +113,7 @@ class Sizes(TorchFunctionMode):
             said.append(_ends(args, kwargs)[1])
         elif name == "narrow":
             said += args[2:]
-        elif name in ("split", "split_with_sizes") and isinstance(given, (list, tuple)):
+        elif name == "roll" or name in ("split", "split_with_sizes") and isinstance(given, (list, tuple)):
             said += items
         bounds = [bound for bound in said if isinstance(bound, int) and int(bound) != 0]
         return bool(bounds) and all(self.origin(bound) is not None for bound in bounds)
@@ -300,6 +300,22 @@ def _bounded(sizes: Sizes, axis: Axis | None, start: Any, stop: Any) -> None:
             sizes.equal(expression, Width(axis.labels[:place]), what)
         elif place < 0:
             sizes.equal(Step("-", 0, expression, -place), Width(axis.labels[place:]), what)
+
+
+@_reads("roll")
+def _rolled(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
+    """As many places leave a dimension at one end as it is shifted by."""
+    shifts, dims = _argument(args, kwargs, 1, "shifts"), _argument(args, kwargs, 2, "dims", ())
+    shifts, dims = (given if isinstance(given, (list, tuple)) else (given,) for given in (shifts, dims))
+    axes = sizes.trace.axes(args[0])
+    for shift, dim in zip(shifts, dims, strict=False):
+        expression, axis = sizes.origin(shift), axes[int(dim)]
+        if expression is None or axis is None or not 0 < abs(int(shift)) < len(axis.labels):
+            continue
+        if int(shift) < 0:
+            expression = Step("-", 0, expression, -int(shift))
+        places = leaving(axis.labels, int(shift))
+        sizes.equal(expression, Width(places), f"a roll by {int(shift)}")
 
 
 @_reads("layer_norm rms_norm")

@@ -50,6 +50,8 @@ class Trace(TorchDispatchMode, Notes):
         self._twins: dict[int, Tensor] = {}  # id of a tensor with data -> its stand-in
         self._written: set[int] = set()  # where data lies that a stand-in was written over
         self._made: set[int] = set()  # of a run on data: tensors whose values parameters had a part in
+        self._made_at: dict[int, int] = {}  # id of a tensor -> the number of the operation that made it
+        self.returned: set[int] = set()  # numbers of the operations that made what is kept after the run
         self._drawn: set[int] = set()  # tensors whose values chance had a part in
 
     # -- the way of one operation ----------------------------------------------------------------------------------
@@ -147,6 +149,8 @@ class Trace(TorchDispatchMode, Notes):
             self._kept_alive.extend((value, twin))
             if id(value) in self.infos:
                 self.infos[id(twin)] = self.infos[id(value)]
+            if id(value) in self._made_at:
+                self._made_at[id(twin)] = self._made_at[id(value)]
         return twin
 
     def _open(self, inputs: list[Tensor], args: Any, kwargs: Any) -> None:
@@ -195,11 +199,18 @@ class Trace(TorchDispatchMode, Notes):
         values = tensor.detach().clone() if is_labelled else None
         self.entry.tables.append(Table(labels, values, b"" if is_labelled else digest(tensor)))
 
+    def makers(self, tensors: list[Tensor]) -> list[int]:
+        """Returns the numbers of the operations that made some tensors, as far as any did."""
+        places = [self._made_at.get(id(tensor)) for tensor in tensors]
+        return [place for place in places if place is not None]
+
     # -- after it ran ----------------------------------------------------------------------------------------------
 
     def _close(self, call: Call, inputs: list[Tensor]) -> None:
         """Applies the rule of an operation and notes what came out."""
         entry = self.entry
+        entry.reads = self.makers(inputs)
+        self._made_at.update((id(out), len(self.entries)) for out in call.outs)
         self.read_by_attention.note(call.name, inputs, call.outs, self.is_weight)
         infos = self._apply(call, inputs)
         results = list(zip(call.outs, infos, strict=True))

@@ -18,6 +18,7 @@ from pruning.modules.tables import plain_tables
 from pruning.modules.weights import named_tensors
 from pruning.trace.components import Dimension, Mask, Structure
 from pruning.trace.heads import HeadSearch, head_axes
+from pruning.trace.idle import leave_out_idle
 from pruning.trace.isolate import blank, run
 from pruning.trace.labels import Axes, Axis, Entry, Labels, Split, Uses
 from pruning.trace.outputs import ChooseOutputs, OutputsFailed, check_choice, sorted_out
@@ -181,6 +182,7 @@ class TracedNetwork:
                         self.run(search, everything, everything, training, [])
                         trace.head_axes = head_axes(search)
                     self.run(trace, everything, everything, training, [], self._sizes[training])
+                    leave_out_idle(trace, self._sizes[training])
                 except RUN_ERRORS as error:
                     errors.setdefault(training, error)
                     continue
@@ -249,6 +251,8 @@ class TracedNetwork:
             for one, other in zip(trace.axes(before), trace.axes(after), strict=True):
                 trace.tie(one, other)
         self.made_first = outcome.made_first
+        kept = [*outcome.outputs, *outcome.left_behind, *(after for _, after in outcome.made_anew)]
+        trace.returned.update(trace.makers(kept))
         _pin_results(trace, outcome.outputs, "is the network's output")
         # A normalised weight is made anew each time.
         held = [tensor for tensor in outcome.left_behind if not trace.is_weight(tensor)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
 
 from pruning.trace.call import Call
-from pruning.trace.labels import Axes, Axis, Info
+from pruning.trace.labels import Axes, Axis, Info, leaving
 from pruning.trace.rules.table import Kind, rule
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -35,11 +38,13 @@ def slice_(call: Call) -> Info:
 
     if trace.choose(is_one_of_equal_parts):
         trace.couple(axis.labels.reshape(-1, len(part)))
-    # A part of one index is a position picked, not a width.
+    # A part of one index is a position picked, not a width; one of none picks nothing.
     if trace.choose(lambda: len(part) > 1):
         axes[dim] = Axis(part, axis.zero)
         return Info(tuple(axes))
     axes[dim] = None
+    if trace.choose(lambda: len(part) == 0):
+        return Info(tuple(axes))
     return Info(tuple(axes), picked_from=(axis.labels,))
 
 
@@ -112,12 +117,27 @@ def flip(call: Call) -> Axes:
 
 @rule("roll")
 def roll(call: Call) -> Axes:
-    """A shift by a fixed number of channels would land elsewhere once some are gone. For Swin's shifted windows."""
+    """Shifts channels by a number of places; those that leave at one end come in at the other.
+
+    If the number is fixed, as many must leave as before, so these stay; all others may go, since the rest keeps its
+    order. Where the number has an origin, equations decide. For Swin's shifted windows, and shifts of channels.
+    """
+    trace = call.trace
     axes = list(call.axes("self"))
-    dims = call["dims"] or range(len(axes))  # none named: all values in one row are shifted
-    for dim in dims:
-        call.trace.pin(axes[dim], "roll along channels")
-        axes[dim] = None
+    if not call["dims"]:  # all values in one row are shifted
+        for axis in axes:
+            trace.pin(axis, "all values are rolled in one row")
+        return (None,) * len(axes)
+    for shift, dim in zip(call["shifts"], call["dims"], strict=True):
+        axis = axes[dim]
+        if axis is None or shift == 0:
+            continue
+        size = len(axis.labels)
+        if trace.choose(functools.partial(operator.ge, abs(shift), size)):
+            trace.pin(axis, "is rolled by more places than it has")
+        elif not trace.choose(lambda: trace.sizes_are_read):
+            trace.pin(Axis(leaving(axis.labels, shift)), "is rolled from one end to the other")
+        axes[dim] = Axis(np.roll(axis.labels, shift), axis.zero)
     return tuple(axes)
 
 
