@@ -7,18 +7,9 @@ which channels the part holds, so it neither pins nor couples any, and the dry r
 from __future__ import annotations
 
 from pruning.trace.labels import Entry
-from pruning.trace.rules.table import Kind, kind_of
+from pruning.trace.rules.table import FOR_THE_SHAPE, Kind, kind_of
 from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
-
-# What takes a tensor for its shape, type and device alone.
-_FOR_THE_SHAPE = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"),
-    )
-)
 
 _PARTS = frozenset(("aten.slice", "aten.select"))
 
@@ -34,7 +25,7 @@ def leave_out_idle(trace: Trace, sizes: Sizes) -> None:
     for place in range(len(entries) - 1, -1, -1):  # whoever reads comes after
         entry = entries[place]
         entry.idle = place not in is_read and _only_hands_on(entry)
-        if not entry.idle and entry.name not in _FOR_THE_SHAPE:
+        if not entry.idle and entry.name not in FOR_THE_SHAPE:
             is_read.update(entry.reads)
     idle = {place for place, entry in enumerate(entries) if entry.idle}
     if idle:

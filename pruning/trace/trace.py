@@ -24,7 +24,7 @@ from pruning.trace.labels import Axes, Entry, Info, Labels, Rows, Table
 from pruning.trace.meta_shapes import compute
 from pruning.trace.outputs import ReadByAttention
 from pruning.trace.rows import handed_on, is_move, made_by
-from pruning.trace.rules.table import Kind, Rule, kind_of
+from pruning.trace.rules.table import FOR_THE_SHAPE, Kind, Rule, kind_of
 from pruning.trace.schema import schema, tensor_outputs, tensors_in
 
 
@@ -166,7 +166,8 @@ class Trace(TorchDispatchMode, Notes):
             for labels in info.points_at:
                 self.pins.append((labels, place, "positions along it are used as numbers"))
             # Code that moves it and asks for its shape alone does not use its values.
-            for labels in () if is_move(entry.name) else info.picked_from:
+            hands_on = is_move(entry.name) or entry.name in FOR_THE_SHAPE
+            for labels in () if hands_on else info.picked_from:
                 self.pins.append((labels, place, "a single position of it is picked"))
         if entry.name in ("aten.as_strided", "aten.as_strided_"):
             self.strides = inputs[0].stride()

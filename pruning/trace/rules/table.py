@@ -34,6 +34,15 @@ class Kind(Flag):
 
 _KINDS: dict[str, Kind] = {}
 
+# What takes a tensor for its shape, type and device alone.
+FOR_THE_SHAPE = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"),
+    )
+)
+
 
 def kind_of(name: str) -> Kind:
     """Returns what kind an operation is; variants in place ("aten.relu_") are none unless they are named."""
