@@ -141,7 +141,7 @@ def _is_composite(func: Any) -> bool:
 
 
 class Products(TorchDispatchMode):
-    """Hands on every product by a parameter while a network runs.
+    """Hands on every product by a parameter while a network runs, or by what is computed from one.
 
     Args:
         parameters: name -> parameter that is followed.
@@ -308,11 +308,10 @@ class Products(TorchDispatchMode):
         meets: Meets = "inputs",
         sharers: int = 1,
     ) -> None:
-        sources = {}
-        for name, source in entry.sources.items() if entry is not None else ():
-            if source.zeros_stay:
-                sources[name] = source
-        sharers = max(sharers, len(sources))
+        sources = {} if entry is None else entry.sources
+        # Lengths that a weight is divided by have no part of their own in it.
+        multiplying = [name for name, source in sources.items() if source.zeros_stay]
+        sharers = max(sharers, len(multiplying))
         for name, source in sources.items():
             self.take(Product(name, source, args[place], place, func, args, kwargs, out, sharers, meets))
 

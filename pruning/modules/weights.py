@@ -329,7 +329,7 @@ def _products(model: nn.Module, matrices: list[_Matrix], run: _Run) -> Products 
 
     def take(product: Product) -> None:
         name = product.name
-        if name not in unknown or product.meets == "weights":
+        if name not in unknown or product.meets == "weights" or not product.source.zeros_stay:
             return
         uses = run.uses if product.meets == "inputs" else run.uses_with_constants
         if name not in uses:

@@ -99,7 +99,7 @@ class _Watch:
             return
         weight = self.weights[name]
         source = product.source
-        if source.view is None:
+        if source.view is None or not source.zeros_stay:
             if source.zeros_stay or name not in self.of_layers:
                 self.unscored[name] = PRODUCT
                 return

@@ -308,6 +308,35 @@ def test_a_deformable_convolution_is_scored_by_what_its_taps_meet() -> None:
     assert found[0].flops() == found[1].flops()
 
 
+class StandardisedConv(nn.Conv2d):
+    """Its kernels have mean 0 and variance 1 when they multiply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernels = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        kernels = kernels / kernels.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, kernels, self.bias)
+
+
+class NormedConv(nn.Conv2d):
+    """The same by a norm of the network's library, as timm does it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        return F.conv2d(x, F.batch_norm(flat, None, None, training=True).reshape_as(self.weight), self.bias)
+
+
+@pytest.mark.parametrize("kind", [StandardisedConv, NormedConv])
+def test_layers_that_standardise_their_weights_are_scored_by_what_they_are_given(kind: type) -> None:
+    layer, x = kind(3, 4, 2), torch.randn(2, 3, 5, 5)
+    plain = nn.Conv2d(3, 4, 2)
+    plain.load_state_dict(layer.state_dict())
+    networks = [PrunableNetwork(nn.Sequential(layer), x), PrunableNetwork(nn.Sequential(plain), x)]
+    found, expected = (Wanda().weight_scores(network, [(x, torch.zeros(1))]) for network in networks)
+    assert torch.allclose(found["0.weight"], expected["0.weight"], atol=1e-5) and not networks[0].unscored
+    assert networks[0].flops_by_weight() == networks[1].flops_by_weight()
+    assert bool(weight_sensitivities(networks[0], [(x, None)])["0.weight"].any())
+
+
 def partial_sensitivities(batches: list[tuple[Tensor, Tensor]]) -> Callable[[PrunableNetwork], Scores]:
     return lambda network: weight_sensitivities(network, batches)
 
