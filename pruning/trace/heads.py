@@ -22,6 +22,8 @@ from pruning.trace.rules.table import Rule
 from pruning.trace.rules.view import front_of
 from pruning.trace.trace import Trace
 
+_LARGEST_JOIN = 1_000_000  # labels of two dimensions of a parameter in one; heads and their widths have thousands
+
 
 @dataclass(eq=False)
 class _Factored:
@@ -83,7 +85,7 @@ class HeadSearch(Trace):
 
     def joined(self, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
         labelled = {place: axis for place, axis in enumerate(axes) if axis is not None and self._may_be_of_heads(axis)}
-        if len(labelled) < 2:
+        if len(labelled) < 2 or math.prod(len(axis.labels) for axis in labelled.values()) > _LARGEST_JOIN:
             return None
         zero = all(axis.zero for axis in labelled.values())
         sides = {place: axis.labels for place, axis in labelled.items()}

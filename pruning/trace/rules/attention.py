@@ -34,5 +34,11 @@ def attention(call: Call) -> list[Axes]:
         for axis in (query[dim], key[dim], value[dim]):
             trace.batched(axis)
         shared = couple_factors(call, key[dim], value[dim])
+        times = trace.choose(lambda dim=dim: call["query"].shape[dim] // call["key"].shape[dim])
+        if times > 1:  # each key-value head is for several queries that follow each other
+            if call["key"].shape[dim] == 1:
+                lead.append(query[dim])
+                continue
+            shared = None if shared is None else shared.repeated(times)
         lead.append(couple_factors(call, query[dim], shared))
     return [(*lead, query[-2], value[-1])]  # (batch, heads, tokens, head width of the values)

@@ -174,6 +174,25 @@ def test_heads_that_the_code_fixes_are_named() -> None:
         network.prune(GroupMagnitude(), (), sparsity=0.3)
 
 
+@pytest.mark.parametrize(("name", "heads"), [("separate", HEADS), ("grouped_in_one", 2), ("one_key", HEADS)])
+def test_networks_that_need_data(name: str, heads: int) -> None:
+    class LooksAtValues(Layers):
+        def forward(self, tokens: Tensor) -> Tensor:
+            self.stem(tokens).sum().item()  # no stand-in has that
+            return super().forward(tokens)
+
+    torch.manual_seed(0)
+    model = randomise(LooksAtValues(ATTENTIONS[name]).double()).eval()
+    inputs = torch.randn(2, TOKENS, 3, dtype=torch.float64)
+    graph = DependencyGraph(model, inputs, unit="head")
+    layers = head_groups(graph)
+    assert [len(nodes) for nodes in layers] == [heads, heads]
+    gone = [int(layers[0][0]), int(layers[1][-1])]
+    expected = zeroed(model, graph, gone)(inputs)
+    graph.plan(gone).exec()
+    torch.testing.assert_close(model(inputs), expected)
+
+
 def test_groups_of_a_convolution_are_no_heads() -> None:
     class Shuffled(nn.Module):
         def __init__(self) -> None:
