@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pruning.trace.call import Call
 from pruning.trace.labels import Axes
 from pruning.trace.rules.matmul import contract, couple_factors
@@ -34,7 +36,7 @@ def attention(call: Call) -> list[Axes]:
         for axis in (query[dim], key[dim], value[dim]):
             trace.batched(axis)
         shared = couple_factors(call, key[dim], value[dim])
-        times = trace.choose(lambda dim=dim: call["query"].shape[dim] // call["key"].shape[dim])
+        times = trace.choose(partial(_queries_per_key, call, dim))
         if times > 1:  # each key-value head is for several queries that follow each other
             if call["key"].shape[dim] == 1:
                 lead.append(query[dim])
@@ -42,3 +44,8 @@ def attention(call: Call) -> list[Axes]:
             shared = None if shared is None else shared.repeated(times)
         lead.append(couple_factors(call, query[dim], shared))
     return [(*lead, query[-2], value[-1])]  # (batch, heads, tokens, head width of the values)
+
+
+def _queries_per_key(call: Call, dim: int) -> int:
+    times: int = call["query"].shape[dim] // call["key"].shape[dim]
+    return times
