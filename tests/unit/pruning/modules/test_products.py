@@ -156,3 +156,23 @@ class Learned(nn.Module):
 def test_a_learned_input_of_a_layer_is_no_matrix() -> None:
     weights = find_weights(Learned(), torch.randn(2, 5))
     assert list(weights.found) == ["layer.weight", "noise"] and list(weights.left_out) == ["query"]
+
+
+class Flat(nn.Module):
+    """Parameters that are parts of one piece of memory, as those of an LSTM on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = torch.randn(4 * 5 + 5 * 3)
+        self.first = nn.Parameter(memory[:20].view(4, 5))
+        self.last = nn.Parameter(memory[20:].view(5, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.first).relu() @ self.last[:, :2]
+
+
+def test_parameters_that_share_memory_are_told_apart() -> None:
+    found = find_weights(Flat(), torch.randn(2, 4)).found
+    assert {name: weight.sides.outputs for name, weight in found.items()} == {"first": (1,), "last": (1,)}
+    network = PrunableNetwork(Flat(), torch.randn(2, 4))
+    assert network.flops_by_weight() == {"first": 40.0, "last": 20.0}
