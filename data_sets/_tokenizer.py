@@ -11,7 +11,7 @@ import numpy as np
 
 from data_sets._files import BAD_INPUT
 from pruning.errors import UsageError
-from pruning.pretrained import refuse_code, transformers_for
+from pruning.pretrained.files import refuse_code, transformers_for
 
 # One of these lies in every folder that holds a tokenizer.
 TOKENIZER_FILES: tuple[str, ...] = (

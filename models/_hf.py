@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from models._layers import check_settings
 from pruning.errors import UsageError
 from pruning.modules.calls import scores_of
 from pruning.modules.modes import look
-from pruning.pretrained import transformers_for
+from pruning.pretrained.files import quiet, transformers_for
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # What a network is for -> the class of transformers that makes it, and the table of those that it knows.
@@ -153,7 +152,7 @@ def _fit(title: str, config: Any, num_classes: int, input_shape: Shape, task: st
 def _drawn(title: str, auto: Any, config: Any) -> nn.Module:
     """Returns a network with fresh weights."""
     try:
-        with _quiet():
+        with quiet():
             model: nn.Module = auto.from_config(config, dtype=torch.get_default_dtype())
     except Exception as error:  # whatever a library raises about the settings that a person chose
         raise UsageError(f"{title} cannot be built: {type(error).__name__}, {first_line(error)}.") from error
@@ -188,7 +187,7 @@ def _loaded(title: str, auto: Any, folder: Path, config: Any, task: str) -> nn.M
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "weights_only": True}
     options |= {"dtype": torch.get_default_dtype(), "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        with _quiet():
+        with quiet():
             model, report = auto.from_pretrained(folder, config=config, **options)
     except pickle.UnpicklingError as error:
         what = "hold more than tensors, or are damaged: they were refused, and nothing in them was executed"
@@ -212,21 +211,6 @@ def _check_all_there(title: str, folder: Path, model: Any, report: dict[str, Any
         what = "has another shape" if lacking[0] in differing else "is missing"
         more = f" ({len(lacking)} such)" if len(lacking) > 1 else ""
         raise UsageError(f"The weights in {folder} do not fit {title}: {lacking[0]} {what}{more}.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without bars, and without warnings of what is checked here."""
-    logging = transformers_for("--model hf/...").utils.logging
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def _check_output(title: str, model: nn.Module, num_classes: int, input_shape: Shape, task: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from models._foreign import first_line
 from pruning.errors import UsageError, nearest
-from pruning.pretrained import read_json, refuse_code, transformers_for
+from pruning.pretrained.files import read_json, refuse_code, transformers_for
 
 # Names that a person types for Python's own.
 WORDS = {"true": True, "false": False, "none": None, "null": None}

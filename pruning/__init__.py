@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pruning.modules.by_name import LayerRules
     from pruning.modules.calls import Batches
     from pruning.network import PrunableNetwork
+    from pruning.pretrained.folders import from_pretrained, save_pretrained
     from pruning.prune import rank as select
     from pruning.prune import schedule
     from pruning.prune.criterion import Criterion, JointCriterion, NodeCriterion, WeightCriterion
@@ -62,6 +63,7 @@ __all__ = [
     "WeightCriterion",
     "WeightMasks",
     "extras_of",
+    "from_pretrained",
     "keep",
     "load_pruned",
     "prune_batchnorm",
@@ -74,6 +76,7 @@ __all__ = [
     "register_rule",
     "regrow",
     "resize_like",
+    "save_pretrained",
     "schedule",
     "select",
     "shrink_dead",
@@ -103,6 +106,7 @@ _HOMES = {
     "WeightCriterion": "prune.criterion",
     "WeightMasks": "masks",
     "extras_of": "cut.load",
+    "from_pretrained": "pretrained.folders",
     "keep": "graph.marks",
     "load_pruned": "cut.load",
     "prune_batchnorm": "cut.by_hand",
@@ -115,6 +119,7 @@ _HOMES = {
     "register_rule": "trace.rules.table",
     "regrow": "prune.regrow",
     "resize_like": "cut.load",
+    "save_pretrained": "pretrained.folders",
     "schedule": "prune.schedule",
     "select": "prune.rank",
     "shrink_dead": "dead.shrink",

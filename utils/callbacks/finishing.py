@@ -9,6 +9,7 @@ import torch
 from pruning import PrunableNetwork, shrink_dead
 from pruning.export import SUFFIXES, export
 from utils.runs.run_folder import RunFolder
+from utils.settings.core import model_folder, model_stem
 from utils.trainer import Trainer, TrainingMoment
 
 
@@ -38,7 +39,7 @@ class DeadNodes:
 
 
 class Export:
-    """Writes the finished network into the run's models/, if --export names a format.
+    """Writes the finished network into the run's models/, if --export names a format; with hf, into its export/.
 
     Args:
         network: what was trained, or loaded.
@@ -54,8 +55,10 @@ class Export:
         self.network = network
         self.report = report
         self.kind = export
+        self.model = model
+        self.folder = folder
         suffix = SUFFIXES.get(export, "")
-        self.path = folder.models / f"{model.replace('/', '-')}{suffix}"
+        self.path = folder.models / f"{model_stem(model)}{suffix}"
 
     def __call__(self, trainer: Trainer, moment: TrainingMoment) -> None:
         if moment == "train_end":
@@ -69,5 +72,19 @@ class Export:
         """
         if self.kind == "none":
             return
+        if self.kind == "hf":
+            self._save_pretrained()
+            return
         written = export(self.network.model, self.network.example_inputs, self.path, self.kind)
         self.report(str(written))
+
+    def _save_pretrained(self) -> None:
+        from pruning import save_pretrained  # which few need
+
+        saved = save_pretrained(
+            self.network.model,
+            self.folder.path / "export",
+            example_inputs=self.network.example_inputs,
+            copy_from=model_folder(self.model) or None,
+        )
+        self.report(str(saved))

@@ -66,7 +66,8 @@ class Core:
         track_weights: after every epoch write each layer's sign flips, mean and variance to output/weights.csv and
             TensorBoard.
         measure_latency: measure the forward pass of one sample on this device, dense and pruned.
-        export: also write the pruned network in this format, and check that it computes the same.
+        export: also write the pruned network in this format, and check that it computes the same; hf is a folder that
+            transformers loads.
         tensorboard: write scalars, histograms and the architecture for TensorBoard.
         quiet: print warnings and the result only.
         list: print every plug-in with one line each.
@@ -102,7 +103,7 @@ class Core:
     shrink_dead: bool = False
     track_weights: bool = False
     measure_latency: bool = False
-    export: Literal["none", "onnx", "torch_export"] = "none"
+    export: Literal["none", "onnx", "torch_export", "hf"] = "none"
     tensorboard: bool = True
     quiet: bool = False
     list: bool = False
@@ -162,7 +163,10 @@ def check_together(values: Mapping[str, Any]) -> None:
     if values["ray"] and values["workers"] is not None:
         raise UsageError("--ray and --workers both say where the runs of an experiment are made; give one.")
     layer_rules(values)
-    if values["export"] != "none":
+    if values["export"] == "hf":
+        if not str(values["model"]).startswith("hf/"):
+            raise UsageError(f"--export hf is for --model hf/FOLDER or hf/TYPE, not for {values['model']}.")
+    elif values["export"] != "none":
         from pruning.export import check_export  # which few need
 
         check_export(values["export"])

@@ -230,9 +230,16 @@ def test_a_run_trains_prunes_and_is_evaluated(folder, command, tmp_path):
     (tmp_path / "a.txt").write_text("some words of a text\n" * 50)
     settings = ["--model", f"hf/{folder}", "--hf_config", "vocab_size=256", "--no-pretrained", "--data_set", "TEXT"]
     settings += ["--data_dir", tmp_path / "a.txt", "--context", "8", "--limit_batches", "2", "--no-tensorboard"]
-    done = command(*settings, "--prune_criterion", "Taylor", "--pruning_limit", "0.3", "--epochs", "1")
+    ways = ["--prune_criterion", "Taylor", "--pruning_limit", "0.5", "--ranking", "local", "--unit", "head"]
+    done = command(*settings, *ways, "--epochs", "1", "--export", "hf")
+    assert "transformers loads it by itself" in done.out
+    assert (done.folder / "export" / "model.safetensors").is_file()
     assert done.result["nodes_left"] < done.result["nodes_total"] and done.result["test_perplexity"] > 1
     assert "hf-llama" in done.folder.name
     evaluated = command("--eval", "--checkpoint_name", done.folder)
     assert evaluated.code == 0, evaluated.err
-    assert "vocabulary" in command.refused(*settings[:2], *settings[4:], "--epochs", "0")
+    assert "vocabulary" in command.refused(*settings[:2], *settings[5:], "--epochs", "0")
+
+
+def test_the_export_is_for_such_models(command):
+    assert "not for MLP5" in command.refused("--export", "hf")

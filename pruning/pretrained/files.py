@@ -1,8 +1,10 @@
-"""What is shared by all that reads or writes folders in the form of transformers, which is optional."""
+"""What all share that read or write such folders: the library itself, and what is refused for safety."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,3 +54,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{file} is damaged: it holds no settings.")
     return content
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without bars, and without warnings of what is checked here."""
+    logging = transformers_for("this").utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
