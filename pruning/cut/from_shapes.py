@@ -40,19 +40,71 @@ def changes_behind(model: nn.Module, shapes: Mapping[int, Shape], example_inputs
     Raises:
         UsageError: if no cut of this network leaves these shapes, or several do that differ in more than shapes.
     """
-    traced = TracedNetwork(model, example_inputs)
-    tie_attention(traced)
-    traced.structure.assemble()
-    try_out(traced)
-    removed = _removed(traced, shapes)
-    outside = list(_cut_outside(traced, removed))
-    _check_single_answer(traced, removed)
-    result = adapt_attributes(traced, removed)
-    if not result.passed:
-        operation, where, message = first_message(result.report)
-        place = f"{operation} in {where or 'the network'}"
-        raise UsageError(f"The network does not run with the file's shapes: {message} ({place}); {SAVE_EXTRAS}.")
-    return result.attributes + outside
+    ways = [_Way(model, shapes, example_inputs, by_heads=False)]
+    if ways[0].removed is None or ways[0].open_splits():
+        # Heads may have gone as a whole. Tensors with an entry per head, such as biases, then tell how many are left.
+        ways.append(_Way(model, shapes, example_inputs, by_heads=True))
+    possible = [way for way in ways if way.removed is not None]
+    if not possible:
+        raise UsageError(ways[0].why)
+    return possible[0].answer(ways)
+
+
+class _Way:
+    """One way in which a cut may have left the shapes: attention got narrower, or lost whole heads.
+
+    Args:
+        model: the dense network.
+        shapes: id of a parameter or buffer -> its shape in the file, for those that shrank.
+        example_inputs: as for `DependencyGraph`.
+        by_heads: whether heads go as a whole.
+    """
+
+    def __init__(self, model: nn.Module, shapes: Mapping[int, Shape], example_inputs: Any, *, by_heads: bool) -> None:
+        self.traced = traced = TracedNetwork(model, example_inputs, by_heads=by_heads)
+        tie_attention(traced)
+        traced.structure.assemble()
+        try_out(traced)
+        self.removed: Mask | None = None
+        self.why = ""
+        try:
+            self.removed = _removed(traced, shapes)
+        except UsageError as error:
+            self.why = str(error)
+
+    def open_splits(self) -> list[tuple[Split, int]]:
+        """Returns where several sizes have the product that is left, and that product."""
+        removed = self.removed
+        if removed is None:
+            return []
+        found = []
+        for split in self.traced.splits:
+            left = int((~removed[split.table]).sum())
+            if left < split.table.size and len(list(_factors(left, split))) > 1:
+                found.append((split, left))
+        return found
+
+    def answer(self, ways: list[_Way]) -> list[Attribute]:
+        """Returns what modules must keep, proven by a dry run; `ways` tell what heads and widths are known."""
+        traced, removed = self.traced, self.removed
+        assert removed is not None
+        outside = list(_cut_outside(traced, removed))
+        _check_equations(traced, removed)
+        for split, left in self.open_splits():
+            if not any(_is_known_elsewhere(way.traced, split) for way in ways):
+                sizes = sorted({sizes[split.chosen] for sizes in _factors(left, split)})
+                told = " or ".join(str(size) for size in sizes[-3:])
+                what = "be {} heads" if traced.by_heads else "be heads of {}"
+                where = split.where or "the network"
+                raise UsageError(
+                    f"The channels left in {where} may {what.format(told)}; the shapes do not tell: {SAVE_EXTRAS}."
+                )
+        result = adapt_attributes(traced, removed)
+        if not result.passed:
+            operation, where, message = first_message(result.report)
+            place = f"{operation} in {where or 'the network'}"
+            raise UsageError(f"The network does not run with the file's shapes: {message} ({place}); {SAVE_EXTRAS}.")
+        return result.attributes + outside
 
 
 def _removed(traced: TracedNetwork, shapes: Mapping[int, Shape]) -> Mask:
@@ -175,25 +227,14 @@ def _cut_outside(traced: TracedNetwork, removed: Mask) -> Iterator[Attribute]:
         yield traced.model.get_submodule(path), own_name, tensor.clone()
 
 
-def _check_single_answer(traced: TracedNetwork, removed: Mask) -> None:
-    """Refuses shapes from which the code's integers do not follow."""
+def _check_equations(traced: TracedNetwork, removed: Mask) -> None:
+    """Refuses shapes where several of the code's integers could have taken up a change."""
     for equation in solved(traced, removed).chosen:
         rows = [leaf.labels for side in (equation.one, equation.other) for leaf in leaves(side)
                 if isinstance(leaf, Width)]  # fmt: skip
         if any(removed[row].any() for row in rows):
             where = equation.where or "the network"
             raise UsageError(f"The shapes leave several answers for {equation.what} in {where}: {SAVE_EXTRAS}.")
-    for split in traced.splits:
-        left = int((~removed[split.table]).sum())
-        if left == split.table.size or _is_known_elsewhere(traced, split):
-            continue
-        widths = {sizes[split.chosen] for sizes in _factors(left, split)}
-        if len(widths) > 1:
-            told = " or ".join(str(width) for width in sorted(widths)[-3:])
-            where = split.where or "the network"
-            raise UsageError(
-                f"The channels left in {where} may be heads of {told}; the shapes do not tell: {SAVE_EXTRAS}."
-            )
 
 
 def _factors(count: int, split: Split) -> Iterator[tuple[int, ...]]:
@@ -208,10 +249,16 @@ def _factors(count: int, split: Split) -> Iterator[tuple[int, ...]]:
 
 
 def _is_known_elsewhere(traced: TracedNetwork, split: Split) -> bool:
-    """Says whether a tensor is as wide as one head, such as the norm of queries: its shape then tells that width."""
+    """Says whether a tensor in the file has one index per place in a head, or per head: its shape tells their number.
+
+    Such are norms of queries, and biases by head.
+    """
     structure = traced.structure
-    nodes = np.unique(structure.node_of_label[split.table])
+    labels = split.table[split.table < structure.slice_labels]  # those beyond are one run's own
+    nodes = np.unique(structure.node_of_label[labels])
     for dimension in structure.dimensions:
+        if not _is_in_file(traced, dimension.name):
+            continue
         own = structure.node_of_label[structure.labels_of(dimension)]
         counts = np.bincount(own[np.isin(own, nodes[nodes >= 0])])
         if (counts == 1).any() and counts.max() == 1:

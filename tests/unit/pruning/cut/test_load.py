@@ -196,6 +196,35 @@ def test_two_answers_are_told_and_one_is_found() -> None:
                 load_pruned(made(named), model.state_dict(), x)
 
 
+class Biased(nn.Module):
+    """Attention with a bias for each of its four heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 4, 6
+        self.first, self.qkv, self.last = nn.Linear(5, 10), nn.Linear(10, 72), nn.Linear(24, 3)
+        self.bias = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).view(*x.shape[:2], 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT * self.width**-0.5 + self.bias
+        return self.last((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("unit", "heads", "width"), [("channel", 4, 3), ("head", 2, 6)])
+def test_what_each_head_has_one_of_tells_how_many_are_left(unit: Any, heads: int, width: int) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        return Biased().double().eval()
+
+    model, x = made(), torch.randn(2, 5, 5, dtype=torch.float64)
+    graph = DependencyGraph(model, x, unit=unit)
+    graph.plan([node for group in graph.groups for node in group.nodes[1::2]]).exec()
+    assert (model.heads, model.width) == (heads, width)
+    loaded = load_pruned(made(), saved(model.state_dict()), x)
+    assert torch.equal(loaded(x), model(x)) and (loaded.heads, loaded.width) == (heads, width)
+
+
 def test_names_that_forward_reaches() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
