@@ -44,6 +44,9 @@ CASES = {
     + ["--optimizer", "SGD", "--momentum", "0", "--grad_clip", "0.5", "--save_freq", "3"],
     "nodes, before": ["--prune_criterion", "SNAPit", "--snip_steps", "1", "--dropout", "0.3", "--save_freq", "3"],
     "nodes, during": ["--prune_criterion", "SNAPitDuring", *DURING, "--lr_schedule", "onecycle"],
+    "shares of weights, during": ["--prune_criterion", "SNIPitDuring", *DURING, "--shares", "layers.4=0.3"],
+    "shares of nodes, during": ["--prune_criterion", "SNAPitDuring", *DURING, "--shares", "*.0=0.3", "*.4=0.6"]
+    + ["--skip", "layers.8", "--pruning_limit", "0.5"],
     "nodes and weights": ["--prune_criterion", "CNIPitDuring", *DURING, "--optimizer", "SGD"],
     "growing": ["--prune_criterion", "RigL", "--delta_t", "2", "--dropout", "0.3", "--optimizer", "SGD"],
     "coming back": ["--prune_criterion", "FORCE", "--force_steps", "5", "--pruning_limit", "0.98"],
