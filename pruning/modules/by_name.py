@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
+from numbers import Real
 
 from torch import nn
 
@@ -31,7 +32,7 @@ class LayerRules:
         skip: patterns of layers that are left as they are, whatever else names them.
         shares: pattern=fraction removed of each layer that it names; of several patterns that name a layer the last
             counts. The limit stays the fraction of all; the other layers make up for the difference.
-        max_share: no layer loses more than this fraction.
+        max_share: no layer loses more than this fraction of its weights, or of its nodes where nodes go.
     """
 
     only: tuple[str, ...] = ()
@@ -202,4 +203,4 @@ def _patterns(said_by: str, given: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
