@@ -167,6 +167,7 @@ class Products(TorchDispatchMode):
             self._known[constant] = Entry({})
         # Memory -> (first, last place, name); parameters of an LSTM share one piece on a GPU.
         self._memory: dict[int, list[tuple[int, int, str]]] = {}
+        self._kinds = {name: parameter.dtype for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             start = int(parameter.storage_offset())
             places = self._memory.setdefault(_memory_of(parameter), [])
@@ -198,6 +199,8 @@ class Products(TorchDispatchMode):
             return known
         offset = int(tensor.storage_offset())
         for start, end, name in self._memory.get(_memory_of(tensor), ()):
+            if tensor.dtype != self._kinds[name]:  # pairs of numbers seen as complex ones: places are counted otherwise
+                return Entry({name: Source(None)})
             if start <= offset <= end:
                 return Entry({name: Source((tensor.shape, tensor.stride(), offset - start))})
         return None

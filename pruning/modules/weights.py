@@ -22,6 +22,7 @@ from pruning.modules.products import Product, Products
 TABLE = "looked up, not multiplied"
 HIDDEN = "computed anew before it multiplies, so that a zero in it is none there"
 UNKNOWN = "in no known layer; example inputs would show whether it multiplies"
+UNWATCHED = "in no known layer, and the network does not run while it is watched"
 UNUSED = "multiplies nothing on the example"
 
 
@@ -92,12 +93,14 @@ class _Run:
         uses: parameter -> its first product with what depends on the inputs.
         uses_with_constants: parameter -> its first product with something that does not.
         looked_up: parameters of which rows were picked out.
+        is_watched: whether products could be seen.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     uses: dict[str, _Use] = field(default_factory=dict)
     uses_with_constants: dict[str, _Use] = field(default_factory=dict)
     looked_up: set[str] = field(default_factory=set)
+    is_watched: bool = True
 
 
 def find_weights(
@@ -199,7 +202,9 @@ def _why_not(model: nn.Module, name: str, run: _Run | None, hidden: set[str]) ->
         return TABLE
     if any(name.startswith(layer) for layer in hidden):
         return HIDDEN
-    return UNKNOWN if run is None else UNUSED
+    if run is None:
+        return UNKNOWN
+    return UNUSED if run.is_watched else UNWATCHED
 
 
 def normalised_dimension(model: nn.Module, name: str, path: str) -> int | None:
@@ -289,11 +294,10 @@ def _run_once(model: nn.Module, example_inputs: Any, matrices: list[_Matrix]) ->
             hooks.append(module.register_forward_pre_hook(partial(record, path)))
     try:
         products = _products(model, matrices, run)
-        if products is None:
+        run.is_watched = products is None or _is_seen(products, model, example_inputs)
+        if products is None or not run.is_watched:
             look(model, example_inputs)
         else:
-            with products:
-                look(model, example_inputs)
             run.looked_up = products.looked_up
             # Coordinates that forward makes are inputs, where nothing else is.
             run.uses = run.uses_with_constants | run.uses
@@ -306,6 +310,16 @@ def _run_once(model: nn.Module, example_inputs: Any, matrices: list[_Matrix]) ->
         for hook in hooks:
             hook.remove()
     return run
+
+
+def _is_seen(products: Products, model: nn.Module, example_inputs: Any) -> bool:
+    """Runs the model and says whether its products could be watched: code compiled by others may not let it."""
+    try:
+        with products:
+            look(model, example_inputs)
+    except RUN_ERRORS:
+        return False
+    return True
 
 
 def _products(model: nn.Module, matrices: list[_Matrix], run: _Run) -> Products | None:

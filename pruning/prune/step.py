@@ -87,7 +87,8 @@ def _prune_weights(criterion: WeightCriterion, network: PrunableState, event: Ev
         budget = weight_budget(network, alive, event.sparsity, event.progress)
         n_alive = count(alive)
         if not alive:
-            raise UsageError(f"{type(criterion).__name__} can score no matrix of this network; see network.unscored.")
+            reasons = ", ".join(f"{name} ({why})" for name, why in network.unscored.items())
+            raise UsageError(f"{type(criterion).__name__} can score no matrix of this network: {reasons}.")
     check_scores(scores, alive)
     network.last_scores = scores
     if criterion.threshold is not None:

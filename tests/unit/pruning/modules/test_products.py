@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from criterions.Magnitude import Magnitude
 from pruning import PrunableNetwork
 from pruning.modules.calls import call
+from pruning.modules.products import Products
 from pruning.modules.weights import find_weights
 from tests.support.zoo.matrices import MATRICES, Conv1D, Speech
 
@@ -176,3 +178,42 @@ def test_parameters_that_share_memory_are_told_apart() -> None:
     assert {name: weight.sides.outputs for name, weight in found.items()} == {"first": (1,), "last": (1,)}
     network = PrunableNetwork(Flat(), torch.randn(2, 4))
     assert network.flops_by_weight() == {"first": 40.0, "last": 20.0}
+
+
+class Spectral(nn.Module):
+    """Frequencies are mixed by complex matrices, one kept as such, one as pairs of numbers (Fourier operators)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.complex = nn.Parameter(torch.randn(4, 5, 3, dtype=torch.cfloat))
+        self.pairs = nn.Parameter(torch.randn(5, 2, 3, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        waves = torch.fft.rfft(x.transpose(1, 2))[..., :3]
+        waves = torch.einsum("bif,iof->bof", waves, self.complex)
+        waves = torch.einsum("bif,iof->bof", waves, torch.view_as_complex(self.pairs))
+        return torch.fft.irfft(waves)
+
+
+def test_complex_matrices_count() -> None:
+    model, x = Spectral(), torch.randn(2, 6, 4)
+    network = PrunableNetwork(model, x)
+    assert list(network.prunable()) == ["complex", "pairs"] and network.output_dims("complex") == (1, 2)
+    network.prune(Magnitude(), sparsity=0.5)
+    assert sum(int((weight == 0).sum()) for weight in model.parameters()) == 60
+
+
+class Unwatched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(isinstance(mode, Products) for mode in _get_current_dispatch_mode_stack()):
+            raise RuntimeError("no")
+        return self.head(x @ self.own)
+
+
+def test_a_network_that_cannot_be_watched_has_its_known_layers() -> None:
+    weights = find_weights(Unwatched(), torch.randn(2, 4))
+    assert list(weights.found) == ["head.weight"] and "watched" in weights.left_out["own"]
