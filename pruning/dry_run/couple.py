@@ -49,19 +49,26 @@ def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
     """Returns (holder, attribute, value) of every integer that changes once labels are removed."""
     solver = solved(traced, removed)
     shapes = traced.shapes_by_id(removed)
-    found = module_integers(traced.model, shapes, traced.grouped, by_heads=traced.by_heads)
+    found = list(traced.derived)
+    found += module_integers(traced.model, shapes, traced.grouped, by_heads=traced.by_heads)
     concerned: dict[int, object] = {}  # by identity: config objects need not be hashable
     for kept, _ in solver.because.values():
         new_value = solver.values[kept.key][0]
         if new_value != kept.value:
             concerned[id(kept.holder)] = kept.holder
     for holder in concerned.values():
+        altered: set[str] = set()
 
-        def changed(name: str, path: tuple[object, ...], value: int, holder: object = holder) -> int:
-            return solver.values.get((id(holder), name, path), (value,))[0]
+        def changed(
+            name: str, path: tuple[object, ...], value: int, holder: object = holder, altered: set[str] = altered
+        ) -> int:
+            (new,) = solver.values.get((id(holder), name, path), (value,))
+            if new != value:
+                altered.add(name)
+            return new
 
         for name, new in replaced_integers(holder, changed):
-            if new != vars(holder)[name]:
+            if name in altered:
                 found.append((holder, name, new))
     known = {(id(holder), name) for holder, name, _ in found}
     said = [attribute for attribute in _heads_said(traced, removed) if (id(attribute[0]), attribute[1]) not in known]
@@ -97,10 +104,12 @@ def _heads_said(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
 def couple_sizes(traced: TracedNetwork) -> None:
     """Adds ties and pins until what the code says of sizes holds for every choice of nodes."""
     structure = traced.structure
-    for _ in range(len(traced.equations) + 1):
+    for _ in range(2 * len(traced.equations) + 1):  # each turn couples or pins
         solver = Solver(traced.equations, _at_random(structure))
-        changed = [_settle(structure, solver, failed) for failed in solver.failed]
-        if not any(changed):
+        coupled = [_couple(structure, solver, failed) for failed in solver.failed]
+        if not any(coupled):  # what else does not hold may hold once others are coupled, so it is pinned last
+            coupled = [_pin(structure, solver, failed) for failed in solver.failed]
+        if not any(coupled):
             return
         structure.assemble()
 
@@ -118,22 +127,25 @@ def _at_random(structure: Structure) -> Count:
     return count
 
 
-def _settle(structure: Structure, solver: Solver, failed: Failed) -> bool:
-    """Couples the dimensions of an equation, or pins them; returns whether that changed anything."""
+def _couple(structure: Structure, solver: Solver, failed: Failed) -> bool:
+    """Couples the dimensions of an equation; returns whether that changed anything."""
     equation = failed.equation
-    one, other = (_sources(solver, side, set()) for side in (equation.one, equation.other))
     if failed.dividend is None:
-        pairs = _paired(one, other)
+        pairs = _paired(*_sides(solver, equation))
     elif failed.divisor or failed.by is None:
         pairs = _divided_evenly(_sources(solver, failed.dividend, set()), failed.divisor)
     else:
         pairs = _in_blocks(_sources(solver, failed.dividend, set()), _sources(solver, failed.by, set()))
     place = structure.facts.place(f"{equation.what}, a size that the code takes from another", equation.where)
     uncoupled = [pair for pair in pairs if not _are_one(structure, *pair)]
-    if uncoupled:
-        structure.facts.ties += [(left, right, place) for left, right in uncoupled]
-        return True
-    # Nothing is left to couple, so what could still go has to stay.
+    structure.facts.ties += [(left, right, place) for left, right in uncoupled]
+    return bool(uncoupled)
+
+
+def _pin(structure: Structure, solver: Solver, failed: Failed) -> bool:
+    """Pins what could still go of an equation that no coupling helps; returns whether there was anything."""
+    equation = failed.equation
+    one, other = _sides(solver, equation)
     free = []
     for labels in one + other:
         pins = structure.pinned_by[structure.component[labels]]
@@ -143,6 +155,11 @@ def _settle(structure: Structure, solver: Solver, failed: Failed) -> bool:
         where = f"module {equation.where}" if equation.where else "the network"
         structure.pin(free, "the code", equation.where, f"hard-coded width in {where}: {equation.what}")
     return bool(free)
+
+
+def _sides(solver: Solver, equation: Equation) -> tuple[list[Labels], list[Labels]]:
+    """Returns the dimensions behind both sides of an equation."""
+    return _sources(solver, equation.one, set()), _sources(solver, equation.other, set())
 
 
 def _are_one(structure: Structure, one: Labels, other: Labels) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ from pruning.modules.attention import ByHeads
 Attribute = tuple[Any, str, Any]  # (module, or plain object that a module holds; name; value)
 
 Shape = tuple[int, ...]
+
+
+class Missing(Enum):
+    """Stands for the value of an attribute that is not there."""
+
+    MISSING = "missing"
 
 
 # -- integers that modules of torch keep -------------------------------------------------------------------------------

@@ -7,13 +7,15 @@ it, and several cuts add up. What a forward pass writes down is never in it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from pruning.modules.attributes import Attribute
-from pruning.modules.kept import holders
+from pruning.modules.attributes import Attribute, Missing
+from pruning.modules.kept import holders, parts_of, value_of, with_parts
 
 _NOTE = "_changed_by_cuts"  # on a module: "" or the name of a plain object that it holds -> names of attributes
 
@@ -33,10 +35,13 @@ def set_attributes(model: nn.Module, attributes: Iterable[Attribute]) -> None:
     paths = {id(holder): path for path, holder in holders(model).items()}
     for holder, name, value in attributes:
         is_buffer = isinstance(holder, nn.Module) and name in holder._buffers
-        if not is_buffer:
+        if value is Missing.MISSING:
+            holder.__dict__.pop(name, None)
+        elif not is_buffer:
             # Past the module's own __setattr__, which some networks use to check or to compute.
             object.__setattr__(holder, name, value)
-        if id(holder) in paths:
+        works_itself_out = value is None or value is Missing.MISSING  # at the next call
+        if id(holder) in paths and not works_itself_out:
             note_change(model, paths[id(holder)], name)
 
 
@@ -57,10 +62,11 @@ def note_change(model: nn.Module, path: str, name: str) -> None:
 
 def changes(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """Yields (path, holder, attribute) of what cuts changed; see `note_change` for paths."""
+    there = holders(model)
     for path, module in model.named_modules():
         for held_as, names in vars(module).get(_NOTE, {}).items():
-            holder = vars(module).get(held_as) if held_as else module
             holder_path = f"{path}:{held_as}" if held_as else path
+            holder = there.get(holder_path) if held_as else module
             for name in names:
                 yield holder_path, holder, name
 
@@ -69,13 +75,17 @@ def current_value(holder: Any, name: str) -> Any:
     """Returns what a module or plain object holds under a name, None where it holds nothing (any more)."""
     if isinstance(holder, nn.Module) and holder._buffers.get(name) is not None:
         return holder._buffers[name]
-    return getattr(holder, "__dict__", {}).get(name)
+    return value_of(holder, name)
 
 
 def plain_copy(value: Any) -> Any:
     """Returns what of a value can be written to a file that executes nothing: tensors, numbers, strings, containers."""
     if isinstance(value, Tensor):
         return value.detach()
+    if isinstance(value, np.integer):
+        return int(value)
+    if type(value) is functools.partial:
+        return {place: plain_copy(item) for place, item in parts_of(value)}
     if isinstance(value, dict):
         return {key: plain_copy(item) for key, item in value.items() if type(key) in _PLAIN}
     if isinstance(value, tuple):
@@ -94,9 +104,12 @@ def merged(here: Any, saved: Any) -> Any:
         return saved.to(here, copy=True) if saved.dim() == here.dim() else here
     if type(here) in (int, bool) and type(saved) is type(here):
         return saved
-    if type(here) is dict and isinstance(saved, Mapping):
-        return {key: merged(item, saved.get(key)) for key, item in here.items()}
+    if isinstance(here, np.integer) and type(saved) is int:
+        return type(here)(saved)
     is_row = isinstance(here, (list, tuple)) and isinstance(saved, (list, tuple))
-    if is_row and len(here) == len(saved) and not hasattr(here, "_fields"):
-        return type(here)([merged(own, other) for own, other in zip(here, saved, strict=True)])
+    if is_row and len(here) == len(saved):
+        saved = dict(enumerate(saved))
+    if isinstance(saved, Mapping) and not isinstance(here, Tensor):
+        there = parts_of(here)
+        return with_parts(here, {place: merged(item, saved.get(place)) for place, item in there}) if there else here
     return here

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +18,13 @@ from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pruning.modules.attributes import Attribute, widths_of
+from pruning.modules.attributes import Attribute, Missing, widths_of
 from pruning.modules.calls import mapped, tensors_in
 from pruning.modules.einsum import einsum
-from pruning.modules.kept import holders, replaced_integers
+from pruning.modules.kept import holders, parts_of, replaced_integers
 from pruning.modules.modes import all_kept, readers_of_mode
 from pruning.modules.snapshot import Snapshot, values_kept
+from pruning.trace.origins import Origin
 from pruning.trace.sizes import Sizes
 from pruning.trace.trace import Trace
 
@@ -91,17 +95,39 @@ def run(
         for module in paths:
             vars(module)["training"] = training
         _set_attributes(list(holding.values()), attributes, sizes)
+        given = [(holder, dict(vars(holder))) for holder in holding.values()]
         others = [tensor for tensor in snapshot.tensors if id(tensor) not in stand_ins]
         trace.writes = stack.enter_context(values_kept(others, watched=False))
         stack.enter_context(_watched(paths, trace))
+        stack.enter_context(_nothing_remembered(paths))
         before = {id(tensor) for tensor in _held(paths)}
         names = _names(model)
         buffers = [(module, name, tensor) for module in paths for name, tensor in module._buffers.items()]
         with readers_of_mode() as readers, trace, _PlainCalls(), sizes or nullcontext():
             # What a user's choice of outputs computes belongs to the run.
             outputs = protected(model(*args, **kwargs))
+            if sizes is not None:
+                sizes.derived = _derived(given)
         left_behind = [tensor for tensor in _held(paths) if id(tensor) not in before]
         return Outcome(outputs, left_behind, _made_anew(buffers), readers, _made_first(model, names))
+
+
+def _derived(given: list[tuple[Any, dict[str, Any]]]) -> list[Attribute]:
+    """Returns (holder, name, value before) of integers that forward works out from sizes once, and then keeps.
+
+    Such are cached properties, and attributes that are None until they are needed.
+    """
+    found: list[Attribute] = []
+    for holder, before in given:
+        for name, value in vars(holder).items():
+            known = before.get(name, Missing.MISSING)
+            if (known is None or known is Missing.MISSING) and _has_origins(value):
+                found.append((holder, name, known))
+    return found
+
+
+def _has_origins(value: Any) -> bool:
+    return isinstance(value, Origin) or any(isinstance(item, Origin) for _, item in parts_of(value))
 
 
 def _made_anew(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> list[tuple[Tensor, Tensor]]:
@@ -152,6 +178,8 @@ def _set_attributes(held: list[Any], attributes: list[Attribute], sizes: Sizes |
             _give_origins(holder, sizes)
     for holder, name, value in attributes:
         vars(holder)[name] = value  # nn.Module's own way would look at what it is
+        if value is Missing.MISSING:
+            del vars(holder)[name]
 
 
 def _give_origins(holder: Any, sizes: Sizes) -> None:
@@ -195,6 +223,63 @@ def _watched(paths: dict[nn.Module, str], trace: Trace) -> Iterator[None]:
         after.remove()
 
 
+# -- functions that remember what they returned ------------------------------------------------------------------------
+
+# The same sizes may mean other things the next time, in one run and the next: what a function remembers of a call
+# before the run knows nothing of origins, and what it would remember of the run (integers with origins, tensors without
+# data) is no business of the user's later calls. einops keeps the recipes of its patterns so.
+
+_LIBRARIES = frozenset((*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy"))
+
+
+@contextmanager
+def _nothing_remembered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Lets functions around the code of some modules remember nothing, in their packages and in those they import.
+
+    Functions without arguments go on remembering; no size can matter to them.
+    """
+    swapped: list[tuple[Any, str, Any]] = []
+    try:
+        for space in _namespaces(modules):
+            for name, value in list(vars(space).items()):
+                if isinstance(value, functools._lru_cache_wrapper) and _takes_arguments(value.__wrapped__):
+                    swapped.append((space, name, value))
+                    setattr(space, name, functools.lru_cache(maxsize=0)(value.__wrapped__))
+        yield
+    finally:
+        for space, name, value in swapped:
+            setattr(space, name, value)
+
+
+def _takes_arguments(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is None or bool(code.co_argcount or code.co_kwonlyargcount or code.co_flags & 0x0C)  # *args, **kwargs
+
+
+def _namespaces(modules: Iterable[nn.Module]) -> list[Any]:
+    """Returns the classes of modules, and all Python modules of the packages that they and their imports are from."""
+    classes = {kind: None for module in modules for kind in type(module).__mro__ if not _is_of_library(kind.__module__)}
+    packages = {_package(kind.__module__) for kind in classes}
+    for name in {kind.__module__ for kind in classes}:
+        for value in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+            if isinstance(value, ModuleType):
+                packages.add(_package(value.__name__))
+            elif isinstance(value, (FunctionType, type)):
+                packages.add(_package(value.__module__ or ""))
+    packages.add("einops")  # often imported where it is used
+    packages = {package for package in packages if package not in _LIBRARIES}
+    of_packages = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
+    return [*classes, *(module for module in of_packages if isinstance(module, ModuleType))]
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _is_of_library(name: str) -> bool:
+    return _package(name) in _LIBRARIES
+
+
 # -- how torch behaves meanwhile ---------------------------------------------------------------------------------------
 
 _DROPOUTS = frozenset(
@@ -226,6 +311,9 @@ class _PlainCalls(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if func is torch.einsum and not kwargs:
             return einsum(*args)
+        if func is F.linear and args and not args[0].is_contiguous():
+            # What is in order takes the same way through torch, however many channels are left.
+            args = (args[0].contiguous(), *args[1:])
         if func in (Tensor.reshape, torch.reshape) and len(args) > 1 and not kwargs:
             tensor, shape = args[0], args[1:]
             if isinstance(shape[0], (list, tuple)):  # x.reshape((2, 3)) as well as x.reshape(2, 3)

@@ -15,6 +15,7 @@ from opcode import opmap
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
+from pruning.modules.kept import part, value_of
 from pruning.trace.labels import Labels
 
 # -- expressions -------------------------------------------------------------------------------------------------------
@@ -49,9 +50,9 @@ class Kept:
     @property
     def value(self) -> int:
         """What the holder says now."""
-        value = vars(self.holder)[self.name]
+        value = value_of(self.holder, self.name)
         for place in self.path:
-            value = value[place]
+            value = part(value, place)
         return int(value)
 
 
@@ -93,6 +94,9 @@ class Listener(Protocol):
     def equal(self, one: Expression, other: Expression, what: str) -> None:
         """Notes that the code found two sizes equal."""
 
+    def made(self, origin: Origin) -> None:
+        """Notes a new integer."""
+
 
 class Origin(int):
     """An integer with its expression; copies and pickles as a plain one.
@@ -104,12 +108,17 @@ class Origin(int):
     """
 
     expression: Expression
-    listener: Listener
+    listener: Listener | None
 
     def __new__(cls, value: int, expression: Expression, listener: Listener) -> Origin:
         made = super().__new__(cls, value)
         made.expression, made.listener = expression, listener
+        listener.made(made)
         return made
+
+    def forget(self) -> None:
+        """Becomes as good as a plain integer, once its run is over."""
+        self.expression, self.listener = int(self), None
 
     def __eq__(self, other: object) -> bool:
         result = int.__eq__(self, other)  # type: ignore[operator]
@@ -128,7 +137,11 @@ class Origin(int):
     def _compared(self, other: Any, frame: FrameType) -> None:
         # Dictionaries and caches compare keys too; only what the code itself compares says something about sizes.
         # What torch's own layers compare holds once their integers follow the shapes of their weights.
-        if _compares(frame) and not frame.f_globals.get("__name__", "").startswith("torch."):
+        if (
+            self.listener is not None
+            and _compares(frame)
+            and not frame.f_globals.get("__name__", "").startswith("torch.")
+        ):
             self.listener.equal(self.expression, expression_of(other, self.listener), "a comparison of sizes")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,10 +154,27 @@ class Origin(int):
         return int(self)
 
     def __neg__(self) -> int:
-        return Origin(-int(self), Step("-", 0, self.expression, -int(self)), self.listener)
+        return 0 - self
 
     def __pos__(self) -> int:
         return self
+
+    __round__ = __floor__ = __ceil__ = __trunc__ = __pos__  # type: ignore[assignment]  # whole numbers already
+
+    def __abs__(self) -> int:
+        return self if int(self) >= 0 else -self
+
+    def __divmod__(self, other: Any) -> tuple[int, int]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[int, int]:
+        return other // self, other % self
+
+    def __lshift__(self, places: int) -> int:
+        return self * 2 ** int(places)
+
+    def __rshift__(self, places: int) -> int:
+        return self // 2 ** int(places)
 
 
 _COMPARES: dict[CodeType, frozenset[int]] = {}
@@ -178,8 +208,8 @@ def _arithmetic(symbol: str, name: str, *, swapped: bool = False) -> Callable[[O
 
     def method(self: Origin, other: Any) -> Any:
         result = function(self, plain(other))
-        if type(result) is not int or isinstance(other, bool):
-            return result  # NotImplemented, or a float
+        if type(result) is not int or isinstance(other, bool) or self.listener is None:
+            return result  # NotImplemented, a float, or of a run that is over
         mine, others = self.expression, expression_of(other, self.listener)
         left, right = (others, mine) if swapped else (mine, others)
         dividend, divisor = (int(other), int(self)) if swapped else (int(self), int(other))

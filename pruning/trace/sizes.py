@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pruning.modules.attributes import Attribute
 from pruning.trace.labels import Axis, leaving
 from pruning.trace.origins import Expression, Kept, Origin, Step, Width, expression_of, leaves
 from pruning.trace.trace import Trace
@@ -65,16 +66,29 @@ class Sizes(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.equations: list[Equation] = []
+        self.derived: list[Attribute] = []  # integers that forward worked out and kept, with what stood there before
+        self._made: list[Origin] = []
         self.handled = False  # whether the code could see or say how wide something is
 
     def kept(self, holder: Any, name: str, path: tuple[Any, ...], value: int) -> int:
         """Returns an attribute's integer with its origin."""
         return Origin(value, Kept(holder, name, path), self)
 
+    def made(self, origin: Origin) -> None:
+        """Takes note of an integer, so that it can be made to forget."""
+        self._made.append(origin)
+
     def widths(self, tensor: Tensor, dims: Sequence[int]) -> list[int]:
         """Returns some of a tensor's sizes with their origins."""
         axes = self.trace.axes(tensor)
         return [self._width(tensor.shape[dim], axes[dim]) for dim in dims]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        # The user's code may have kept some of the integers.
+        for origin in self._made:
+            origin.forget()
+        self._made = []
 
     def equal(self, one: Expression, other: Expression, what: str, *, made: bool = False) -> None:
         """Takes down that two sizes are the same; constants and the same reading say nothing."""

@@ -103,6 +103,8 @@ class TracedNetwork:
         self.equations: list[Equation] = []  # what the code says of sizes, in all modes
         for training in traces:
             self.equations += self._sizes[training].equations
+        # Integers that forward works out once: whoever cuts takes them away again.
+        self.derived = [attribute for training in traces for attribute in self._sizes[training].derived]
         if self.made_first:
             made = ", ".join(self.made_first)
             self.notes.append(f"makes {made} at its first call, which is not seen: call it once, then look again")

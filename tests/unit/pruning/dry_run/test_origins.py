@@ -25,6 +25,9 @@ class Listener:
     def equal(self, one: object, other: object, what: str) -> None:
         self.said.append((one, other))
 
+    def made(self, origin: Origin) -> None:
+        """Keeps no list of them."""
+
 
 class Holder:
     """Keeps one integer."""
