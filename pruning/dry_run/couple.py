@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from torch import nn
 
@@ -70,13 +72,14 @@ def new_integers(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
         for name, new in replaced_integers(holder, changed):
             if name in altered:
                 found.append((holder, name, new))
-    known = {(id(holder), name) for holder, name, _ in found}
-    said = [attribute for attribute in _heads_said(traced, removed) if (id(attribute[0]), attribute[1]) not in known]
-    return found + said
+    for module, name, new in _heads_said(traced, removed):
+        if (id(module), name, ()) not in solver.values:  # what the code reads follows from what it does with it
+            found.append((module, name, new))
+    return found
 
 
 def _heads_said(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
-    """Returns what modules that split heads say of their number, even where their code does not read it.
+    """Returns what modules that split heads, or hold such, say of their number, even where no code reads it.
 
     Such as `num_attention_heads` beside a view to (..., -1, head_dim): whoever looks at it wants the number of now.
     """
@@ -84,12 +87,13 @@ def _heads_said(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
     counts: dict[tuple[str, int], set[int]] = {}  # (path of a module, heads before) -> heads that are left
     for path, labels in traced.heads_made:
         before, left = int(alive[labels].sum()), int((alive & ~removed)[labels].sum())
-        counts.setdefault((path, before), set()).add(left)
+        for owner in _owners(path):
+            counts.setdefault((owner, before), set()).add(left)
     found: list[Attribute] = []
     for (path, before), lefts in counts.items():
         module = traced.model.get_submodule(path)
         if len(lefts) > 1 or before in lefts or isinstance(module, nn.MultiheadAttention):
-            continue  # of two kinds of heads, as many were there; or torch's own, which follows from its shapes
+            continue  # layers inside lost different numbers; or torch's own, which follows from its shapes
         (left,) = lefts
         for name, value in vars(module).items():
             if type(value) is not int:
@@ -99,6 +103,14 @@ def _heads_said(traced: TracedNetwork, removed: Mask) -> list[Attribute]:
             elif value % before == 0 and name == "all_head_size":
                 found.append((module, name, value // before * left))
     return found
+
+
+def _owners(path: str) -> Iterator[str]:
+    """Yields the paths of a module and of all those that it is a part of."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
 
 
 def couple_sizes(traced: TracedNetwork) -> None:

@@ -61,6 +61,8 @@ def sample_nodes(structure: Structure) -> np.ndarray:
         middle = round(share * size / multiple)
         wanted = [(middle + step) * multiple for step in (0, 1, -1, 2, -2, 3, -3)]
         counts = [count for count in wanted if 0 < count < size]
+        # torch often takes a dimension of one index for none; whether the code minds is seen when somebody asks for it.
+        counts = [count for count in counts if count < size - 1] or counts
         count = next((count for count in counts if (size, count) not in taken), counts[0] if counts else 0)
         taken.add((size, count))
         parts.append(order[start : start + count])

@@ -142,7 +142,7 @@ class Notes:
         return int(axis.labels[0]) in self.head_labels
 
     def batched(self, axis: Axis | None) -> None:
-        """Told of every dimension along which activations are multiplied batch by batch."""
+        """Told of every dimension along which activations are multiplied, or scored, batch by batch."""
 
     def joined(self, axes: list[Axis | None], sizes: list[int]) -> Axis | None:
         """Returns what several dimensions become in one; None where the rule decides."""

@@ -3,7 +3,8 @@
 A view splits what a projection makes into heads and the width of one. Pruned by widths, heads stay and each gets
 narrower; pruned by heads, all slices of one head are one node. The sizes do not tell the two apart, but attention does:
 it multiplies activations with each other head by head. So the dimension along which such products run batch by batch
-counts the heads, whatever module or function computes them.
+counts the heads, whatever module or function computes them; so does the one dimension beside which a softmax runs over
+tokens, where products are written element by element.
 
 `HeadSearch` gives both sides of every split labels of their own and watches which of them reach such a product.
 `head_axes` then says for every split, and every join of two dimensions, which of them counts heads.

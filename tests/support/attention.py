@@ -243,6 +243,29 @@ class OneKey(Separate):
         return self.join(attend(*self.split(x)))
 
 
+class TalkingHeads(Separate):
+    """Scores of all heads are mixed by a layer whose inputs and outputs are heads (Shazeer et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(HEADS, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.split(x)
+        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
+        scores = self.mix(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.join(scores.softmax(-1) @ value)
+
+
+class ElementByElement(Separate):
+    """Products are written without a product of matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.split(x)
+        scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * self.head_dim**-0.5
+        return self.join((scores.softmax(-1)[..., None] * value[:, :, None]).sum(3))
+
+
 # name -> how a layer is made
 ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "fused": Fused,
@@ -260,6 +283,8 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "without_softmax": WithoutSoftmax,
     "batch_of_heads": BatchOfHeads,
     "one_key": OneKey,
+    "talking_heads": TalkingHeads,
+    "element_by_element": ElementByElement,
 }
 
 

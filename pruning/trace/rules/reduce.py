@@ -66,6 +66,9 @@ def softmax(call: Call) -> Axes:
     """Every value depends on all others along the dimension. For attention, and for routers over channels."""
     axes = call.axes("self")
     dim = call.dim(len(axes))
+    others = [axis for place, axis in enumerate(axes) if place != dim and axis is not None]
+    if axes[dim] is None and len(others) == 1:  # scores of tokens by head, however they were made
+        call.trace.batched(others[0])
     call.trace.lose(axes[dim], "softmax over a dimension that shrinks")
     return tuple(with_zero(axis, False) for axis in axes)
 
