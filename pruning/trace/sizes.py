@@ -161,7 +161,7 @@ class Sizes(TorchFunctionMode):
         """Takes down that the code's sizes are a tensor's shape, aligned at its last dimension."""
         if not isinstance(out, Tensor):
             return
-        what = f"{name} to {[int(size) for size in sizes]}"
+        what = f"{name} to {_shown(sizes)}"
         axes = self.trace.axes(out)
         for place in range(1, min(len(sizes), out.dim()) + 1):
             if isinstance(sizes[-place], int) and int(sizes[-place]) != -1:
@@ -173,6 +173,12 @@ class Sizes(TorchFunctionMode):
         follows_module = isinstance(self.trace.module, nn.MultiheadAttention)  # its number of heads is no constant
         if self.origin(value) is None and not follows_module:
             self.trace.said_in_numbers.add((len(self.trace.entries) - 1, dim))
+
+
+def _shown(sizes: Sequence[Any]) -> str:
+    """Returns sizes as plain numbers; a tensor among them stays what it is, since to read it would be an operation."""
+    shown = [str(int(size)) if isinstance(size, int) else "a tensor" for size in sizes]
+    return f"[{', '.join(shown)}]"
 
 
 Reader = Callable[[Sizes, Any, Any, Any], None]
@@ -213,9 +219,9 @@ def _viewed(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
 def _unflattened(sizes: Sizes, out: Any, args: Any, kwargs: Any) -> None:
     dim = int(_argument(args, kwargs, 1, "dim")) % args[0].dim()
     parts = _argument(args, kwargs, 2, "sizes" if "sizes" in kwargs else "unflattened_size", ())
-    axes, what = sizes.trace.axes(out), f"unflatten to {[int(size) for size in parts]}"
+    axes, what = sizes.trace.axes(out), f"unflatten to {_shown(parts)}"
     for place, size in enumerate(parts):
-        if int(size) != -1:
+        if isinstance(size, int) and int(size) != -1:
             sizes.said(size, dim + place)
             sizes.fits(size, axes[dim + place], out.shape[dim + place], what)
 
@@ -263,12 +269,12 @@ def _split(sizes: Sizes, outs: Any, args: Any, kwargs: Any) -> None:
         for out in whole:  # the last part may be shorter
             sizes.fits(given, sizes.trace.axes(out)[dim], out.shape[dim], f"split into parts of {int(given)}")
     elif isinstance(given, (list, tuple)) and len(given) == len(outs):
-        what = f"split into {[int(size) for size in given]}"
+        what = f"split into {_shown(given)}"
         some_known = any(sizes.origin(size) is not None for size in given)
         for size, out in zip(given, outs, strict=True):
             axis = sizes.trace.axes(out)[dim]
             sizes.fits(size, axis, out.shape[dim], what)
-            if some_known and axis is not None and sizes.origin(size) is None:
+            if some_known and axis is not None and isinstance(size, int) and sizes.origin(size) is None:
                 sizes.equal(Width(axis.labels), int(size), what)  # a number among origins is a constant
 
 

@@ -67,3 +67,18 @@ class DependsOnData(nn.Module):
         if x.abs().max().item() > 1e9:
             x = x / 2
         return self.head(x)
+
+
+@case(rows(), 8)
+class CountsInTensors(nn.Module):
+    """A number of tokens is a tensor where sizes are integers; reading it is an operation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        count = torch.tensor(len(x)) + 1
+        padding = x.new_zeros((len(x), count, x.shape[-1]))
+        return self.leave(torch.cat([x, padding], dim=1).relu())
