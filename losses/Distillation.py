@@ -20,7 +20,7 @@ class Distillation:
     gradients. Scores and tests are of the own loss alone, and it is what is measured.
 
     Args:
-        teacher: run (folder or name) whose network is the teacher.
+        teacher: run (folder or name) whose network is the teacher, or a folder in transformers' form.
         base_loss: the run's own loss (default: that of the task, the data set, or the teacher).
         temperature: T, by which scores are divided.
         alpha: share of the teacher.

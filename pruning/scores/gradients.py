@@ -127,6 +127,11 @@ def hessian_gradient_products(
     `temperature` before the loss.
     """
     batches = list(batches)
+    if temperature != 1 and hasattr(network.loss, "inputs_for"):
+        raise UsageError(
+            f"A temperature ({temperature:g}) divides scores before the loss, which this network computes itself; "
+            "temperature 1, or another loss, would do."
+        )
 
     def tempered(outputs: Any, targets: Any) -> Tensor:
         return network.loss(mapped(outputs, lambda output: output / temperature), targets)

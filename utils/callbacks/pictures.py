@@ -122,21 +122,24 @@ def draw_overview(rows: Rows, events: Sequence[int], curve: Rows, main: str = "a
     """A measure and sparsity over the epochs with the pruning events, and the scores of the last event in order."""
     figure = new_figure(11, 4)
     left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.13, top=0.9, wspace=0.2)
-    _draw_epochs(left, rows, main)
+    own = _draw_epochs(left, rows, main)
+    room = 0.2 if own is left else 0.35  # between the two, for a scale of its own on the right
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.13, top=0.9, wspace=room)
     _mark_events(left, events)
-    left.legend(loc="lower right")
+    lines = [*left.get_lines(), *([] if own is left else own.get_lines())]
+    named = [line for line in lines if not str(line.get_label()).startswith("_") and line.get_label()]
+    own.legend(handles=named, loc="lower right")
     _draw_score_curve(right, curve)
     return figure
 
 
-def _draw_epochs(axes: Axes, rows: Rows, main: str) -> None:
+def _draw_epochs(axes: Axes, rows: Rows, main: str) -> Axes:
+    """Draws the lines and returns the axes of the measure: what is no fraction has a scale of its own, on the right."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in rows]
     marker = "." if len(rows) < 3 else ""  # one point alone makes no line
     is_fraction = kind_of(main).fraction
-    # What is no fraction has a scale of its own, on the right.
     own = axes if is_fraction else axes.twinx()
     lines = [(own, f"test_{main}", "-"), (own, f"train_{main}", "--"), (axes, "weight_sparsity", ":")]
     for place, name, style in lines:
@@ -148,7 +151,7 @@ def _draw_epochs(axes: Axes, rows: Rows, main: str) -> None:
     if not is_fraction:
         axes.set_ylabel("fraction of weights removed")
         own.set_ylabel(words_of(main))
-        own.legend(loc="upper right")
+    return own
 
 
 def _mark_events(axes: Axes, events: Sequence[int]) -> None:

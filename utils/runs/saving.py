@@ -17,7 +17,7 @@ from utils.runs import checkpoints
 from utils.runs.run_folder import RunFolder
 from utils.settings import registry
 from utils.settings.core import Core, model_stem
-from utils.settings.earlier_runs import known_runs, taken_over
+from utils.settings.earlier_runs import is_pretrained_folder, known_runs, taken_over
 from utils.settings.resolve import Settings
 from utils.trainer import PruningCallback, Trainer, TrainingMoment
 
@@ -157,11 +157,15 @@ def other_run(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mappin
 
 
 def teacher(name: str, chosen: Settings, like: PrunableNetwork, shapes: Mapping[str, Any]) -> nn.Module:
-    """Returns the finished network of another run of the same task, for a network to learn from.
+    """Returns the finished network of another run of the same task, or that of a folder, for a network to learn from.
 
     Args:
-        name, chosen, like, shapes: as for `other_run`.
+        name: the run, or a folder in transformers' form.
+        chosen, like, shapes: as for `other_run`.
     """
+    if is_pretrained_folder(name):
+        model: nn.Module = registry.build("models", f"hf/{name}", {"pretrained": True}, shapes)
+        return model.to(device_of(like.model))
     folder = RunFolder.open(name, chosen.core.results_dir)
     data_set = str(folder.settings().get("data_set"))
     task: Any = shapes["task"]

@@ -104,6 +104,12 @@ def _task_and_loss(saved: Mapping[str, Any], users: Mapping[str, Any], file: Pat
     return taken
 
 
+def is_pretrained_folder(name: str) -> bool:
+    """Says whether a path is no run, but a network's folder in transformers' form."""
+    folder = Path(name).expanduser()
+    return (folder / "config.json").is_file() and not (folder / "settings.yaml").is_file()
+
+
 def loss_of(run: Path) -> str:
     """Returns the loss that a run's network is for, "" if it is not known."""
     return _loss_in(read_settings(run / "settings.yaml"))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pruning.errors import UsageError
 from utils.settings import registry
 from utils.settings.command_line import CommandLine, InFile
 from utils.settings.core import Core, check_together
-from utils.settings.earlier_runs import find_run, loss_of, taken_over
+from utils.settings.earlier_runs import find_run, is_pretrained_folder, loss_of, taken_over
 from utils.settings.flags import OWN, Flag, canonical
 from utils.settings.known import aliases, check_leftover, every_flag, unused
 from utils.settings.parser import make_parser
@@ -201,7 +202,9 @@ def _of_teacher(values: Mapping[str, Any], flags: Iterable[Flag]) -> Layer:
     if not {"teacher", "base_loss"} <= names or not values.get("teacher"):
         return {}
     results = str(values.get("results_dir", Core().results_dir))
-    teacher = find_run(str(values["teacher"]), results)
+    name = str(values["teacher"])
+    is_run = not is_pretrained_folder(name)
+    teacher = find_run(name, results) if is_run else Path(name).expanduser().resolve()
     found: Layer = {"teacher": str(teacher)}  # which is then found again from wherever the run is resumed
     if "base_loss" in values:
         return found
@@ -210,7 +213,8 @@ def _of_teacher(values: Mapping[str, Any], flags: Iterable[Flag]) -> Layer:
     task = [value for name, value, _ in presets([(TASK, str(values.get(TASK)))]) if name == "loss"]
     _, data_set = next(part for part in _parts(values) if part[0] == "data_sets")
     wishes = getattr(registry.find("data_sets", data_set), "wants", {})
-    losses += [*task, wishes.get("loss", ""), loss_of(teacher)]
+    losses += [*task, wishes.get("loss", "")]
+    losses += [loss_of(teacher)] if is_run else []
     own = next((loss for loss in losses if loss), None)
     return found | ({"base_loss": str(own)} if own else {})
 

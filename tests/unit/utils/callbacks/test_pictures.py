@@ -122,6 +122,19 @@ def test_events_are_marked_where_they_fell():
     assert marks == [0, 3, 5]  # an event during epoch 2 comes at its end, when 3 are done
 
 
+def test_a_measure_that_is_no_fraction_has_a_scale_of_its_own():
+    rows = [
+        {"epoch": e, "test_perplexity": 90.0 / e, "train_perplexity": 80.0 / e, "weight_sparsity": 0.5} for e in (1, 2)
+    ]
+    figure = pictures.draw_overview(rows, [0], [], "perplexity")
+    left, _, own = figure.axes
+    assert left.get_ylim() == (0, 1.02) and own.get_ylim()[1] > 80
+    assert [list(line.get_ydata()) for line in own.lines] == [[90.0, 45.0], [80.0, 40.0]]
+    named = [text.get_text() for text in own.get_legend().get_texts()]
+    assert named == ["weight sparsity", "pruning", "test perplexity", "train perplexity"]
+    assert pictures.draw_overview([{"epoch": 1, **FIGURES}], [], []).axes[0].get_legend() is not None
+
+
 def test_an_empty_run_has_pictures_as_well():
     figure = pictures.draw_overview([], [], [])
     assert figure.axes[1].get_title() == "no scores: no event ranked anything"
