@@ -14,7 +14,8 @@ from utils.jobs.preflight import check_fit, check_task
 from utils.runs.checkpoints import seed_everything
 from utils.runs.environment import forget_peak_memory, pick_device
 from utils.runs.run_folder import RunFolder
-from utils.runs.saving import load_start, other_run, teacher
+from utils.runs.saving import other_run, teacher
+from utils.runs.start import started_from
 from utils.settings import registry
 from utils.settings.core import layer_rules, node_rules, without_effect
 from utils.settings.resolve import Settings
@@ -100,8 +101,8 @@ def assemble(
     early = chosen.construct(early_model, network=parts.network, fresh_model=parts.fresh_model)
     pruning: PruningCallback = chosen.construct(Pruning, **given, early_model=early)
     # After the events are planned: what does not fit is said before a checkpoint is read.
-    load_start(parts.network, chosen.core, stopped)
-    train_batches = parts.batches("train")
-    check_fit(parts.network, parts.data_set, train_batches, parts.test_batches)
-    trainer: Trainer = chosen.build("trainers", **given, train_batches=train_batches)
+    with started_from(parts.network, chosen.core, stopped, console.warn):
+        train_batches = parts.batches("train")
+        check_fit(parts.network, parts.data_set, train_batches, parts.test_batches)
+        trainer: Trainer = chosen.build("trainers", **given, train_batches=train_batches)
     return parts, pruning, trainer

@@ -105,13 +105,8 @@ def checkpoint_of(folder: RunFolder, model: str) -> Path:
     return folder.models / f"{model_stem(model)}_checkpoint"
 
 
-def load_start(network: PrunableNetwork, core: Core, stopped: RunFolder | None = None) -> None:
-    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing.
-
-    Nothing either where a stopped run has a checkpoint of its own to go on from.
-    """
-    if stopped and checkpoint_of(stopped, core.model).exists():
-        return
+def load_start(network: PrunableNetwork, core: Core) -> None:
+    """Loads what training or evaluation starts from: --checkpoint_name, or --weights, or nothing."""
     if core.checkpoint_name and core.weights:
         raise UsageError("--checkpoint_name and --weights both say what to start from; give one.")
     if core.checkpoint_name:
