@@ -24,8 +24,18 @@ import torch
 from torch import Tensor, nn
 
 from pruning.errors import UsageError
-from pruning.modules.calls import RUN_ERRORS, batch_size_of, call, device_of, mapped, split_inputs, tensors_in
+from pruning.modules.calls import (
+    RUN_ERRORS,
+    batch_size_of,
+    call,
+    check_network,
+    device_of,
+    mapped,
+    split_inputs,
+    tensors_in,
+)
 from pruning.modules.modes import undisturbed
+from pruning.modules.weights import check_dense
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 _ONNX_LIMIT = 1_500_000_000  # bytes; a file of that format cannot hold more than 2 GB, so weights go beside it
@@ -83,6 +93,8 @@ def export(model: nn.Module, example_inputs: Any, path: str | Path, kind: str) -
         UsageError: if packages are missing, the network cannot be written, or the file computes something else.
     """
     check_export(kind)
+    check_network(model)
+    check_dense(dict(model.named_parameters()))
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"There is no folder {path.parent} to write {path.name} into.")

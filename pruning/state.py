@@ -25,7 +25,7 @@ from pruning.masks import WeightMasks
 from pruning.measure.flops import flops_by_weight, parameter_bytes
 from pruning.measure.latency import latency
 from pruning.modules.by_name import LayerRules, named_by, names_table
-from pruning.modules.calls import batch_size_of, device_of, mapped, scores_of
+from pruning.modules.calls import batch_size_of, check_network, device_of, mapped, scores_of
 from pruning.modules.weights import Weight, find_weights, normalised_dimension
 from pruning.trace.outputs import ChooseOutputs, check_choice
 
@@ -112,6 +112,7 @@ class PrunableState:
         layer_rules: LayerRules | None = None,
         adopt_zeros: bool = True,
     ) -> None:
+        check_network(model)
         self.model = model
         self._example_inputs = example_inputs
         self._example_fits = _kind_of(model)

@@ -16,12 +16,15 @@ from pruning.cut.from_shapes import changes_behind
 from pruning.cut.tensors import blank_like, replace
 from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute, Shape, module_integers, pack_recurrent
-from pruning.modules.calls import RUN_ERRORS
+from pruning.modules.calls import RUN_ERRORS, check_network
 from pruning.modules.changed import Extras, changes, current_value, merged, plain_copy, set_attributes
 from pruning.modules.kept import holders
 from pruning.modules.weights import named_tensors
 
 Values = dict[tuple[int, str], Attribute]  # (id of the holder, attribute) -> what it must hold
+
+
+_COMPILED = "_orig_mod."  # what torch.compile puts before the names of what it was given
 
 
 def extras_of(model: nn.Module) -> Extras:
@@ -36,6 +39,7 @@ def extras_of(model: nn.Module) -> Extras:
         Path of a module, or "path:name" of a plain object that it holds under that name -> {attribute: value}; the
         network itself, "", is always there.
     """
+    check_network(model)
     found: Extras = {"": {}}
     for path, holder, name in changes(model):
         value = current_value(holder, name)
@@ -135,12 +139,20 @@ def _without_wrappers(path: str, known: Mapping[str, Any]) -> str:
     """Returns a path without what parallel, compiled and averaged models put before it."""
     stripped = path
     for _ in range(path.count(".") + 1):
-        if stripped in known:
-            return stripped
+        # A compiled part has two paths, with "_orig_mod" that of the part itself.
+        same = [other for other in known if _without_compiled(other) == _without_compiled(stripped)]
+        if same:
+            return max(same, key=len)
         for prefix in ("module", "_orig_mod"):
             if stripped == prefix or stripped.startswith((f"{prefix}.", f"{prefix}:")):
                 stripped = stripped.removeprefix(prefix).removeprefix(".")
     return stripped if stripped in known else path
+
+
+def _without_compiled(path: str) -> str:
+    module, colon, name = path.partition(":")
+    parts = [part for part in module.split(".") if part != "_orig_mod"]
+    return ".".join(parts) + colon + name
 
 
 def _holds_already(holder: Any, name: str, value: Any) -> bool:
@@ -191,7 +203,20 @@ def unwrapped(content: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]
             if names and theirs and not ours:
                 state = {name.removeprefix(prefix): state[name] for name in names}
                 stripped = True
-    return state
+    return _named_as_here(state, own)
+
+
+def _named_as_here(state: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a state dict under the network's own names where only compiled parts make a difference.
+
+    A part that was given to `torch.compile` has "_orig_mod." within its names, here or there.
+    """
+    plain_names = {name.replace(_COMPILED, ""): name for name in own}
+    found = {}
+    for name, value in state.items():
+        here = name if name in own else plain_names.get(str(name).replace(_COMPILED, ""), name)
+        found[here] = value
+    return state if list(found) == list(state) else found
 
 
 def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any], example_inputs: Any = None) -> nn.Module:
@@ -218,6 +243,8 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any], exampl
             raise UsageError(f"{source} is damaged, or holds more than tensors and plain values.") from error
     if not isinstance(source, Mapping):
         raise UsageError(f"A state dict was expected, not a {type(source).__name__}.")
+    check_network(model)
+    named_tensors(model)  # refuses modules that cannot be cut
     state = unwrapped(source, model)
     extras = None if state_dict_in(source) is source else source.get("extras")
     dense = decompose_like(model, state)
@@ -226,7 +253,6 @@ def load_pruned(model: nn.Module, source: str | Path | Mapping[str, Any], exampl
         if in_one_only:
             name, first = type(model).__name__, sorted(in_one_only)[0]
             raise UsageError(f"The file does not fit {name}: {first} is only in one of the two.")
-        named_tensors(model)  # refuses modules that cannot be cut
         resize_like(model, state, extras, example_inputs)
     except UsageError:
         substitute(model, dense)  # the layers that were there before

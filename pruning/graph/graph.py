@@ -30,6 +30,7 @@ from pruning.graph import render
 from pruning.graph.lookup import NodeLookup
 from pruning.graph.nodes import Node, Unit
 from pruning.graph.reduce import reduce_to_nodes
+from pruning.modules.calls import check_network
 from pruning.modules.modes import all_kept, without_garbage_collection
 from pruning.trace.components import Dimension
 from pruning.trace.labels import Labels
@@ -71,6 +72,7 @@ class DependencyGraph(NodeLookup):
         outputs: ChooseOutputs | None = None,
         unit: Unit = "channel",
     ) -> None:
+        check_network(model)
         given = fake_input if example_inputs is None else example_inputs
         if given is None:
             raise UsageError(

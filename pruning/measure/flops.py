@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pruning.modules.calls import check_network
 from pruning.modules.modes import look
 from pruning.modules.products import Product, Products
 
@@ -24,6 +25,7 @@ def flops_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
 
     Convolutions and matrix products count, 2 FLOPs per multiply-add; norms, activations and poolings do not.
     """
+    check_network(model)
     counter = _counter()
     with _without_gradients(model), counter:
         look(model, example_inputs)

@@ -35,6 +35,20 @@ RUN_ERRORS = (
 _WITHOUT_PARTS = frozenset((bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size))
 
 
+def check_network(model: Any) -> None:
+    """Raises UsageError for what is no network: a class, a state dict, a path, a function."""
+    if isinstance(model, nn.Module):
+        return
+    given = f"something of type {type(model).__name__}"
+    hint = ""
+    if isinstance(model, type):
+        given = f"the class {model.__name__}"
+        hint = f"; an object of it is made by {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        hint = "; a state dict is loaded into a network by load_pruned(network, state_dict)"
+    raise UsageError(f"A network is an nn.Module, not {given}{hint}.")
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Returns where the model's first parameter lies, the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from pruning.errors import UsageError
 
 # Layer type -> (output, input) dimension of its weight; any other layer has its outputs along dimension 0.
 _CHANNEL_DIMS: dict[type[nn.Module], tuple[int, int]] = {
@@ -84,3 +86,25 @@ def _is_deformable(module: Any) -> bool:
     # torchvision's; a network without it must not import it.
     kind = type(module)
     return kind.__name__ == "DeformConv2d" and kind.__module__.startswith("torchvision.")
+
+
+# -- what cannot be cut ------------------------------------------------------------------------------------------------
+
+# Where torch keeps its quantised modules; newer releases move them from one place to the other.
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torchao.")
+_IN_TRAINING = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat", "torch.nn.qat")
+
+
+def check_not_quantised(modules: Mapping[str, nn.Module]) -> None:
+    """Raises UsageError for layers that are quantised, or prepared for it: channels have scales and packed values."""
+    for path, module in modules.items():
+        kind = type(module)
+        where = f"{path or 'the network'} ({kind.__name__})"
+        if kind.__module__.startswith(_QUANTISED):
+            raise UsageError(f"{where} is quantised, so its weights are packed; prune first, and quantise afterwards.")
+        observes = getattr(module, "activation_post_process", None) is not None and hasattr(module, "qconfig")
+        if kind.__module__.startswith(_IN_TRAINING) or observes:
+            raise UsageError(
+                f"{where} is prepared for quantisation, which keeps ranges per channel; prune first, and prepare it "
+                "afterwards."
+            )

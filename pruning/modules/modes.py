@@ -6,7 +6,7 @@ import gc
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.modules.calls import call, device_of, mapped
+from pruning.modules.calls import call, check_network, device_of, mapped
 from pruning.modules.snapshot import Snapshot, values_kept
 
 
@@ -71,6 +71,7 @@ def all_kept(*roots: Any) -> Iterator[Snapshot]:
 
 def look(model: nn.Module, inputs: Any) -> Any:
     """Calls the model once on its own device, in eval mode, without gradients and without a trace in it."""
+    check_network(model)
     device = device_of(model)
     inputs = mapped(inputs, lambda tensor: tensor.to(device))
     with undisturbed(model, inputs) as snapshot, values_kept(snapshot.tensors):
@@ -81,7 +82,9 @@ def look(model: nn.Module, inputs: Any) -> Any:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode that leaves every module's own mode as it was."""
     training_before = {module: module.training for module in model.modules()}
-    model.eval()
+    # What was exported refuses to change its mode.
+    with suppress(NotImplementedError):
+        model.eval()
     try:
         yield
     finally:

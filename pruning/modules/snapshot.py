@@ -383,7 +383,10 @@ class Writes:
     def undo(self) -> None:
         """Puts the values back."""
         for storage, before in self._before.items():
-            self._held[storage].untyped_storage().copy_(before)
+            memory = self._held[storage].untyped_storage()
+            if memory.nbytes() != before.nbytes():  # a tensor that was empty until a first call filled it
+                memory.resize_(before.nbytes())
+            memory.copy_(before)
 
 
 class _WritesNoted(TorchDispatchMode):

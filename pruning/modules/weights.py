@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from pruning.errors import UsageError
-from pruning.modules.calls import RUN_ERRORS, replaced
-from pruning.modules.kinds import NORMS, TABLES, WEIGHTED, Sides, channel_dims, matrices_of
+from pruning.modules.calls import RUN_ERRORS, check_network, replaced
+from pruning.modules.kinds import NORMS, TABLES, WEIGHTED, Sides, channel_dims, check_not_quantised, matrices_of
 from pruning.modules.modes import look, undisturbed
 from pruning.modules.products import Product, Products
 
@@ -402,9 +402,11 @@ def check_dense(parameters: Mapping[str, Tensor]) -> None:
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns every parameter and buffer once, by its first name."""
+    check_network(model)
     modules = dict(model.named_modules())
     parameters = _once(modules, "_parameters")
     check_dense(parameters)
+    check_not_quantised(modules)
     found = {**parameters, **_once(modules, "_buffers")}
     for name, tensor in found.items():
         if is_lazy(tensor):

@@ -44,12 +44,25 @@ def counted_by(criterion: Criterion, network: PrunableState) -> str:
     return wanted or counts
 
 
+def _what_pins(network: PrunableState) -> str:
+    """Says what keeps most slices of a network, inputs and outputs left out, which always stay."""
+    inner = []
+    for pin in network.graph.pinned:
+        at_an_end = "output" in pin.reason or "fixed size" in pin.reason
+        if not at_an_end:
+            inner.append((sum(pin.slices.values()), pin))
+    if not inner:
+        return "inputs and outputs always stay"
+    _, largest = max(inner, key=lambda counted: counted[0])
+    return str(largest).partition(": ")[2]
+
+
 def _require_something_to_prune(network: PrunableState, unit: str) -> None:
     name = type(network.model).__name__
     if unit == "nodes" and not network.nodes_total():
         if network.nodes_total(by_rules=False):
             raise UsageError(f"{name} has no node that may go: {_why_no_node(network)}.")
-        raise UsageError(f"{name} has no node that could go: inputs and outputs always stay.")
+        raise UsageError(f"{name} has no node that could go: {_what_pins(network)}.")
     if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
         raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out unit (--unit).")
     if unit == "weights" and not network.start_sizes:

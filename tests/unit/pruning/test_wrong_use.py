@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criterions.Magnitude import Magnitude
@@ -18,9 +19,12 @@ from pruning import (
     PrunableNetwork,
     UsageError,
     WeightCriterion,
+    extras_of,
     load_pruned,
     prune_linear,
 )
+from pruning.export import export
+from pruning.measure.flops import flops_by_module
 
 EXAMPLE = torch.randn(2, 4)
 
@@ -155,3 +159,89 @@ def test_batches_may_be_none() -> None:
     assert network().prune(Magnitude(), None, sparsity=0.5).reached == 0.5
     with pytest.raises(UsageError, match="no batches"):
         network().prune(SNAP(), None, sparsity=0.5)
+
+
+# -- what is no plain network ------------------------------------------------------------------------------------------
+
+
+def quantised_after_training() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model(), {nn.Linear}, dtype=torch.qint8)
+
+
+def prepared(*, training: bool) -> nn.Module:
+    one = nn.Sequential(torch.ao.quantization.QuantStub(), model()).train(training)
+    kind = "qat_qconfig" if training else "qconfig"
+    one.qconfig = getattr(torch.ao.quantization, f"get_default_{kind}")("fbgemm")
+    return torch.ao.quantization.prepare_qat(one) if training else torch.ao.quantization.prepare(one.eval())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (quantised_after_training, r"0 \(Linear\) is quantised.*prune first"),
+        (lambda: prepared(training=True), "is prepared for quantisation.*prune first"),
+        (lambda: prepared(training=False), "is prepared for quantisation.*prune first"),
+    ],
+    ids=["dynamic", "in training", "after training"],
+)
+def test_quantised_networks_are_refused_for_what_they_are(make: Callable[[], nn.Module], message: str) -> None:
+    for use in (DependencyGraph, lambda *given: PrunableNetwork(*given).prune(SNAP(), [], sparsity=0.5)):
+        with pytest.raises(UsageError, match=message) as told:
+            use(make(), EXAMPLE)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_look_at_empty_tensors_that_a_first_call_fills_leaves_them_empty() -> None:
+    """Ranges of layers that are prepared for quantisation get their size at the first call."""
+    one = prepared(training=True)
+    before = {name: tensor.shape for name, tensor in one.named_buffers()}
+    assert PrunableNetwork(one, EXAMPLE).prune(Magnitude(), sparsity=0.5).reached == 0.5
+    assert {name: tensor.shape for name, tensor in one.named_buffers()} == before
+
+
+class NoNode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.fake_quantize_per_tensor_affine(self.first(x), 0.1, 0, 0, 255).sort(1).values)
+
+
+def test_where_no_node_can_go_the_reason_is_said() -> None:
+    with pytest.raises(UsageError, match="no node that could go: .*fake_quant|no node that could go: .*sort"):
+        PrunableNetwork(NoNode(), EXAMPLE).prune(SNAP(), [(EXAMPLE, torch.tensor([0, 1]))], sparsity=0.5)
+
+
+USES: list[Callable[[object], object]] = [
+    lambda given: DependencyGraph(given, EXAMPLE),
+    lambda given: PrunableNetwork(given, EXAMPLE),
+    lambda given: flops_by_module(given, EXAMPLE),
+    lambda given: load_pruned(given, {}),
+    extras_of,
+    lambda given: export(given, EXAMPLE, "nowhere.pt2", "torch_export"),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (nn.Linear, r"the class Linear; .* Linear\(...\)"),
+        (model().state_dict(), r"OrderedDict; a state dict is loaded .* load_pruned"),
+        ("model.pth", "something of type str"),
+        (None, "NoneType"),
+        (F.relu, "something of type function"),
+    ],
+)
+def test_what_is_no_network_is_told(use: Callable[[object], object], given: object, message: str) -> None:
+    with pytest.raises(UsageError, match=f"A network is an nn.Module, not {message}|not .*{message}"):
+        use(given)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_weights_are_not_exported() -> None:
+    with pytest.raises(UsageError, match="sparse_csr"):
+        export(sparse(torch.sparse_csr), EXAMPLE, "nowhere.pt2", "torch_export")

@@ -254,3 +254,44 @@ def test_names_that_forward_reaches() -> None:
 
 def helper(module: Any, x: Tensor) -> Tensor:
     return x.view(module.called, -1)
+
+
+class WithAPart(nn.Module):
+    """A part that keeps its width, which may be compiled by itself."""
+
+    def __init__(self, compiled: str = "") -> None:
+        super().__init__()
+        self.part, self.head = _Part(), nn.Linear(6, 3)
+        if compiled == "part":
+            self.part = torch.compile(self.part, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x).relu())
+
+
+class _Part(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.a, self.b = 8, nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu().view(-1, self.width))
+
+
+def _maybe_compiled(what: str) -> nn.Module:
+    one = WithAPart(what)
+    return torch.compile(one, backend="eager") if what == "whole" else one
+
+
+@pytest.mark.parametrize("saved", ["", "part", "whole"])
+def test_compiled_parts_make_no_difference_to_names(saved: str) -> None:
+    x = torch.randn(4, 6)
+    one = _maybe_compiled(saved)
+    graph = DependencyGraph(one, x)
+    graph.plan([0, 3, len(graph.nodes) - 1]).exec()
+    expected = one(x)
+    content = {"state_dict": one.state_dict(), "extras": extras_of(one)}
+    for loaded in ("", "part", "whole"):
+        torch.testing.assert_close(load_pruned(_maybe_compiled(loaded), content)(x), expected)
+        bare = load_pruned(_maybe_compiled(loaded), content["state_dict"], x)
+        torch.testing.assert_close(bare(x), expected)
