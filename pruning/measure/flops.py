@@ -50,9 +50,10 @@ def flops_by_weight(
     by_weight = Counter(dict.fromkeys(weights, 0))
 
     def take(product: Product) -> None:
-        formula = formulas.get(getattr(product.func, "_overloadpacket", None))
+        done = product.done
+        formula = formulas.get(getattr(done.func, "_overloadpacket", None))
         if formula is not None and product.name in weights:
-            flops = formula(*product.args, **product.kwargs, out_val=product.out)
+            flops = formula(*done.args, **done.kwargs, out_val=done.out)
             by_weight[product.name] += flops // product.sharers
 
     others = {name: parameter for name, parameter in model.named_parameters() if name not in weights}

@@ -35,18 +35,23 @@ class Entry(NamedTuple):
 Meets = Literal["inputs", "weights", "constants"]
 
 
+class Operation(NamedTuple):
+    """An operation that was done: what it was called with, and what came out."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+
 class Product(NamedTuple):
     """A product that reads a parameter.
 
     Args:
         name: of the parameter.
         source: what the factor has of it.
-        factor: as it multiplies.
         place: of the factor among the operation's arguments.
-        func: the operation.
-        args: its arguments.
-        kwargs: those that were given by name.
-        out: its result.
+        done: the operation.
         sharers: how many parameters multiply in it, this one included.
         meets: what the other factor is. Where it is made of parameters or constants alone, and no layer's input, what
             comes out is a weight that multiplies later.
@@ -54,30 +59,41 @@ class Product(NamedTuple):
 
     name: str
     source: Source
-    factor: Tensor
     place: int
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
+    done: Operation
     sharers: int
     meets: Meets
+
+    @property
+    def operation(self) -> str:
+        """The operation's name."""
+        return name_of(self.done.func)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The operation's arguments by place."""
+        return self.done.args
+
+    @property
+    def factor(self) -> Tensor:
+        """The parameter, or what is made of it, as it multiplies."""
+        factor: Tensor = self.args[self.place]
+        return factor
 
     def summed_dims(self) -> set[int]:
         """Returns the dimensions of the factor that the product sums over."""
         last = self.factor.dim() - 1
-        operation = name_of(self.func)
-        if operation in _CONVOLUTIONS:
-            is_transposed = operation == "convolution" and bool(self.args[6])
+        if self.operation in _CONVOLUTIONS:
+            is_transposed = self.operation == "convolution" and bool(self.args[6])
             outputs = 1 if is_transposed else 0
             return set(range(last + 1)) - {outputs}
-        if operation == "_trilinear":
+        if self.operation == "_trilinear":
             # Dimensions of all factors together, of which some were inserted in this one.
             inserted, summed = self.args[3 + self.place], self.args[6]
             rank = last + 1 + len(inserted)
             own = [dim for dim in range(rank) if dim not in inserted]
             return {place for place, dim in enumerate(own) if dim in summed}
-        is_left = self.place == FACTORS[operation][0]
+        is_left = self.place == FACTORS[self.operation][0]
         return {last} if is_left or not last else {last - 1}
 
     def sides(self, parameter: Tensor) -> Sides:
@@ -88,7 +104,7 @@ class Product(NamedTuple):
         if self.source.view is None:  # part of a product of parameters
             return Sides((0,), None)
         outputs = tuple(dim for dim in range(parameter.dim()) if dim not in summed)
-        is_convolution = name_of(self.func) in _CONVOLUTIONS
+        is_convolution = self.operation in _CONVOLUTIONS
         if is_convolution and not self.source.steps and parameter.dim() == self.factor.dim():
             return Sides(outputs, 0 if 1 in outputs else 1)
         return Sides(outputs, summed.pop() if len(summed) == 1 else None)
@@ -183,7 +199,7 @@ class Products(TorchDispatchMode):
                 return out
         out = func(*args, **kwargs)
         if operation in FACTORS:
-            self._note_product(func, args, kwargs, out)
+            self._note_product(Operation(func, args, kwargs, out))
         else:
             self._note(func, operation, args, kwargs, out)
         return out
@@ -274,13 +290,15 @@ class Products(TorchDispatchMode):
             self.looked_up.update(entry.sources)
         return not is_experts
 
-    def _note_product(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        operation = name_of(func)
-        factors = [(place, self.entry_of(args[place])) for place in FACTORS[operation]]
+    def _note_product(self, done: Operation) -> None:
+        operation = name_of(done.func)
+        factors = [(place, self.entry_of(done.args[place])) for place in FACTORS[operation]]
         if operation in _CONVOLUTIONS:
-            self._store(out, None)
+            self._store(done.out, None)
             # The second factor is the weight, even if it was scaled by something of the inputs.
-            self._hand_on(func, args, kwargs, out, 1, factors[1][1])
+            weight = factors[1][1]
+            if weight is not None:
+                self._hand_on(done, 1, weight, "inputs")
             return
         weights = {place: entry for place, entry in factors if entry is not None and entry.alone and entry.sources}
         of_layers = {place: entry for place, entry in weights.items() if self.layers & set(entry.sources)}
@@ -289,34 +307,23 @@ class Products(TorchDispatchMode):
         is_alone = all(entry is not None and entry.alone for _, entry in factors)
         if not is_alone or of_layers:
             # What a layer multiplies is its input, even if it is a parameter; what comes out, a value like any other.
-            self._store(out, Entry({}) if is_alone else None)
+            self._store(done.out, Entry({}) if is_alone else None)
             meets: Meets = "inputs"
         else:
             # A product of weights is a weight, which multiplies where it meets an input.
-            self._store(out, Entry(_product_of(weights.values())))
+            self._store(done.out, Entry(_product_of(weights.values())))
             meets = "weights" if len(weights) == len(factors) else "constants"
         chosen = of_layers if is_alone and of_layers else weights
         sharers = 1 if meets == "inputs" else sum(len(entry.sources) for entry in chosen.values())
         for place, entry in chosen.items():
-            self._hand_on(func, args, kwargs, out, place, entry, meets, sharers)
+            self._hand_on(done, place, entry, meets, sharers)
 
-    def _hand_on(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        out: Any,
-        place: int,
-        entry: Entry | None,
-        meets: Meets = "inputs",
-        sharers: int = 1,
-    ) -> None:
-        sources = {} if entry is None else entry.sources
+    def _hand_on(self, done: Operation, place: int, entry: Entry, meets: Meets, sharers: int = 1) -> None:
         # Lengths that a weight is divided by have no part of their own in it.
-        multiplying = [name for name, source in sources.items() if source.zeros_stay]
+        multiplying = [name for name, source in entry.sources.items() if source.zeros_stay]
         sharers = max(sharers, len(multiplying))
-        for name, source in sources.items():
-            self.take(Product(name, source, args[place], place, func, args, kwargs, out, sharers, meets))
+        for name, source in entry.sources.items():
+            self.take(Product(name, source, place, done, sharers, meets))
 
 
 def _product_of(factors: Iterable[Entry]) -> dict[str, Source]:

@@ -14,7 +14,7 @@ from pruning.errors import UsageError
 from pruning.modules.calls import Batches, call, device_of
 from pruning.modules.modes import eval_mode, plain_attention, plain_recurrence, same_random_state
 from pruning.modules.products import FACTORS, Product, Products
-from pruning.modules.sources import Source, name_of
+from pruning.modules.sources import Source
 from pruning.scores.gradients import on_device
 from pruning.scores.layer import Layer, Place
 from pruning.state import PrunableState
@@ -112,7 +112,7 @@ class _Watch:
             self._hand_on(name, part, place)
             found = True
         if not found:
-            self.unscored[name] = f"it multiplies as an input does ({name_of(product.func)})"
+            self.unscored[name] = f"it multiplies as an input does ({product.operation})"
 
     def _of_same_shape(self, product: Product, weight: Tensor) -> None:
         for part in _parts(product):
@@ -142,7 +142,7 @@ def _is_whole(source: Source, orient: Orient, weight: Tensor) -> bool:
 
 def _parts(product: Product) -> Iterator[Part]:
     """Takes a product apart into uses of matrices; none where the factor is the input of a layer."""
-    operation = name_of(product.func)
+    operation = product.operation
     left, right = FACTORS[operation][:2]
     if operation == "convolution":
         yield Part(product.args[0], product.factor, _as_it_is, list(product.args[3:9]))
@@ -159,7 +159,7 @@ def _parts(product: Product) -> Iterator[Part]:
 
 def _matrices(product: Product) -> Iterator[Part]:
     """Parts of products of matrices and vectors, one by one or in batches."""
-    left, right = FACTORS[name_of(product.func)]
+    left, right = FACTORS[product.operation]
     is_left = product.place == left
     factor, other = product.factor, product.args[right if is_left else left]
     inputs = other.mT if is_left and other.dim() > 1 else other
@@ -180,7 +180,7 @@ def _matrices(product: Product) -> Iterator[Part]:
 
 def _grouped(product: Product) -> Iterator[Part]:
     """Each expert's rows by the expert's matrix (inputs, outputs)."""
-    inputs, offsets = product.args[0], product.kwargs.get("offs")
+    inputs, offsets = product.args[0], product.done.kwargs.get("offs")
     if offsets is None and len(product.args) > 2:
         offsets = product.args[2]
     if offsets is None:
@@ -209,7 +209,7 @@ def _deformed(product: Product) -> Iterator[Part]:
     # Taps one by one: a convolution by unit kernels copies, wherever the offsets point to.
     units = torch.eye(entries, dtype=x.dtype, device=x.device).view(entries, *weight.shape[1:])
     no_bias = x.new_zeros(groups * entries)
-    met = product.func(x, units.repeat(groups, 1, 1, 1), offset, mask, no_bias, *how)
+    met = product.done.func(x, units.repeat(groups, 1, 1, 1), offset, mask, no_bias, *how)
     taps = met.flatten(2).unflatten(1, (groups, entries))  # (samples, groups, entries, positions)
     count = len(weight) // groups
     for group in range(groups):
