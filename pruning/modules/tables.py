@@ -40,7 +40,8 @@ def _tables_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     for own_name, item in parts:
         if type(item) is not Tensor or item.requires_grad or item.layout != torch.strided:
             continue
-        if item.numel() > 1 and (item.is_floating_point() or item.is_complex()):
+        # One that has a single index left is still one.
+        if item.dim() and (item.is_floating_point() or item.is_complex()):
             yield own_name, item
 
 

@@ -38,6 +38,7 @@ from pruning import DependencyGraph, extras_of, load_pruned
 from pruning.cut.plan import PruningPlan
 from pruning.errors import UsageError
 from pruning.modules.calls import call, tensors_in
+from pruning.modules.tables import plain_tables
 from pruning.prune.layout import NodeSelection
 from pruning.trace.labels import PRODUCER
 from tests.slow.networks import LIBRARIES
@@ -113,7 +114,7 @@ def half_by_chance(graph: DependencyGraph, *, exact: bool = False) -> np.ndarray
 def masked(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     """Returns a copy with all slices zero that the plan removes; call before the plan is carried out."""
     other = copy.deepcopy(dense)
-    tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    tensors = {**dict(other.named_parameters()), **dict(other.named_buffers()), **plain_tables(other)}
     with torch.no_grad():
         for name, keep in plan.keeps.items():
             for dim, kept in keep.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning import DependencyGraph, UsageError, extras_of, load_pruned
+from pruning import DependencyGraph, PrunableNetwork, UsageError, extras_of, load_pruned
 
 SHARED = torch.rand(5, 8, dtype=torch.float64)
 
@@ -202,3 +203,20 @@ def test_a_table_that_follows_a_width_along_another_side_is_told() -> None:
     graph = DependencyGraph(Shifted().double(), torch.randn(2, 5, 6, dtype=torch.float64))
     plan = graph.plan(graph.groups[0].nodes[:4])
     assert any("has other values" in why for why in plan.inexact)
+
+
+@pytest.mark.parametrize("kind", ["plain", "list"])
+def test_a_run_that_goes_on_from_a_checkpoint_cuts_tables_as_the_undisturbed_one(kind: str) -> None:
+    from criterions.GroupMagnitude import GroupMagnitude
+    from utils.runs.checkpoints import load_network, network_state
+
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    first, second = PrunableNetwork(built(kind), x), PrunableNetwork(built(kind), x)
+    first.prune(GroupMagnitude(), sparsity=0.4)
+    assert second.nodes_total() == 8
+    load_network(second, network_state(first), Path("checkpoint"))
+    for sparsity, left in ((0.6, 3), (0.9, 1)):
+        for network in (first, second):
+            network.prune(GroupMagnitude(), sparsity=sparsity)
+        assert first.model.first.out_features == left
+        assert torch.equal(first.model(x), second.model(x))
