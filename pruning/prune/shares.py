@@ -102,8 +102,8 @@ def _check_patterns(network: PrunableState, criterion: Criterion) -> None:
     for pattern, meant in network.named.by_share.items():
         if not meant & able:
             raise UsageError(
-                f"shares: {pattern!r} names no layer whose {criterion.unit} may go: they are left out by other rules, "
-                "or there are none."
+                f"shares: {pattern!r} names no layer whose {criterion.unit} may go: other rules leave them out, or "
+                "they have to stay."
             )
 
 

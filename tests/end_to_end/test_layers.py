@@ -72,6 +72,13 @@ def test_shares_of_every_layer_stand_in_the_place_of_the_limit(command: Any) -> 
     assert "--shares name every layer" in done.out and "--pruning_limit 0.5 is not used" in done.out
 
 
+def test_names_that_are_typed_again_come_on_top() -> None:
+    typed = ["--only", "a", "--shares", "a=.1", "--only", "b", "c", "--shares", "b=.2"]
+    settings = resolve.parse(typed)
+    assert settings is not None
+    assert list(settings.values["only"]) == ["a", "b", "c"] and settings.values["shares"] == {"a": 0.1, "b": 0.2}
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -79,6 +86,7 @@ def test_shares_of_every_layer_stand_in_the_place_of_the_limit(command: Any) -> 
         (["--shares", "owl"], "--shares takes NAME=NUMBER, once for each name; 'owl' was given."),
         (["--shares", "layers.4=much"], "'layers.4=much' was given"),
         (["--shares", "layers.4=1.5"], "0 to below 1; 1.5 was given"),
+        (["--shares", "layers.4=.5", "--shares", "layers.4=.4"], "--shares takes NAME=NUMBER, once for each name"),
         (["--shares", "layers.4=.5", "--max_share", ".4"], "more than max_share"),
         (["--shares", "layers.4=.9", "layers.0=.9", "layers.8=.9"], "can be reached; 0.5 was asked for"),
         (["--only", "layers.1"], "there is nothing to prune"),

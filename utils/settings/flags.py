@@ -79,6 +79,8 @@ class Flag:
         kind = self.kind
         if takes_several(kind):
             common["nargs"] = "*"
+        if is_mapping(kind) or (is_list(kind) and item_of(kind) is str):
+            common["action"] = "extend"  # names that are typed again come on top
         if is_mapping(kind):
             convert: Callable[[str], Any] = self._checked_pair
         else:
