@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 SMALL_GPT = [
@@ -47,6 +48,18 @@ def test_a_data_set_of_language_brings_its_model_and_its_loss(command, text, dat
     (evaluated,) = set(again.runs) - set(done.runs)
     assert (evaluated / "result.json").is_file(), again.err
     assert "every byte is a token" in done.out or data == "STDLIB"
+
+
+@pytest.mark.thorough
+def test_a_decoder_loses_whole_heads(command, text):
+    data = ["--data_set", "TEXT", "--data_dir", text, "--no-tensorboard", *SMALL_GPT, "--heads", "4"]
+    rules = ["--prune_criterion", "GroupMagnitude", "--pruning_limit", "0.25", "--ranking", "local", "--unit", "head"]
+    done = command(*data, *rules)
+    (file,) = (done.folder / "models").glob("*_finished")
+    state = torch.load(file, weights_only=True)["state_dict"]
+    assert tuple(state["blocks.0.attention.query.weight"].shape) == (6, 6)  # three heads of two, six of eight channels
+    command("--eval", "--checkpoint_name", done.folder)
+    assert "no attention head" in command.refused("--model", "MLP5", *rules)
 
 
 def test_a_table_of_numbers_and_one_of_classes(command, table):
