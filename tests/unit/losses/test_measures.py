@@ -229,3 +229,30 @@ def test_what_a_library_wraps_its_scores_in_is_taken_apart():
         assert "accuracy" in measured(CrossEntropy(), outputs, classes)
     network = PrunableNetwork(nn.Linear(3, 3), torch.zeros(1, 3))
     assert network.loss(scores, classes) == expected
+
+
+# -- a library that measures the same ----------------------------------------------------------------------------------
+
+
+def test_torchmetrics_finds_the_same():
+    """It takes seconds to import, so the measures are summed up here; where it is installed it is asked."""
+    metrics = pytest.importorskip("torchmetrics")
+    true = torch.randn(30, 2)
+    predicted = true + torch.randn(30, 2)
+    found = over_batches(MSE(), predicted, true, [11, 19])
+    assert found["r2"] == pytest.approx(float(metrics.R2Score()(predicted, true)), rel=1e-5)
+    tokens, scores = torch.randint(0, 9, (6, 5)), torch.randn(6, 5, 9)
+    tokens[3, 2:] = -100
+    found = over_batches(NextToken(), scores, tokens, [2, 4])
+    perplexity = metrics.text.Perplexity(ignore_index=-100)(scores[:, :-1], tokens[:, 1:])
+    assert found["perplexity"] == pytest.approx(float(perplexity), rel=1e-5)
+    classes, pixels = torch.randint(0, 3, (4, 5, 6)), torch.randn(4, 3, 5, 6)
+    found = over_batches(CrossEntropy(), pixels, classes, [1, 3])
+    overlap = metrics.JaccardIndex("multiclass", num_classes=3, average="macro")(pixels, classes)
+    assert found["mean_iou"] == pytest.approx(float(overlap), rel=1e-5)
+    labels, said = torch.randint(0, 2, (40, 3)), torch.randn(40, 3)
+    found = over_batches(BinaryCrossEntropy(), said, labels.float(), [15, 25])
+    exact = metrics.classification.MultilabelExactMatch(num_labels=3)(said.sigmoid(), labels)
+    assert found["exact_match"] == pytest.approx(float(exact), rel=1e-5)
+    precision = metrics.classification.MultilabelAveragePrecision(num_labels=3)(said, labels)
+    assert found["mean_average_precision"] == pytest.approx(float(precision), abs=0.02)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from criterions.GRASP import GRASP
 from losses.BinaryCrossEntropy import BinaryCrossEntropy
 from losses.CrossEntropy import CrossEntropy
 from losses.Distillation import Distillation
@@ -181,6 +182,15 @@ def test_losses_of_a_detector_are_added_up_in_training_mode_that_learns_nothing(
     assert value == pytest.approx(float(expected)) and torch.allclose(gradients["layer.weight"], slope)
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_temperature_is_refused_where_the_network_computes_its_loss():
+    network = PrunableNetwork(Detector(), torch.zeros(1, 4), loss=FromModel())
+    batches = [(torch.randn(6, 4), {"boxes": torch.randn(6, 3)})]
+    with pytest.raises(UsageError, match="temperature"):
+        network.prune(GRASP(), batches, sparsity=0.5)
+    network.prune(GRASP(temperature=1.0), batches, sparsity=0.5)
+    assert network.weights_left() == 6
 
 
 def test_a_network_that_takes_no_targets_is_refused():
