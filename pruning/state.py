@@ -49,6 +49,7 @@ class NodeRules:
         min_keep: nodes that every layer keeps at least.
         counted: what --pruning_limit counts: nodes, weights, flops or latency (default: the criterion's own).
         unit: what attention loses: "channel" narrows all heads of a layer alike, "head" takes whole heads.
+        uniform: layers whose names differ in numbers alone keep as many nodes, so that one number says how many.
     """
 
     ranking: Ranking | None = None
@@ -56,6 +57,7 @@ class NodeRules:
     min_keep: int = 1
     counted: Counted | None = None
     unit: Unit = "channel"
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_keep"):

@@ -20,6 +20,8 @@ class NodeSelection:
         local: the same share of every group, instead of one ranking over all.
         max_keep: (groups,) nodes that each group keeps at most, at least `min_keep`; None where nothing is said.
         guard: what is said of `min_keep` where it keeps more than was asked for.
+        kinds: (groups,) the kind of each group, 0, 1, ...; equally large groups of a kind keep as many. None where each
+            group keeps what the ranking leaves it.
     """
 
     groups: np.ndarray
@@ -28,6 +30,7 @@ class NodeSelection:
     local: bool = False
     max_keep: np.ndarray | None = None
     guard: str = ""
+    kinds: np.ndarray | None = None
 
     def keep(self, scores: Tensor, n_keep: int) -> Tensor:
         """Returns a bool tensor over nodes that keeps the best `n_keep`, or as near as the guards allow."""
@@ -37,9 +40,28 @@ class NodeSelection:
         else:
             n_keep_all = min(max(n_keep, int(lowest.sum())), int(highest.sum()))
             counts = self._counts_of_one_ranking(scores, n_keep_all)
-        if self.multiples is not None:
+        if self.kinds is not None:
+            counts = self._alike(counts, n_keep)
+        elif self.multiples is not None:
             counts = _in_multiples(counts, lowest, sizes, self.multiples, n_keep)
         return self.best(scores, counts)
+
+    def _alike(self, counts: np.ndarray, n_keep: int) -> np.ndarray:
+        """Returns the same count for all groups of a kind, which are equally large: their mean, as `n_keep` allows."""
+        assert self.kinds is not None
+        members = np.bincount(self.kinds)
+        multiples = np.ones_like(self.sizes) if self.multiples is None else self.multiples
+        lowest, largest = np.zeros_like(members), np.zeros_like(members)
+        steps, highest = np.ones_like(members), np.full_like(members, len(self.groups))
+        np.maximum.at(lowest, self.kinds, self.lowest)
+        np.maximum.at(largest, self.kinds, self.sizes)
+        np.lcm.at(steps, self.kinds, multiples)
+        np.minimum.at(highest, self.kinds, self.highest)
+        # A kind is like one group whose width grows by one node of each member at a time.
+        of_kind = np.bincount(self.kinds, weights=counts).astype(np.int64)
+        together = _in_multiples(of_kind, members * lowest, members * largest, members * steps, n_keep)
+        each = np.minimum(together // members, np.maximum(highest, lowest))
+        return each[self.kinds]
 
     def _counts_of_one_ranking(self, scores: Tensor, n_keep: int) -> np.ndarray:
         """Returns how many nodes of each group are among the best `n_keep` of all."""
@@ -113,6 +135,8 @@ class NodeSelection:
         largest = 1 if self.multiples is None else int(self.multiples.max(initial=1))
         if largest > 1:
             return f"widths are multiples of {largest}"
+        if self.kinds is not None:
+            return "layers of a kind keep as many"
         if self.guard:
             return self.guard
         if isinstance(self.min_keep, np.ndarray):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +26,7 @@ from pruning.prune.limit import counted_by, filled, most_to_keep, nodes_to_keep,
 from pruning.prune.step import Event, carry_out
 from pruning.state import PrunableState
 
+NUMBER_IN_PATH = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")  # blocks.3.mlp: which one of several alike
 NEAR = 0.005  # more than was asked by so little is no news: nodes have sizes
 
 Choose = Callable[[NodeSelection], Tensor]
@@ -85,7 +87,8 @@ def _prune_nodes(criterion: NodeCriterion, network: PrunableState, event: Event)
             return selection.keep(ranking, n_keep)
         n_keep = most_to_keep(network, selection, ranking, event.sparsity, counted)
         keep = selection.keep(ranking, n_keep)
-        if counted == "weights" and not local and selection.multiples is None:
+        is_free = selection.multiples is None and selection.kinds is None
+        if counted == "weights" and not local and is_free:
             keep = filled(network, selection, ranking, keep, event.sparsity)
         # The criterion may choose others; how many of each group, and what cannot go, is not its business.
         drawn = criterion.draw(network, keep).double()
@@ -162,7 +165,21 @@ def node_selection_of(
         # What a criterion says of all layers gives way to the share of one.
         min_keep = np.maximum(np.minimum(_shares_of_start(graph, min_share), most), min_keep)
         guard = "every layer keeps a share of its nodes"
-    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local, most, guard)
+    kinds = kinds_of(graph.groups) if rules.uniform else None
+    return NodeSelection(graph.structure.group_of_node, min_keep, multiples, local, most, guard, kinds)
+
+
+def kinds_of(groups: Iterable[Group]) -> np.ndarray:
+    """Returns (groups,) the kind of each: the names of its layers but for numbers, and how many nodes it has.
+
+    So the MLPs of all blocks are one kind, and their attention another.
+    """
+    known: dict[tuple[frozenset[tuple[str, int]], int], int] = {}
+    kinds = []
+    for group in groups:
+        names = frozenset((NUMBER_IN_PATH.sub("*", name), dim) for name, dim in group.layers)
+        kinds.append(known.setdefault((names, len(group.nodes)), len(known)))
+    return np.array(kinds, dtype=np.int64)
 
 
 def _guard(network: PrunableState, bounds: Bounds) -> str:
@@ -327,8 +344,10 @@ def _ahead(network: PrunableState, counted: str, target: float) -> str | None:
     if left == wanted:
         return ""
     round_to = _largest_multiple(network)
-    if wanted - left < round_to:  # the last event rounded its widths down
-        return f"{left:,} nodes stay instead of {wanted:,}: widths are multiples of {round_to}"
+    together = int(np.bincount(kinds_of(network.graph.groups)).max(initial=1)) if network.node_rules.uniform else 1
+    if wanted - left < round_to * together:  # the last event rounded its widths down
+        why = f"widths are multiples of {round_to}" if round_to > 1 else "layers of a kind keep as many"
+        return f"{left:,} nodes stay instead of {wanted:,}: {why}"
     return already
 
 
@@ -349,5 +368,7 @@ def _shortfall(network: PrunableState, counted: str, target: float, why: str) ->
         return ""
     if now > target:
         round_to = _largest_multiple(network)
-        why = f"widths are multiples of {round_to}" if round_to > 1 else "with one node more it would be less"
+        why = "layers of a kind keep as many" if network.node_rules.uniform else "with one node more it would be less"
+        if round_to > 1:
+            why = f"widths are multiples of {round_to}"
     return f"{now:.4f} of the {counted} went instead of {target:.4f}: {why}"

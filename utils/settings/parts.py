@@ -59,7 +59,7 @@ FIXED = (
 )
 
 # Settings that came later: runs made before did what their defaults say.
-LATER = frozenset(("only", "skip", "shares", "max_share", "unit"))
+LATER = frozenset(("only", "skip", "shares", "max_share", "unit", "uniform"))
 
 TITLES = frozenset(part.title for part in FIXED)
 

@@ -14,7 +14,7 @@ from pruning.errors import UsageError
 from utils.settings import registry
 from utils.settings.core import Core, model_stem
 
-LLAMA = "hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24"
+LLAMA = "hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24"
 BERT = "hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24"
 VIT = f"{BERT}, patch_size=4"
 TOKENS = {"num_classes": 50, "input_shape": (12,), "task": "language"}
@@ -174,7 +174,7 @@ def test_weights_in_a_torch_file_are_read_without_running_anything(folder, tmp_p
 
 
 def test_weights_that_do_not_fit_are_refused(folder):
-    assert "layers.1" in refusal(folder, **TOKENS, hf_config="num_hidden_layers=2")
+    assert "layers.2" in refusal(folder, **TOKENS, hf_config="num_hidden_layers=3")
     assert "another shape" in refusal(folder, **TOKENS, hf_config="intermediate_size=48")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-10])
@@ -230,7 +230,7 @@ def test_a_run_trains_prunes_and_is_evaluated(folder, command, tmp_path):
     (tmp_path / "a.txt").write_text("some words of a text\n" * 50)
     settings = ["--model", f"hf/{folder}", "--hf_config", "vocab_size=256", "--no-pretrained", "--data_set", "TEXT"]
     settings += ["--data_dir", tmp_path / "a.txt", "--context", "8", "--limit_batches", "2", "--no-tensorboard"]
-    ways = ["--prune_criterion", "Taylor", "--pruning_limit", "0.5", "--ranking", "local", "--unit", "head"]
+    ways = ["--prune_criterion", "Taylor", "--pruning_limit", "0.4", "--uniform", "--round_to", "4", "--unit", "head"]
     done = command(*settings, *ways, "--epochs", "1", "--export", "hf")
     assert "transformers loads it by itself" in done.out
     assert (done.folder / "export" / "model.safetensors").is_file()
