@@ -517,7 +517,7 @@ def test_a_citation_is_found_in_a_docstring():
 
 
 # Data sets that need no files, and those whose files the user names.
-EMBEDDED = {"DIGITS", "STDLIB", "DIABETES"}
+EMBEDDED = {"DIGITS", "STDLIB", "DIABETES", "SHAPES"}
 YOUR_OWN = {"IMAGEFOLDER", "TEXT", "CSV", "SEGMENTATIONFOLDER"}
 
 
