@@ -40,6 +40,10 @@ def class_loss(loss: object, outputs: Any, targets: Any) -> Tensor:
     scores = scores_of(outputs)
     if not are_class_scores(scores, targets) and not _are_probabilities(scores, targets):
         raise misfit(loss, scores, targets, "scores (B, classes, ...) and whole class numbers (B, ...)")
+    if scores.dim() == 3 and scores.shape[1] == scores.shape[2] and not targets.is_floating_point():
+        # Windows as long as the vocabulary: torch would take places for classes and go on.
+        needed = "scores (B, classes, places), and cannot tell those from (B, places, classes), which NextToken takes"
+        raise misfit(loss, scores, targets, needed)
     return F.cross_entropy(scores, targets)
 
 

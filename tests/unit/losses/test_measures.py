@@ -107,6 +107,12 @@ def test_pixels_are_measured_one_by_one_and_those_left_out_count_nowhere():
     assert found["mean_iou"] == pytest.approx(jaccard_score(true, said, average="macro"))
 
 
+def test_windows_as_long_as_the_vocabulary_are_not_taken_for_classes():
+    with pytest.raises(UsageError, match="NextToken.*\\(2, 5, 5\\)"):
+        CrossEntropy()(torch.randn(2, 5, 5), torch.zeros(2, 5).long())
+    assert torch.isfinite(CrossEntropy()(torch.randn(2, 4, 5), torch.zeros(2, 5).long()))
+
+
 def test_numbers_for_classes_are_refused_and_probabilities_are_not():
     scores = torch.randn(4, 3)
     assert float(CrossEntropy()(scores, torch.eye(3)[[0, 1, 2, 0]])) == pytest.approx(
