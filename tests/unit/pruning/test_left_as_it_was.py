@@ -24,7 +24,11 @@ from tests.support.zoo.registry import arguments
 
 
 def graph(model: nn.Module, inputs: Any) -> Any:
-    found = DependencyGraph(model, inputs)
+    return _seen(DependencyGraph(model, inputs))
+
+
+def _seen(found: DependencyGraph) -> list[int]:
+    """Looks at a graph, plans without doing, and returns the sizes of the groups."""
     if len(found.nodes) > 1:
         str(found.plan([0, len(found.nodes) - 1]))
     found.tree()
@@ -33,7 +37,7 @@ def graph(model: nn.Module, inputs: Any) -> Any:
 
 def handle(model: nn.Module, inputs: Any) -> Any:
     network = PrunableNetwork(model, inputs, adopt_zeros=False)
-    return network.size(), network.flops(), network.flops_by_weight(), network.nodes_total()
+    return network.size(), network.flops(), network.flops_by_weight(), network.nodes_total(), _seen(network.graph)
 
 
 def paths(model: nn.Module, inputs: Any) -> Any:
@@ -48,6 +52,8 @@ LOOKS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "flops": lambda model, inputs: flops_by_module(model, inputs),
 }
 """Each look returns what it found, so that two of them can be compared."""
+
+MOST = ("handle", "paths", "extras")  # what the others do is part of these
 
 
 def call(model: nn.Module, inputs: Any) -> None:
@@ -78,11 +84,11 @@ QUICK = [name for number, name in enumerate(NETWORKS) if number % 40 == 0]
 def test_a_look_leaves_no_trace(name: str) -> None:
     case = NETWORKS[name]
     model, inputs = in_mixed_modes(case.build().double()), case.inputs()
-    for kind, look in LOOKS.items():
-        assert not changes(model, inputs, look), kind
+    for kind in MOST:
+        assert not changes(model, inputs, LOOKS[kind]), kind
 
 
-@pytest.mark.parametrize("name", few(NETWORKS, QUICK[:3]))
+@pytest.mark.parametrize("name", few([*NETWORKS][::4], QUICK[:3]))
 def test_a_network_that_was_never_called_is_seen_as_one_that_was(name: str) -> None:
     case = NETWORKS[name]
     both = []
@@ -92,8 +98,7 @@ def test_a_network_that_was_never_called_is_seen_as_one_that_was(name: str) -> N
     (fresh, called), inputs = both, case.inputs()
     with torch.no_grad():
         call(called, inputs)
-    for kind, look in LOOKS.items():
-        assert look(fresh, inputs) == look(called, inputs), kind
+    assert handle(fresh, inputs) == handle(called, inputs)
 
 
 # -- habits of networks ------------------------------------------------------------------------------------------------
