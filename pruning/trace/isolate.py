@@ -238,17 +238,30 @@ def _nothing_remembered(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Functions without arguments go on remembering; no size can matter to them.
     """
+    classes = {kind for module in modules for kind in type(module).__mro__ if not _is_of_library(kind.__module__)}
+    namespaces: list[tuple[Any, str]] = [(kind, name) for kind in classes for name in _remembering(kind)]
+    around = frozenset(kind.__module__ for kind in classes)
+    namespaces += [(sys.modules[where], name) for where, name in _remembering_around(around, len(sys.modules))]
     swapped: list[tuple[Any, str, Any]] = []
     try:
-        for space in _namespaces(modules):
-            for name, value in list(vars(space).items()):
-                if isinstance(value, functools._lru_cache_wrapper) and _takes_arguments(value.__wrapped__):
-                    swapped.append((space, name, value))
-                    setattr(space, name, functools.lru_cache(maxsize=0)(value.__wrapped__))
+        for space, name in namespaces:
+            value = vars(space).get(name)
+            if isinstance(value, functools._lru_cache_wrapper):
+                swapped.append((space, name, value))
+                setattr(space, name, functools.lru_cache(maxsize=0)(value.__wrapped__))
         yield
     finally:
         for space, name, value in swapped:
             setattr(space, name, value)
+
+
+def _remembering(space: Any) -> list[str]:
+    """Returns names of functions with arguments that remember, in a class or a Python module."""
+    found = []
+    for name, value in list(vars(space).items()):
+        if isinstance(value, functools._lru_cache_wrapper) and _takes_arguments(value.__wrapped__):
+            found.append(name)
+    return found
 
 
 def _takes_arguments(function: Any) -> bool:
@@ -256,20 +269,28 @@ def _takes_arguments(function: Any) -> bool:
     return code is None or bool(code.co_argcount or code.co_kwonlyargcount or code.co_flags & 0x0C)  # *args, **kwargs
 
 
-def _namespaces(modules: Iterable[nn.Module]) -> list[Any]:
-    """Returns the classes of modules, and all Python modules of the packages that they and their imports are from."""
-    classes = {kind: None for module in modules for kind in type(module).__mro__ if not _is_of_library(kind.__module__)}
-    packages = {_package(kind.__module__) for kind in classes}
-    for name in {kind.__module__ for kind in classes}:
+@functools.lru_cache(maxsize=64)
+def _remembering_around(modules: frozenset[str], count: int) -> list[tuple[str, str]]:
+    """Returns (Python module, name) of functions that remember, in the packages of some modules and of their imports.
+
+    Args:
+        modules: names of Python modules.
+        count: how many are loaded; with more, it is looked again.
+    """
+    packages = {_package(name) for name in modules}
+    for name in modules:
         for value in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
             if isinstance(value, ModuleType):
                 packages.add(_package(value.__name__))
             elif isinstance(value, (FunctionType, type)):
                 packages.add(_package(value.__module__ or ""))
     packages.add("einops")  # often imported where it is used
-    packages = {package for package in packages if package not in _LIBRARIES}
-    of_packages = [module for name, module in list(sys.modules.items()) if _package(name) in packages]
-    return [*classes, *(module for module in of_packages if isinstance(module, ModuleType))]
+    found = []
+    for name, module in list(sys.modules.items()):
+        package = _package(name)
+        if isinstance(module, ModuleType) and package in packages and package not in _LIBRARIES:
+            found += [(name, own) for own in _remembering(module)]
+    return found
 
 
 def _package(name: str) -> str:
