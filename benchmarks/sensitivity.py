@@ -4,7 +4,7 @@
 
 Both on one thread, in turn, on the same network and images: the weights' by mean over positions (SiPP), the weights' by
 largest (SiPPRand), and the channels' (PFP). The loop builds, for each filter, the shares of all its entries at all
-positions. Ours makes no tensor of more than `pruning.sensitivity.BLOCK` entries beside an image's unfolded inputs.
+positions. Ours makes no tensor of more than `pruning.scores.layer.BLOCK` entries beside an image's unfolded inputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pruning import PrunableNetwork  # noqa: E402 - the path has to be set first
-from pruning.scores.activations import BLOCK, TINY, channel_sensitivities, weight_sensitivities  # noqa: E402
+from pruning.scores.activations import TINY, channel_sensitivities, weight_sensitivities  # noqa: E402
+from pruning.scores.layer import BLOCK  # noqa: E402
 
 Scores = dict[str, Tensor]
 

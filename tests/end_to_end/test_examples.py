@@ -27,7 +27,7 @@ from pruning import DependencyGraph, extras_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = (ROOT / "pruning" / "README.md").read_text(encoding="utf-8")
-MOST_FILES, MOST_LINES = 14, 1700  # of the way of one event
+MOST_FILES, MOST_LINES = 14, 2100  # of the way of one event
 
 
 def example(name: str, room: str = "examples") -> ModuleType:

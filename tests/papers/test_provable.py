@@ -168,7 +168,7 @@ def test_only_so_many_points_are_looked_at():
 @pytest.mark.parametrize("cls", [SiPP, PFP, PCA])
 def test_batches_are_pairs_and_empty_ones_are_passed_over(cls):
     network, ((inputs, targets), *_) = network_of(mlp)
-    with pytest.raises(UsageError, match="pair .*a dict came"):
+    with pytest.raises(UsageError, match="a dict of x, y, without 'labels'.* pairs"):
         network.prune(cls(), [{"x": inputs, "y": targets}], keep_ratio=0.5)
     with pytest.raises(UsageError, match="no batches"):
         network.prune(cls(), [(inputs[:0], targets[:0])], keep_ratio=0.5)
