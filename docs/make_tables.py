@@ -42,7 +42,19 @@ MOMENTS = ("before", "during", "after")
 
 # The engine's rooms from the ground up, with the files that lie beside them; a room imports only those above it.
 FLOORS: tuple[str, ...] = ("errors.py", "masks.py", "distributed.py", "modules", "measure", "trace", "trace/rules")
-FLOORS += ("dry_run", "cut", "graph", "state.py", "scores", "prune", "l0", "low_rank", "dead", "export.py")
+FLOORS += (
+    "dry_run",
+    "cut",
+    "graph",
+    "weights.py",
+    "state.py",
+    "scores",
+    "prune",
+    "l0",
+    "low_rank",
+    "dead",
+    "export.py",
+)
 FLOORS += ("pretrained", "network.py", "compressed.py", "former_names.py")
 OPTIONAL_NOTE = " Optional: nothing else of the engine needs it."
 OPTIONAL = ("l0", "low_rank", "dead", "export.py", "pretrained", "compressed.py", "former_names.py")

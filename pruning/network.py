@@ -20,12 +20,13 @@ from pruning.modules.calls import Batches
 from pruning.prune import joint, nodes  # noqa: F401 - they enter their kinds of criteria into carry_out
 from pruning.prune.controls import reinitialise, shuffle
 from pruning.prune.criterion import Criterion, Facts, JointCriterion
-from pruning.prune.limit import counted_by, reached
+from pruning.prune.limit import reached
+from pruning.prune.reach import counted_by, limit_by_shares
 from pruning.prune.report import PruneReport, Row, Step, left_out_line
 from pruning.prune.schedule import check_limit
-from pruning.prune.shares import limit_by_shares
 from pruning.prune.step import Event, carry_out
-from pruning.state import MAKE_A_NEW_ONE, PrunableState
+from pruning.state import PrunableState
+from pruning.weights import MAKE_A_NEW_ONE
 
 MOST_NAMED = 8  # layers that a line names before the others are only counted
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pruning import Batches, Criterion, JointCriterion, LowRankCriterion, PrunableNetwork, Step, UsageError
 from pruning.distributed import world
 from pruning.prune.criterion import Moment
+from pruning.prune.reach import implied_limit, limit_by_shares
 from pruning.prune.recalibrate import recalibrate
 from pruning.prune.regrow import grows
-from pruning.prune.shares import implied_limit, limit_by_shares
 from trainers._growing import Growing
 
 if TYPE_CHECKING:

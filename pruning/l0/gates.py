@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pruning.errors import UsageError
 from pruning.l0.readers import Reader, attach, find_readers, folded
 from pruning.modules.calls import tensors_in
+from pruning.prune.bounds import node_selection_of
 from pruning.prune.layout import NodeSelection
-from pruning.prune.nodes import node_selection_of, remove_nodes
+from pruning.prune.nodes import remove_nodes
 from pruning.prune.step import Event
 from pruning.state import PrunableState
 

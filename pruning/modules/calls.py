@@ -232,3 +232,20 @@ def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+class OnScores:
+    """One of torch's own losses, which take tensors, for networks that return theirs in a data class or a dict."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.loss = loss
+        self.__name__ = getattr(loss, "__name__", type(loss).__name__)
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss(scores_of(outputs), targets)
+
+
+def takes_anything(loss: Any) -> bool:
+    """Says whether a loss may know what to do with outputs that are no tensor: any but torch's own."""
+    owner = loss if hasattr(loss, "__name__") else type(loss)
+    return not str(getattr(owner, "__module__", "")).startswith("torch.")

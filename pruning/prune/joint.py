@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pruning.distributed import broadcast_by_name
+from pruning.prune.bounds import node_selection_of
 from pruning.prune.criterion import JointCriterion
 from pruning.prune.layout import NodeSelection
-from pruning.prune.nodes import checked_node_scores, node_selection_of, remove_nodes
+from pruning.prune.nodes import checked_node_scores, remove_nodes
 from pruning.prune.rank import Budget, check_scores, detached, keep_top_global, nth_smallest
 from pruning.prune.step import Event, carry_out, mask_weights, weight_budget
 from pruning.state import PrunableState

@@ -12,121 +12,16 @@ from torch import Tensor
 from pruning.errors import UsageError
 from pruning.measure.flops import flops_by_module
 from pruning.measure.latency import latency
-from pruning.modules.by_name import layer_of, names_table
 from pruning.modules.calls import batch_size_of
-from pruning.modules.weights import TABLE
-from pruning.prune.criterion import Criterion
 from pruning.prune.layout import NodeSelection
 from pruning.state import PrunableState
 
 Removed = np.ndarray  # (labels,) bool, which go with the nodes that go
 
+NEAR = 0.005  # more than was asked by so little is no news: nodes have sizes
+
 # A little less will do: a sum of floating-point numbers must not cost a node.
 SLACK = 1e-9
-
-
-def counted_by(criterion: Criterion, network: PrunableState) -> str:
-    """Returns what a criterion's limit counts: what the user wants counted, else what it says itself.
-
-    Raises:
-        UsageError: if that is not for such a criterion, or there is nothing that it could remove.
-    """
-    if not isinstance(criterion, Criterion):
-        raise UsageError(f"A criterion object is needed, such as SNIP(), not {criterion!r}.")
-    counts = criterion.counts or criterion.unit
-    wanted = network.node_rules.counted
-    if criterion.unit != "nodes" and wanted not in (None, counts):
-        name, unit = type(criterion).__name__, criterion.unit
-        raise UsageError(f"{name} removes {unit}, so its limit counts {counts}; --target {wanted} is for nodes.")
-    # A criterion that has no events asks nothing of the network.
-    if criterion.sparsities(0.5):
-        _require_something_to_prune(network, criterion.unit)
-    return wanted or counts
-
-
-def _what_pins(network: PrunableState) -> str:
-    """Says what keeps most slices of a network, inputs and outputs left out, which always stay."""
-    inner = []
-    for pin in network.graph.pinned:
-        at_an_end = "output" in pin.reason or "fixed size" in pin.reason
-        if not at_an_end:
-            inner.append((sum(pin.slices.values()), pin))
-    if not inner:
-        return "inputs and outputs always stay"
-    _, largest = max(inner, key=lambda counted: counted[0])
-    return str(largest).partition(": ")[2]
-
-
-def _require_something_to_prune(network: PrunableState, unit: str) -> None:
-    name = type(network.model).__name__
-    if unit == "nodes" and not network.nodes_total():
-        if network.nodes_total(by_rules=False):
-            raise UsageError(f"{name} has no node that may go: {_why_no_node(network)}.")
-        raise UsageError(f"{name} has no node that could go: {_what_pins(network)}.")
-    if unit == "nodes" and network.node_rules.unit == "head" and not len(network.graph.heads):
-        raise UsageError(f"{name} has no attention head that could go{_why_no_head(network)}; leave out unit (--unit).")
-    if unit == "weights" and not network.start_sizes:
-        raise UsageError(f"{name} has no weights that multiply; what does not can go as nodes.")
-    if unit == "weights":
-        _refuse_tables(network)
-    if unit != "nodes" and not network.ranked_names():
-        raise UsageError(f"{name}: with {_left_out(network)} left out there is nothing to prune.")
-    if unit == "weights":
-        _refuse_whole_numbers(network)
-
-
-def _why_no_head(network: PrunableState) -> str:
-    """Returns what keeps the heads of a network, "" where it has none."""
-    heads = network.graph.traced.head_labels
-    return f": {network.graph.pin_reason(heads)}" if len(heads) else ""
-
-
-def _left_out(network: PrunableState) -> str:
-    """Says which weights are left out of the ranking, if all are."""
-    rules, reasons = network.layer_rules, []
-    if network.kept_names():
-        reasons.append("the layers marked keep")
-    if not network.outer_layers:
-        reasons.append("the outer layers")
-    if rules.only:
-        reasons.append(f"all but {', '.join(rules.only)} (only)")
-    if rules.skip:
-        reasons.append(f"{', '.join(rules.skip)} (skip)")
-    if network.frozen_names():
-        reasons.append("frozen layers, which are pruned if only or shares name them,")
-    return " and ".join(reasons)
-
-
-def _why_no_node(network: PrunableState) -> str:
-    """Says of a group that somebody may have meant why it stays, if all groups do."""
-    named, frozen = network.named, network.frozen_names()
-    for group in network.start_groups().values():
-        is_meant = named.only is not None and group.makers & named.only
-        if is_meant and not group.makers & (named.skip | frozen):
-            inside = sorted({layer_of(name) for name in group.makers if layer_of(name) in named.only_layers})
-            outside = sorted({layer_of(name) for name in group.makers} - set(inside))
-            return f"{inside[0]} makes the same channels as {outside[0]}, which only does not name"
-    return f"{_left_out(network)} stay"
-
-
-def _refuse_tables(network: PrunableState) -> None:
-    """Raises UsageError for an embedding that is asked for too late: what there is to rank is found at the start."""
-    for name, why in network.left_out().items():
-        if why == TABLE and names_table(network.layer_rules, name):
-            raise UsageError(
-                f"{name} is looked up, not multiplied; it is ranked if it is named when PrunableNetwork is made, by "
-                f"layer_rules=LayerRules(only=...)."
-            )
-
-
-def _refuse_whole_numbers(network: PrunableState) -> None:
-    for name, weight in network.weights():
-        if not (weight.is_floating_point() or weight.is_complex()):
-            kind = str(weight.dtype).removeprefix("torch.")
-            raise UsageError(
-                f"{name} holds whole numbers ({kind}), which have no gradient and overflow in scores; prune before "
-                "quantising, or mark its layer by keep(module)."
-            )
 
 
 def nodes_to_keep(total: int, sparsity: float) -> int:

@@ -27,7 +27,7 @@ from pruning import DependencyGraph, extras_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = (ROOT / "pruning" / "README.md").read_text(encoding="utf-8")
-MOST_FILES, MOST_LINES = 14, 2100  # of the way of one event
+MOST_FILES, MOST_LINES = 14, 1700  # of the way of one event
 
 
 def example(name: str, room: str = "examples") -> ModuleType:
@@ -81,7 +81,7 @@ def test_one_event_is_read_in_few_files() -> None:
     assert 8 < len(set(files)) == len(files) <= MOST_FILES
     assert [file for file in files if not file.is_file()] == []
     lines = sum(lines_of_code(file.read_text(encoding="utf-8")) for file in files)
-    assert lines <= MOST_LINES, f"{lines} lines; the map says about 1,600"
+    assert lines <= MOST_LINES, f"{lines} lines; the map says about 1,700"
 
 
 def test_the_map_names_every_file_and_no_other() -> None:

@@ -12,7 +12,19 @@ import pytest
 from utils.settings.registry import KINDS, ROOT
 
 # From the ground up; a room imports only those before it (docs: architecture, section 1).
-ENGINE = ["errors", "masks", "distributed", "modules", "measure", "trace", "dry_run", "cut", "graph", "state"]
+ENGINE = [
+    "errors",
+    "masks",
+    "distributed",
+    "modules",
+    "measure",
+    "trace",
+    "dry_run",
+    "cut",
+    "graph",
+    "weights",
+    "state",
+]
 ENGINE += ["scores", "prune", "l0", "low_rank", "dead", "export", "pretrained", "network", "compressed", "former_names"]
 TOOLS = ["trainer", "files", "processes", "console", "settings", "runs", "callbacks", "jobs", "experiments"]
 ORDERS = {"pruning": ENGINE, "utils": TOOLS}

@@ -16,11 +16,11 @@ from pruning import NodeCriterion, PrunableNetwork, UsageError
 from pruning.cut.load import extras_of, resize_like
 from pruning.graph.history import cut_like, cut_state, kept_indices_of
 from pruning.prune import limit
+from pruning.prune.bounds import node_selection_of
 from pruning.prune.criterion import Criterion
 from pruning.prune.joint import joint_threshold
 from pruning.prune.layout import NodeSelection
 from pruning.prune.limit import nodes_to_keep
-from pruning.prune.nodes import node_selection_of
 from pruning.prune.step import weight_budget
 from pruning.state import NodeRules
 from tests.support.words import lacking

@@ -10,8 +10,8 @@ from torch import nn
 from criterions.GroupMagnitude import GroupMagnitude
 from models.GPT import GPT
 from pruning import NodeRules, PrunableNetwork
+from pruning.prune.bounds import kinds_of
 from pruning.prune.layout import NodeSelection
-from pruning.prune.nodes import kinds_of
 from tests.support.tiers import few
 
 
