@@ -20,4 +20,8 @@ class HoyerSquare(SparsityLoss):
 
     def measure(self, network: PrunableNetwork) -> Tensor:
         weights = [weight for _, weight in network.weights()]
-        return torch.stack([hoyer_square(w.abs().sum(), w.square().sum()).to(weights[0].device) for w in weights]).sum()
+        values = []
+        for weight in weights:
+            sizes = weight.abs()  # of complex weights too
+            values.append(hoyer_square(sizes.sum(), sizes.square().sum()).to(weights[0].device))
+        return torch.stack(values).sum()

@@ -31,7 +31,9 @@ def started_from(
         stopped: the folder of the run to go on with, if any.
         warn: told if a stopped run started from a file that is gone.
     """
-    if stopped is None or not checkpoint_of(stopped, core.model).exists():
+    goes_on = stopped is not None and checkpoint_of(stopped, core.model).exists()
+    starts_fresh = not (core.checkpoint_name or core.weights)
+    if not goes_on or starts_fresh:
         load_start(network, core)
         yield
         return
@@ -49,9 +51,8 @@ def _fresh_again(network: PrunableNetwork) -> Iterator[None]:
     model, handle, masks = network.model, dict(vars(network)), dict(network.masks.keep)
     snapshot = Snapshot([model])
     values = {tensor: tensor.detach().clone() for tensor in _tensors(model)}
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         was_cut = [tensor.shape for tensor in _tensors(model)] != [before.shape for before in values.values()]
         snapshot.restore()
         with torch.no_grad():
@@ -66,6 +67,13 @@ def _fresh_again(network: PrunableNetwork) -> Iterator[None]:
             network.reshaped()
             # The graph took note of the cut; the checkpoint to come finds one of the whole network again.
             _ = network.graph
+
+    try:
+        yield
+    finally:
+        # Gates hang on the layers that were loaded, and the checkpoint of such a run has their shapes until its end.
+        if network.gates is None:
+            put_back()
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -83,3 +83,17 @@ class CountsInTensors(nn.Module):
         count = torch.tensor(len(x)) + 1
         padding = x.new_zeros((len(x), count, x.shape[-1]))
         return self.leave(torch.cat([x, padding], dim=1).relu())
+
+
+@case(rows(), 8)
+class CountsChannels(nn.Module):
+    """Frequencies are made of the width in forward; with channels gone they are others, which the plan must say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        frequencies = torch.arange(x.shape[-1], device=x.device) / x.shape[-1]
+        return self.leave((x + torch.sin(frequencies)).relu())
