@@ -17,7 +17,7 @@ from pruning.cut.tensors import blank_like, replace
 from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute, Shape, module_integers, pack_recurrent
 from pruning.modules.calls import RUN_ERRORS, check_network
-from pruning.modules.changed import Extras, changes, current_value, merged, plain_copy, set_attributes
+from pruning.modules.changed import NOTE, Extras, changes, current_value, merged, plain_copy, set_attributes, was_cut
 from pruning.modules.kept import holders
 from pruning.modules.weights import named_tensors
 
@@ -45,6 +45,8 @@ def extras_of(model: nn.Module) -> Extras:
         value = current_value(holder, name)
         if value is not None:
             found.setdefault(path, {})[name] = plain_copy(value)
+    if was_cut(model) and not any(found.values()):
+        found[""][NOTE] = True  # so that who loads it knows that there is nothing more to know
     return found
 
 
@@ -130,6 +132,8 @@ def _from_extras(
     for path, own in extras.items():
         holder = there.get(_without_wrappers(path, there))
         for name, value in own.items() if holder is not None else ():
+            if name == NOTE:
+                continue
             here = current_value(holder, name)
             found[id(holder), name] = (holder, name, merged(here, value))
     return [attribute for attribute in found.values() if not _holds_already(*attribute)]

@@ -17,7 +17,7 @@ from pruning.dry_run.dry_run import Failure
 from pruning.dry_run.rescale import take_up
 from pruning.errors import UsageError
 from pruning.modules.attributes import Attribute, module_integers, pack_recurrent
-from pruning.modules.changed import note_change, set_attributes
+from pruning.modules.changed import note_change, note_cut, set_attributes
 from pruning.modules.kept import holders
 from pruning.modules.kinds import channel_dims
 from pruning.modules.modes import without_garbage_collection
@@ -317,6 +317,7 @@ class PruningPlan:
     def _finish(self, model: nn.Module, attributes: list[Attribute]) -> None:
         """Sets the integers of a network whose tensors were cut, and notes there what a state dict leaves out."""
         model = self._counterpart(model)
+        note_cut(model)
         set_attributes(model, attributes)
         for name in self._changed:
             path, _, own_name = name.rpartition(".")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pruning.modules.attributes import Attribute, Missing
 from pruning.modules.kept import holders, parts_of, value_of, with_parts
 
-_NOTE = "_changed_by_cuts"  # on a module: "" or the name of a plain object that it holds -> names of attributes
+NOTE = "_changed_by_cuts"  # on a module: "" or the name of a plain object that it holds -> names of attributes
 
 Extras = dict[str, dict[str, Any]]  # path of a module, or "path:name" of a plain object it holds -> {attribute: value}
 
@@ -54,17 +54,27 @@ def note_change(model: nn.Module, path: str, name: str) -> None:
         name: of the attribute.
     """
     owner_path, _, held_as = path.partition(":")
-    notes = vars(model.get_submodule(owner_path)).setdefault(_NOTE, {})
+    notes = vars(model.get_submodule(owner_path)).setdefault(NOTE, {})
     names = notes.setdefault(held_as, [])
     if name not in names:
         names.append(name)
+
+
+def note_cut(model: nn.Module) -> None:
+    """Notes that a network was cut, also where that changed nothing beside what a state dict holds."""
+    vars(model).setdefault(NOTE, {})
+
+
+def was_cut(model: nn.Module) -> bool:
+    """Says whether a cut took notes in a network, or in what it wraps."""
+    return any(NOTE in vars(module) for module in model.modules())
 
 
 def changes(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """Yields (path, holder, attribute) of what cuts changed; see `note_change` for paths."""
     there = holders(model)
     for path, module in model.named_modules():
-        for held_as, names in vars(module).get(_NOTE, {}).items():
+        for held_as, names in vars(module).get(NOTE, {}).items():
             holder_path = f"{path}:{held_as}" if held_as else path
             holder = there.get(holder_path) if held_as else module
             for name in names:

@@ -149,6 +149,30 @@ def test_masks_change_nothing_beside_the_state_dict() -> None:
     assert torch.equal(load_pruned(noted(), with_extras(model))(x), model(x))
 
 
+def test_extras_of_a_cut_that_changed_nothing_else_say_so() -> None:
+    class Own(nn.Module):
+        """A layer of the user's own, and a width that its code may or may not read."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 8
+            self.one, self.two = nn.Parameter(torch.rand(6, 8)), nn.Parameter(torch.rand(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.one).relu() @ self.two
+
+        def describe(self) -> str:
+            return f"{self.width} channels"
+
+    model, x = Own(), torch.randn(3, 6)
+    graph = DependencyGraph(model, x)
+    graph.plan(graph.groups[0].nodes[1::2]).exec()
+    extras = extras_of(copy.deepcopy(model))
+    assert extras[""] and "width" not in extras[""]
+    content = saved({"state_dict": model.state_dict(), "extras": extras})
+    assert torch.equal(load_pruned(Own(), content)(x), model(x))
+
+
 def test_a_running_average_carries_what_was_cut_along() -> None:
     model, x = configured(), rows()
     average = torch.optim.swa_utils.AveragedModel(model)
