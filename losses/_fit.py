@@ -40,7 +40,9 @@ def class_loss(loss: object, outputs: Any, targets: Any) -> Tensor:
     scores = scores_of(outputs)
     if not are_class_scores(scores, targets) and not _are_probabilities(scores, targets):
         raise misfit(loss, scores, targets, "scores (B, classes, ...) and whole class numbers (B, ...)")
-    if scores.dim() == 3 and scores.shape[1] == scores.shape[2] and not targets.is_floating_point():
+    are_class_numbers = not targets.is_floating_point()
+    is_square = scores.dim() == 3 and scores.shape[1] == scores.shape[2]
+    if are_class_numbers and is_square:
         # Windows as long as the vocabulary: torch would take places for classes and go on.
         needed = "scores (B, classes, places), and cannot tell those from (B, places, classes), which NextToken takes"
         raise misfit(loss, scores, targets, needed)
@@ -51,7 +53,8 @@ def _are_probabilities(scores: Any, targets: Any) -> bool:
     """Says whether targets may be a probability for every class; of a single class there is nothing to tell."""
     if not isinstance(scores, Tensor) or not isinstance(targets, Tensor):
         return False
-    return targets.is_floating_point() and scores.dim() > 1 and scores.shape[1] > 1 and scores.shape == targets.shape
+    has_classes = scores.dim() > 1 and scores.shape[1] > 1
+    return has_classes and targets.is_floating_point() and scores.shape == targets.shape
 
 
 def check_probabilities(loss: object, outputs: Any, targets: Any) -> None:
@@ -60,7 +63,9 @@ def check_probabilities(loss: object, outputs: Any, targets: Any) -> None:
     if not _are_probabilities(scores, targets):
         return
     sums = targets.sum(1)
-    if bool((targets < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    add_up = torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    are_negative = bool((targets < 0).any())
+    if are_negative or not add_up:
         raise misfit(loss, scores, targets, "class numbers, or probabilities that add up to 1 over the classes")
 
 
@@ -79,9 +84,11 @@ def paired(loss: object, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     numbers = targets.to(scores.dtype) if scores.is_floating_point() else targets
     if scores.shape == numbers.shape:
         return scores, numbers
-    columns = {scores.shape[:1] + shape for shape in (torch.Size([]), torch.Size([1]))}
-    if scores.dim() and {scores.shape, numbers.shape} == columns:
-        return scores.flatten(), numbers.flatten()
+    if scores.dim():
+        row = scores.shape[:1]  # (N,)
+        column = torch.Size([*row, 1])  # (N, 1)
+        if {scores.shape, numbers.shape} == {row, column}:
+            return scores.flatten(), numbers.flatten()
     raise misfit(loss, scores, targets, "outputs and targets of one shape")
 
 
@@ -91,15 +98,16 @@ def number_measures(loss: object, outputs: Any, targets: Any) -> Sums:
     R^2 is the mean over the k columns; what has more dimensions counts as one column.
     """
     predicted, true = paired(loss, outputs, targets)
-    predicted, true = predicted.detach().to(wide(predicted)), true.to(wide(true))
     columns = true.shape[1] if true.dim() == 2 else 1
-    predicted, true = predicted.reshape(-1, columns), true.reshape(-1, columns)
+    predicted = predicted.detach().to(wide(predicted)).reshape(-1, columns)
+    true = true.to(wide(true)).reshape(-1, columns)
+
     error = predicted - true
     squared = error.square()
-    count = torch.full((1,), len(true), dtype=true.dtype, device=true.device)
-    every = torch.full((), true.numel(), dtype=true.dtype, device=true.device)
+    rows = true.new_full((1,), len(true))
+    every = true.new_full((), true.numel())
     return {
-        "r2": torch.cat([count, true.sum(0), true.square().sum(0), squared.sum(0)]),
+        "r2": torch.cat([rows, true.sum(0), true.square().sum(0), squared.sum(0)]),
         "mse": torch.stack([squared.sum(), every]),
         "mae": torch.stack([error.abs().sum(), every]),
     }
@@ -112,5 +120,6 @@ def divergence(scores: Tensor, told: Tensor, temperature: float) -> Tensor:
     """Returns T^2 KL(told / T || scores / T), the mean over n rows of scores (n, classes)."""
     if not len(scores):
         return scores.sum()  # nothing counts: zero, with a graph
-    own, others = (scores / temperature).log_softmax(1), (told / temperature).log_softmax(1)
+    own = (scores / temperature).log_softmax(1)
+    others = (told / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(own, others, reduction="batchmean", log_target=True)
