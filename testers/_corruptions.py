@@ -19,17 +19,32 @@ Change = Callable[[Tensor, Tensor, float], Tensor]  # pictures (B, C, H, W), sta
 
 def blur(pictures: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of `sigma` pixels; the border is repeated outwards."""
+    channels = pictures.shape[1]
     reach = math.ceil(3 * sigma)
-    steps = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
-    line = torch.exp(-((steps / sigma) ** 2) / 2)
-    line = (line / line.sum()).expand(pictures.shape[1], 1, 1, -1)
-    padded = F.pad(pictures, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, line, groups=len(line)), line.mT.flip(2), groups=len(line))
+    distances = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
+    weights = torch.exp(-((distances / sigma) ** 2) / 2)
+    weights = weights / weights.sum()
+
+    # A Gaussian in two dimensions is one along each; every channel is blurred by itself.
+    along_rows = weights.expand(channels, 1, 1, -1)
+    along_columns = along_rows.mT
+    padded = F.pad(pictures, (reach, reach, reach, reach), mode="replicate")
+    blurred = F.conv2d(padded, along_rows, groups=channels)
+    return F.conv2d(blurred, along_columns, groups=channels)
 
 
 def _blur(pictures: Tensor, _noise: Tensor, strength: float) -> Tensor:
     # In pixels of a picture of 32 x 32; a larger one needs a wider blur to look as blurred.
-    return blur(pictures, strength * max(1.0, max(pictures.shape[-2:]) / 32))
+    longer_side = max(pictures.shape[-2:])
+    return blur(pictures, strength * max(1.0, longer_side / 32))
+
+
+def _add_noise(pictures: Tensor, noise: Tensor, strength: float) -> Tensor:
+    return pictures + noise * strength
+
+
+def _brighten(pictures: Tensor, _noise: Tensor, strength: float) -> Tensor:
+    return pictures + strength
 
 
 def _contrast(pictures: Tensor, _noise: Tensor, strength: float) -> Tensor:
@@ -39,10 +54,10 @@ def _contrast(pictures: Tensor, _noise: Tensor, strength: float) -> Tensor:
 
 # kind -> what is done, and its five strengths: standard deviation, pixels, factor that is left, what is added
 CORRUPTIONS: dict[str, tuple[Change, tuple[float, ...]]] = {
-    "noise": (lambda pictures, noise, strength: pictures + noise * strength, (0.04, 0.08, 0.12, 0.18, 0.26)),
+    "noise": (_add_noise, (0.04, 0.08, 0.12, 0.18, 0.26)),
     "blur": (_blur, (0.4, 0.6, 0.8, 1.0, 1.2)),
     "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "brightness": (lambda pictures, noise, strength: pictures + strength, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "brightness": (_brighten, (0.05, 0.1, 0.15, 0.2, 0.3)),
 }
 
 
@@ -66,16 +81,21 @@ def draw_corruptions(folder: Any, picture: Tensor, networks: dict[str, Any]) -> 
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False)[0]
-    axes = left.subplots()
-    for number, kind in enumerate(CORRUPTIONS):
-        for (name, found), line in zip(networks.items(), ("-", "--"), strict=False):
-            shares = [found["clean_accuracy"], *found["accuracy"][kind]]
-            label = f"{kind}, {name}" if len(networks) > 1 else kind
-            axes.plot(range(len(shares)), shares, line, marker=".", color=f"C{number}", label=label)
-    axes.set(xlabel="strength (0: clean)", ylabel="accuracy", ylim=(0, 1.02))
-    axes.legend(fontsize=7)
-    table = right.subplots(len(CORRUPTIONS), 5)
-    for panel, (kind, strength, changed) in zip(table.flat, corrupted(picture, 0), strict=True):
+    _draw_accuracies(left.subplots(), networks)
+    panels = right.subplots(len(CORRUPTIONS), 5).flat
+    for panel, (kind, strength, changed) in zip(panels, corrupted(picture, 0), strict=True):
         show(panel, changed[0].cpu())
         panel.set_title(f"{kind} {strength + 1}", fontsize=7)
     folder.write_picture("corruption.png", figure)
+
+
+def _draw_accuracies(axes: Any, networks: dict[str, Any]) -> None:
+    """Draws one line per corruption and network: a color for each corruption, a stroke for each network."""
+    strokes = ("-", "--")  # at most two networks are compared
+    for number, kind in enumerate(CORRUPTIONS):
+        for (name, found), stroke in zip(networks.items(), strokes, strict=False):
+            accuracies = [found["clean_accuracy"], *found["accuracy"][kind]]
+            label = f"{kind}, {name}" if len(networks) > 1 else kind
+            axes.plot(range(len(accuracies)), accuracies, stroke, marker=".", color=f"C{number}", label=label)
+    axes.set(xlabel="strength (0: clean)", ylabel="accuracy", ylim=(0, 1.02))
+    axes.legend(fontsize=7)

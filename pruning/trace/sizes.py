@@ -100,9 +100,10 @@ class Sizes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _WITHOUT_SIZES and not self.handled:
-            self.handled = name != "__get__" or getattr(func, "__self__", None) not in _FLAGS
-        if name == "size" or (name == "__get__" and getattr(func, "__self__", None) is Tensor.shape):
+        attribute = getattr(func, "__self__", None) if name == "__get__" else None  # such as Tensor.shape
+        if name not in _WITHOUT_SIZES and attribute not in _FLAGS:
+            self.handled = True
+        if name == "size" or attribute is Tensor.shape:
             return self._shape(func(*args, **kwargs), args, kwargs)
         reader = _READERS.get(name)
         if reader is None:
@@ -118,16 +119,19 @@ class Sizes(TorchFunctionMode):
     def _parts_are_read(self, name: str, args: Any, kwargs: Any) -> bool:
         """Says whether all bounds of a slice, or all sizes of parts, depend on widths or attributes."""
         given = args[1] if len(args) > 1 else next(iter(kwargs.values()), None)
-        items = given if isinstance(given, (list, tuple)) else (given,)
+        is_row = isinstance(given, (list, tuple))
+        items: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
         said: list[Any] = []
         if name == "__getitem__":
             for item in items:
-                said += [item.start, item.stop] if isinstance(item, slice) else []
+                if isinstance(item, slice):
+                    said += [item.start, item.stop]
         elif name == "arange":
-            said.append(_ends(args, kwargs)[1])
+            _, end, _ = _ends(args, kwargs)
+            said.append(end)
         elif name == "narrow":
             said += args[2:]
-        elif name == "roll" or name in ("split", "split_with_sizes") and isinstance(given, (list, tuple)):
+        elif name == "roll" or (is_row and name in ("split", "split_with_sizes")):
             said += items
         bounds = [bound for bound in said if isinstance(bound, int) and int(bound) != 0]
         return bool(bounds) and all(self.origin(bound) is not None for bound in bounds)
@@ -139,7 +143,8 @@ class Sizes(TorchFunctionMode):
             return self._width(found, axes[dim])
         if not any(axes):
             return found
-        return torch.Size([self._width(size, axis) for size, axis in zip(found, axes, strict=True)])
+        widths = [self._width(size, axis) for size, axis in zip(found, axes, strict=True)]
+        return torch.Size(widths)
 
     def _width(self, size: int, axis: Axis | None) -> int:
         return size if axis is None else Origin(size, Width(axis.labels), self)

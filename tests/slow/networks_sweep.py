@@ -38,10 +38,10 @@ from pruning import DependencyGraph, extras_of, load_pruned
 from pruning.cut.plan import PruningPlan
 from pruning.errors import UsageError
 from pruning.modules.calls import call, tensors_in
-from pruning.modules.tables import plain_tables
 from pruning.prune.layout import NodeSelection
 from pruning.trace.labels import PRODUCER
 from tests.slow.networks import LIBRARIES
+from tests.support.zeroed import zero_what_goes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "coverage.md"
@@ -114,14 +114,7 @@ def half_by_chance(graph: DependencyGraph, *, exact: bool = False) -> np.ndarray
 def masked(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     """Returns a copy with all slices zero that the plan removes; call before the plan is carried out."""
     other = copy.deepcopy(dense)
-    tensors = {**dict(other.named_parameters()), **dict(other.named_buffers()), **plain_tables(other)}
-    with torch.no_grad():
-        for name, keep in plan.keeps.items():
-            for dim, kept in keep.items():
-                if dim == 0 and name.endswith(("weight.original1", "weight_v")):
-                    continue  # a direction of length zero is no direction; its length is zero already
-                gone = np.setdiff1d(np.arange(tensors[name].shape[dim]), kept.numpy())
-                tensors[name].index_fill_(dim, torch.from_numpy(gone), 0)
+    zero_what_goes(other, plan)
     return other
 
 

@@ -13,6 +13,7 @@ from pruning.cut.plan import PruningPlan
 from pruning.graph.graph import DependencyGraph
 from pruning.modules.calls import tensors_in
 from tests.support.tiers import few
+from tests.support.zeroed import zero_what_goes
 from tests.support.zoo import NETWORKS
 from tests.support.zoo.registry import arguments, call, randomise
 
@@ -21,14 +22,7 @@ def masked(name: str, model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Returns a copy with everything that the plan removes set to zero."""
     other = NETWORKS[name].build().double().train(model.training)
     other.load_state_dict(model.state_dict())
-    tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
-    with torch.no_grad():
-        for name, keep in plan.keeps.items():
-            for dim, kept in keep.items():
-                if dim == 0 and name.endswith(("weight.original1", "weight_v")):
-                    continue  # a direction of length zero is no direction; its length is zero already
-                gone = np.setdiff1d(np.arange(tensors[name].shape[dim]), kept.numpy())
-                tensors[name].index_fill_(dim, torch.from_numpy(gone), 0)
+    zero_what_goes(other, plan)
     return other
 
 
